@@ -1,0 +1,1 @@
+//! Opens the database: a given one, or the embedded one.

@@ -1,0 +1,3 @@
+//! Thin main; everything is in the library.
+
+fn main() {}

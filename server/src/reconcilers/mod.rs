@@ -1,0 +1,1 @@
+//! Loops on a timer that find the work no wake-up announced.

@@ -1,0 +1,1 @@
+//! The worker's decisions: pure functions without I/O, clock or randomness.

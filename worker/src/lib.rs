@@ -1,0 +1,1 @@
+//! The worker agent, and the shim that owns a job's processes.
