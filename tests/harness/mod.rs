@@ -1,0 +1,390 @@
+//! A whole installation for one test: its own home, its own database, its own programs.
+
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// Longest that a condition may take on a busy two-core machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a program printed and how it ended.
+#[derive(Debug)]
+pub struct Ran {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Ran {
+    /// Asserts success and returns what was printed.
+    #[track_caller]
+    pub fn ok(self) -> String {
+        assert_eq!(
+            self.code, 0,
+            "stdout: {}\nstderr: {}",
+            self.stdout, self.stderr
+        );
+        self.stdout
+    }
+
+    /// Asserts failure and returns both outputs.
+    #[track_caller]
+    pub fn fails(self) -> String {
+        assert_ne!(
+            self.code, 0,
+            "stdout: {}\nstderr: {}",
+            self.stdout, self.stderr
+        );
+        format!("{}{}", self.stdout, self.stderr)
+    }
+}
+
+/// An installation that runs. Dropping it stops everything it started.
+pub struct Installation {
+    folder: TempDir,
+    bin: PathBuf,
+    env: Vec<(String, String)>,
+}
+
+impl Installation {
+    /// Prepares a home without starting anything.
+    pub fn prepare() -> Self {
+        let folder = TempDir::with_prefix("qctl-").unwrap();
+        // The database's user must be able to enter.
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        Self {
+            bin: programs(),
+            folder,
+            env: Vec::new(),
+        }
+    }
+
+    /// `qctl up` with one worker of one slot.
+    pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// `qctl up` with more options.
+    #[track_caller]
+    pub fn start_with(options: &[&str]) -> Self {
+        let installation = Self::prepare();
+        installation.up(options).ok();
+        installation
+    }
+
+    /// Runs `qctl up` on a free port.
+    pub fn up(&self, options: &[&str]) -> Ran {
+        let mut args = vec!["up", "--listen", "127.0.0.1:0"];
+        args.extend_from_slice(options);
+        self.qctl(&args)
+    }
+
+    /// Adds a variable to the environment of every program started from here.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.env.push((name.to_owned(), value.into()));
+        self
+    }
+
+    /// A folder for the test's own files.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Where the installation keeps its files.
+    pub fn home(&self) -> PathBuf {
+        self.folder.path().join("home")
+    }
+
+    /// Where the programs are.
+    pub fn bin(&self) -> &Path {
+        &self.bin
+    }
+
+    /// Writes a file into the test's folder.
+    pub fn file(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.folder().join(name);
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent).unwrap();
+        }
+        std::fs::write(&path, content).unwrap();
+        path
+    }
+
+    /// A command with the installation's environment, started in the test's folder.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(self.bin.join(program));
+        command
+            .current_dir(self.folder())
+            .env_clear()
+            .env("QCTL_HOME", self.home())
+            .env("HOME", self.folder())
+            .env(
+                "PATH",
+                format!("{}:{}", self.bin.display(), std::env::var("PATH").unwrap()),
+            )
+            .env("LANG", "C.UTF-8")
+            .env("TZ", "UTC")
+            .env("RUST_BACKTRACE", "1")
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs the command line to its end.
+    pub fn qctl(&self, args: &[&str]) -> Ran {
+        let mut command = self.command("qctl");
+        command.args(args);
+        run(command)
+    }
+
+    /// Runs the command line with `--json` and reads the one document it prints.
+    #[track_caller]
+    pub fn json(&self, args: &[&str]) -> Value {
+        let mut all = vec!["--json"];
+        all.extend_from_slice(args);
+        let text = self.qctl(&all).ok();
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in: {text}"))
+    }
+
+    /// Submits with these arguments and returns the job's id.
+    #[track_caller]
+    pub fn submit(&self, args: &[&str]) -> i64 {
+        let mut all = vec!["submit"];
+        all.extend_from_slice(args);
+        let job = self.json(&all);
+        job["id"]
+            .as_i64()
+            .unwrap_or_else(|| panic!("no id in {job}"))
+    }
+
+    /// The job as `show --json` has it.
+    #[track_caller]
+    pub fn job(&self, id: i64) -> Value {
+        self.json(&["show", &id.to_string()])
+    }
+
+    /// Waits until the job is in a state.
+    #[track_caller]
+    pub fn until_state(&self, id: i64, state: &str) -> Value {
+        self.until(&format!("job {id} is {state}"), || {
+            let job = self.job(id);
+            if job["state"] == state {
+                return Some(job);
+            }
+            let ended = ["succeeded", "failed", "cancelled"];
+            assert!(
+                !job["state"]
+                    .as_str()
+                    .is_some_and(|now| ended.contains(&now)),
+                "job {id} should become {state}: {job:#}"
+            );
+            None
+        })
+    }
+
+    /// Waits until the job has ended, whichever way.
+    #[track_caller]
+    pub fn until_ended(&self, id: i64) -> Value {
+        self.qctl(&["wait", &id.to_string()]);
+        let job = self.job(id);
+        assert!(job["ended_at"].is_string(), "{job:#}");
+        job
+    }
+
+    /// The job's whole raw output.
+    #[track_caller]
+    pub fn raw_log(&self, id: i64) -> Vec<u8> {
+        let mut command = self.command("qctl");
+        command.args(["logs", "--raw", &id.to_string()]);
+        let output = command.output().unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        output.stdout
+    }
+
+    /// Waits for a condition, looking often; panics with the installation's logs when it never holds.
+    #[track_caller]
+    pub fn until<T>(&self, what: &str, condition: impl FnMut() -> Option<T>) -> T {
+        wait_for(condition)
+            .unwrap_or_else(|| panic!("waited in vain until {what}\n{}", self.program_logs()))
+    }
+
+    /// Process ids of the installation's processes whose command line contains a text.
+    pub fn pids(&self, text: &str) -> Vec<i32> {
+        let marker = format!("QCTL_HOME={}\0", self.home().display());
+        processes(|environ, cmdline| {
+            environ
+                .windows(marker.len())
+                .any(|part| part == marker.as_bytes())
+                && cmdline.contains(text)
+        })
+    }
+
+    /// What the installation's own programs logged.
+    pub fn program_logs(&self) -> String {
+        let mut text = String::new();
+        for name in ["keeper", "server", "worker"] {
+            let path = self.home().join("data/logs").join(format!("{name}.log"));
+            let log = std::fs::read_to_string(&path).unwrap_or_default();
+            let tail: Vec<_> = log.lines().rev().take(40).collect();
+            text.push_str(&format!("--- {name}.log\n"));
+            for line in tail.into_iter().rev() {
+                text.push_str(line);
+                text.push('\n');
+            }
+        }
+        text
+    }
+}
+
+impl Drop for Installation {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.program_logs());
+        }
+        let _ = self.command("qctl").args(["down", "--jobs"]).output();
+        // Whatever a test broke on purpose must not outlive it.
+        for pid in self.pids("") {
+            kill(pid, rustix::process::Signal::KILL);
+        }
+        wait_for(|| self.pids("").is_empty().then_some(()));
+    }
+}
+
+/// Sends a signal; a process that is gone already is fine.
+pub fn kill(pid: i32, signal: rustix::process::Signal) {
+    if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+        let _ = rustix::process::kill_process(pid, signal);
+    }
+}
+
+/// True while a process exists and is no zombie.
+pub fn is_alive(pid: i32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
+        !stat
+            .rsplit(')')
+            .next()
+            .unwrap_or("")
+            .trim_start()
+            .starts_with('Z')
+    })
+}
+
+/// Process ids whose environment and command line satisfy a predicate; zombies do not count.
+pub fn processes(matches: impl Fn(&[u8], &str) -> bool) -> Vec<i32> {
+    let mut pids = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<i32>().ok())
+        else {
+            continue;
+        };
+        let Ok(mut environ) = std::fs::read(entry.path().join("environ")) else {
+            continue;
+        };
+        environ.push(0);
+        let cmdline = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let cmdline = String::from_utf8_lossy(&cmdline).replace('\0', " ");
+        if matches(&environ, &cmdline) && is_alive(pid) {
+            pids.push(pid);
+        }
+    }
+    pids
+}
+
+/// Looks at a condition until it holds or patience ends.
+pub fn wait_for<T>(mut condition: impl FnMut() -> Option<T>) -> Option<T> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = condition() {
+            return Some(value);
+        }
+        if Instant::now() > deadline {
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Runs a command to its end; one that outlasts twice the patience is killed and fails the test.
+pub fn run(mut command: Command) -> Ran {
+    let child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    finish(child)
+}
+
+/// Waits for a child started with piped outputs.
+pub fn finish(mut child: Child) -> Ran {
+    let mut stdout = child.stdout.take().unwrap();
+    let mut stderr = child.stderr.take().unwrap();
+    let out = std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        stdout.read_to_end(&mut bytes).map(|_| bytes)
+    });
+    let err = std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        stderr.read_to_end(&mut bytes).map(|_| bytes)
+    });
+    let deadline = Instant::now() + 2 * PATIENCE;
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if Instant::now() > deadline {
+            child.kill().unwrap();
+            let status = child.wait().unwrap();
+            let out = String::from_utf8_lossy(&out.join().unwrap().unwrap()).into_owned();
+            let err = String::from_utf8_lossy(&err.join().unwrap().unwrap()).into_owned();
+            panic!("a program did not end ({status})\nstdout: {out}\nstderr: {err}");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Ran {
+        code: status.code().unwrap_or(-1),
+        stdout: text(out.join().unwrap().unwrap()),
+        stderr: text(err.join().unwrap().unwrap()),
+    }
+}
+
+/// A folder with the three programs under their own names, made once for all tests.
+fn programs() -> PathBuf {
+    let bin = Path::new(env!("CARGO_TARGET_TMPDIR")).join("programs");
+    std::fs::create_dir_all(&bin).unwrap();
+    for (name, copy) in [
+        ("qctl", env!("CARGO_BIN_EXE_copy-of-qctl")),
+        ("qctl-server", env!("CARGO_BIN_EXE_copy-of-qctl-server")),
+        ("qctl-worker", env!("CARGO_BIN_EXE_copy-of-qctl-worker")),
+    ] {
+        let same = |a: &Path, b: &Path| {
+            use std::os::unix::fs::MetadataExt;
+            match (std::fs::metadata(a), std::fs::metadata(b)) {
+                (Ok(a), Ok(b)) => a.ino() == b.ino() && a.dev() == b.dev(),
+                _ => false,
+            }
+        };
+        let path = bin.join(name);
+        if !same(&path, Path::new(copy)) {
+            // Tests run side by side: each links under a name of its own and renames it into place.
+            let fresh = bin.join(format!(".{name}.{}", std::process::id()));
+            let _ = std::fs::remove_file(&fresh);
+            std::fs::hard_link(copy, &fresh).unwrap();
+            std::fs::rename(&fresh, &path).unwrap();
+        }
+    }
+    bin
+}

@@ -1,0 +1,146 @@
+//! Time limits, warnings, stopping, and what cannot be stopped politely.
+
+use rustix::process::Signal;
+
+use crate::harness::{Installation, is_alive, kill, processes};
+
+/// Every living process that bears a text in its environment.
+fn bearing(text: &str) -> Vec<i32> {
+    processes(|environ, _| {
+        environ
+            .windows(text.len())
+            .any(|part| part == text.as_bytes())
+    })
+}
+
+#[test]
+fn a_time_limit_ends_the_attempt_as_a_failure() {
+    let qctl = Installation::start();
+    let id = qctl.submit(&["--time-limit", "1s", "--retries", "0", "--", "sleep", "600"]);
+    let job = qctl.until_ended(id);
+    assert_eq!(job["state"], "failed");
+    assert_eq!(job["outcome"]["cause"], "time_limit", "{job:#}");
+    assert_eq!(qctl.qctl(&["wait", &id.to_string()]).code, 124);
+}
+
+#[test]
+fn the_warning_comes_before_the_limit_and_can_save_the_work() {
+    let qctl = Installation::start();
+    let id = qctl.submit(&[
+        "--time-limit",
+        "60s",
+        "--warn-before",
+        "59s",
+        "--shell",
+        "trap 'echo warned; exit 0' USR1; while :; do sleep 0.05; done",
+    ]);
+    let job = qctl.until_ended(id);
+    assert_eq!(job["state"], "succeeded", "{job:#}");
+    assert_eq!(qctl.raw_log(id), b"warned\n");
+}
+
+#[test]
+fn cancelling_ends_the_whole_tree_even_what_escaped() {
+    let qctl = Installation::start();
+    let marker = format!("ESCAPE_TEST={}", uuid::Uuid::new_v4());
+    let id = qctl.submit(&[
+        "--env",
+        &marker,
+        "--shell",
+        "trap '' TERM; setsid sh -c 'trap \"\" TERM; sleep 600 & wait' & \
+         (setsid sleep 600 &) ; echo up; while :; do sleep 1; done",
+    ]);
+    qctl.until_state(id, "running");
+    qctl.until("three escapees run", || {
+        (bearing(&marker).len() >= 4).then_some(())
+    });
+    let begun = std::time::Instant::now();
+    qctl.qctl(&["cancel", "--grace", "1s", &id.to_string()])
+        .ok();
+    let job = qctl.until_ended(id);
+    assert_eq!(job["state"], "cancelled", "{job:#}");
+    qctl.until("no process is left", || {
+        bearing(&marker).is_empty().then_some(())
+    });
+    assert!(begun.elapsed().as_secs() < 45);
+}
+
+#[test]
+fn kill_is_cancel_by_another_name_and_a_polite_job_may_clean_up() {
+    let qctl = Installation::start();
+    let id = qctl.submit(&[
+        "--shell",
+        "trap 'echo cleaned; exit 0' TERM; echo up; while :; do sleep 0.05; done",
+    ]);
+    qctl.until("it is up", || (qctl.raw_log(id) == b"up\n").then_some(()));
+    qctl.qctl(&["kill", &id.to_string()]).ok();
+    let job = qctl.until_ended(id);
+    assert_eq!(job["state"], "cancelled", "{job:#}");
+    assert_eq!(qctl.raw_log(id), b"up\ncleaned\n");
+}
+
+#[test]
+fn an_exit_beside_a_grandchild_that_holds_the_pipe_is_told_at_once() {
+    let qctl = Installation::start();
+    let id = qctl.submit(&["--retries", "0", "--shell", "sleep 300 & echo gone; exit 5"]);
+    let begun = std::time::Instant::now();
+    let job = qctl.until_ended(id);
+    assert!(begun.elapsed().as_secs() < 30);
+    assert_eq!(job["exit_code"], 5);
+    // The slot is freed once the tree is empty: the next job runs.
+    assert_eq!(
+        qctl.until_ended(qctl.submit(&["--", "true"]))["state"],
+        "succeeded"
+    );
+}
+
+#[test]
+fn pause_freezes_the_tree_and_resume_thaws_it() {
+    let qctl = Installation::start();
+    let id = qctl.submit(&[
+        "--shell",
+        "i=0; while :; do i=$((i+1)); echo $i; sleep 0.02; done",
+    ]);
+    qctl.until_state(id, "running");
+    qctl.qctl(&["pause", &id.to_string()]).ok();
+    let job = qctl.until("it is paused", || {
+        let job = qctl.job(id);
+        (job["paused"] == true).then_some(job)
+    });
+    let pid = job["attempts"][0]["pid"].as_i64().unwrap() as i32;
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    assert!(stat.contains(") T "), "stopped: {stat}");
+    qctl.qctl(&["resume", &id.to_string()]).ok();
+    let length = qctl.raw_log(id).len();
+    qctl.until("it writes again", || {
+        (qctl.raw_log(id).len() > length).then_some(())
+    });
+    qctl.qctl(&["cancel", &id.to_string()]).ok();
+    qctl.until_ended(id);
+    assert!(!is_alive(pid));
+}
+
+#[test]
+fn a_paused_job_can_be_cancelled() {
+    let qctl = Installation::start();
+    let id = qctl.submit(&["--", "sleep", "600"]);
+    qctl.until_state(id, "running");
+    qctl.qctl(&["pause", &id.to_string()]).ok();
+    qctl.qctl(&["cancel", &id.to_string()]).ok();
+    assert_eq!(qctl.until_ended(id)["state"], "cancelled");
+}
+
+#[test]
+fn a_signal_from_outside_is_a_failure_with_the_signal_named() {
+    let qctl = Installation::start();
+    let id = qctl.submit(&["--retries", "0", "--", "sleep", "600"]);
+    let job = qctl.until_state(id, "running");
+    kill(
+        job["attempts"][0]["pid"].as_i64().unwrap() as i32,
+        Signal::SEGV,
+    );
+    let job = qctl.until_ended(id);
+    assert_eq!(job["state"], "failed");
+    assert_eq!(job["signal"], 11, "{job:#}");
+    assert_eq!(job["outcome"]["cause"], "signal");
+}

@@ -1,0 +1,19 @@
+//! Stories told with the real programs: one file each.
+
+#[path = "../harness/mod.rs"]
+mod harness;
+
+mod bad_input;
+mod batch;
+mod commands;
+mod crashes;
+mod first_job;
+mod following;
+mod limits;
+mod logs;
+mod order;
+mod pages;
+mod progress;
+mod submit_options;
+mod templates;
+mod up_and_down;
