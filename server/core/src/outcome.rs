@@ -1,0 +1,467 @@
+//! How an attempt ended: one function of recorded facts.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// The classes that budgets and dependencies look at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OutcomeKind {
+    /// Exit 0 and nothing that contradicts it.
+    Succeeded,
+    /// The job's own fault; uses a retry.
+    Failed,
+    /// Not the job's fault; uses a resume.
+    Interrupted,
+    /// A person's wish.
+    Cancelled,
+    /// The process was never started; uses nothing.
+    NeverStarted,
+}
+
+/// What brought an attempt to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// It exited by itself.
+    Exit,
+    /// A signal that qctl did not send.
+    Signal,
+    /// Its time limit.
+    TimeLimit,
+    /// The kernel killed it for memory.
+    OutOfMemory,
+    /// The process could not be started.
+    CannotStart,
+    /// A person's wish.
+    Cancelled,
+    /// Its machine went away or was restarted.
+    WorkerLost,
+    /// Its supervisor vanished.
+    ShimLost,
+    /// It stopped itself because its lease ran out, or its place was given away.
+    LeaseExpired,
+    /// A GPU of its own failed.
+    GpuFault,
+    /// It was silent for too long.
+    Silence,
+    /// It exited 0, but its own output says otherwise.
+    Contradicted,
+    /// It was never started and never will be.
+    Void,
+}
+
+macro_rules! words {
+    ($type:ident { $($variant:ident = $text:literal,)* }) => {
+        impl $type {
+            /// Every value.
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+
+            /// The stored word.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text,)* }
+            }
+
+            /// Reads the stored word.
+            pub fn parse(text: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|value| value.as_str() == text)
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+    };
+}
+pub(crate) use words;
+
+words!(OutcomeKind {
+    Succeeded = "succeeded",
+    Failed = "failed",
+    Interrupted = "interrupted",
+    Cancelled = "cancelled",
+    NeverStarted = "never_started",
+});
+
+words!(Cause {
+    Exit = "exit",
+    Signal = "signal",
+    TimeLimit = "time_limit",
+    OutOfMemory = "out_of_memory",
+    CannotStart = "cannot_start",
+    Cancelled = "cancelled",
+    WorkerLost = "worker_lost",
+    ShimLost = "shim_lost",
+    LeaseExpired = "lease_expired",
+    GpuFault = "gpu_fault",
+    Silence = "silence",
+    Contradicted = "contradicted",
+    Void = "void",
+});
+
+/// How an attempt ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// The class.
+    pub kind: OutcomeKind,
+    /// What brought it about.
+    pub cause: Cause,
+    /// Exit status, when the process exited by itself.
+    pub exit_code: Option<i32>,
+    /// Signal that ended it.
+    pub signal: Option<i32>,
+    /// The same in a sentence, without a final full stop.
+    pub message: String,
+}
+
+/// What became of the process, as its worker recorded it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum End {
+    /// wait returned an exit code or a signal.
+    Waited,
+    /// The process could not be started.
+    CannotStart,
+    /// It was never started and never will be.
+    NeverStarted,
+    /// The shim vanished and no process of the attempt is left.
+    ShimLost,
+    /// The machine was restarted.
+    MachineLost,
+    /// Its worker was not heard of for so long that the attempt was given up.
+    GivenUp,
+}
+
+/// Why the shim stopped an attempt, recorded before it sent the first signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StopCause {
+    /// A person's wish.
+    Cancel,
+    /// Its time limit.
+    TimeLimit,
+    /// Silence.
+    Silence,
+    /// Its lease ran out while the coordinator could not be reached.
+    Lease,
+    /// Another attempt took its place.
+    Superseded,
+}
+
+/// The recorded facts of an attempt's end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// What became of the process.
+    pub end: End,
+    /// Exit status, when it exited.
+    #[serde(default)]
+    pub exit_code: Option<i32>,
+    /// Signal, when one ended it.
+    #[serde(default)]
+    pub signal: Option<i32>,
+    /// Why the shim stopped it, when it acted before wait returned.
+    #[serde(default)]
+    pub stopped: Option<StopCause>,
+    /// The kernel killed it for memory.
+    #[serde(default)]
+    pub out_of_memory: bool,
+    /// A GPU that was assigned to it failed.
+    #[serde(default)]
+    pub gpu_fault: bool,
+    /// Its own output says that it did not succeed; the sentence says how.
+    #[serde(default)]
+    pub contradiction: Option<String>,
+    /// What the worker says about it, for people.
+    #[serde(default)]
+    pub message: String,
+}
+
+impl Facts {
+    /// Facts that say only what became of the process.
+    pub fn of(end: End) -> Self {
+        Self {
+            end,
+            exit_code: None,
+            signal: None,
+            stopped: None,
+            out_of_memory: false,
+            gpu_fault: false,
+            contradiction: None,
+            message: String::new(),
+        }
+    }
+}
+
+/// Decides how an attempt ended. The first of these that was recorded wins: a cancel that was acted
+/// upon before the end, a GPU fault, a stop for silence, the time limit, a stop by lease, what wait
+/// returned, the loss of machine or shim, that it never started. What is unknown is never a success.
+pub fn outcome(facts: &Facts) -> Outcome {
+    use {Cause as C, OutcomeKind as K};
+    let told = |kind: K, cause: C, sentence: &str| Outcome {
+        kind,
+        cause,
+        exit_code: facts.exit_code,
+        signal: facts.signal,
+        message: match facts.message.trim().trim_end_matches('.') {
+            "" => sentence.to_owned(),
+            said if sentence.is_empty() => said.to_owned(),
+            said => format!("{sentence}: {said}"),
+        },
+    };
+    match facts.stopped {
+        Some(StopCause::Cancel) => return told(K::Cancelled, C::Cancelled, "cancelled"),
+        _ if facts.gpu_fault => return told(K::Failed, C::GpuFault, "its GPU failed"),
+        Some(StopCause::Silence) => {
+            return told(
+                K::Interrupted,
+                C::Silence,
+                "stopped because it was silent for too long",
+            );
+        }
+        Some(StopCause::TimeLimit) => {
+            return told(K::Failed, C::TimeLimit, "stopped at its time limit");
+        }
+        Some(StopCause::Lease) => {
+            return told(
+                K::Interrupted,
+                C::LeaseExpired,
+                "stopped itself because its worker could not reach the coordinator",
+            );
+        }
+        Some(StopCause::Superseded) => {
+            return told(
+                K::Interrupted,
+                C::LeaseExpired,
+                "stopped because another attempt took its place",
+            );
+        }
+        None => {}
+    }
+    match facts.end {
+        End::Waited => waited(facts, told),
+        End::CannotStart if facts.message.trim().is_empty() => {
+            told(K::Failed, C::CannotStart, "it could not be started")
+        }
+        End::CannotStart => told(K::Failed, C::CannotStart, ""),
+        End::MachineLost => told(K::Interrupted, C::WorkerLost, "its machine was restarted"),
+        End::ShimLost => told(
+            K::Interrupted,
+            C::ShimLost,
+            "its supervisor vanished, so how it ended is unknown",
+        ),
+        End::GivenUp => told(
+            K::Interrupted,
+            C::WorkerLost,
+            "its worker was not heard of for too long",
+        ),
+        End::NeverStarted => told(K::NeverStarted, C::Void, "it was never started"),
+    }
+}
+
+fn waited(facts: &Facts, told: impl Fn(OutcomeKind, Cause, &str) -> Outcome) -> Outcome {
+    use {Cause as C, OutcomeKind as K};
+    if facts.out_of_memory {
+        return told(
+            K::Failed,
+            C::OutOfMemory,
+            "killed by the kernel for lack of memory",
+        );
+    }
+    match (facts.exit_code, facts.signal) {
+        (Some(0), None) => match &facts.contradiction {
+            Some(contradiction) => told(
+                K::Failed,
+                C::Contradicted,
+                &format!("exit 0, but {contradiction}"),
+            ),
+            None => told(K::Succeeded, C::Exit, "exit 0"),
+        },
+        (Some(code), None) => told(K::Failed, C::Exit, &format!("exit {code}")),
+        (_, Some(signal)) => told(
+            K::Failed,
+            C::Signal,
+            &format!("ended by signal {}", signal_name(signal)),
+        ),
+        (None, None) => told(
+            K::Interrupted,
+            C::ShimLost,
+            "its end was recorded without exit code or signal, so how it ended is unknown",
+        ),
+    }
+}
+
+/// `9 (SIGKILL)`, or the bare number of a signal without a common name.
+fn signal_name(signal: i32) -> String {
+    let name = match signal {
+        1 => "SIGHUP",
+        2 => "SIGINT",
+        3 => "SIGQUIT",
+        4 => "SIGILL",
+        5 => "SIGTRAP",
+        6 => "SIGABRT",
+        7 => "SIGBUS",
+        8 => "SIGFPE",
+        9 => "SIGKILL",
+        10 => "SIGUSR1",
+        11 => "SIGSEGV",
+        12 => "SIGUSR2",
+        13 => "SIGPIPE",
+        14 => "SIGALRM",
+        15 => "SIGTERM",
+        24 => "SIGXCPU",
+        25 => "SIGXFSZ",
+        31 => "SIGSYS",
+        _ => return signal.to_string(),
+    };
+    format!("{signal} ({name})")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn exit(code: i32) -> Facts {
+        Facts {
+            exit_code: Some(code),
+            ..Facts::of(End::Waited)
+        }
+    }
+
+    fn verdict(facts: &Facts) -> (OutcomeKind, Cause) {
+        let outcome = outcome(facts);
+        (outcome.kind, outcome.cause)
+    }
+
+    #[test]
+    fn the_order_of_causes() {
+        use {Cause as C, OutcomeKind as K};
+        let everything = Facts {
+            stopped: Some(StopCause::Cancel),
+            gpu_fault: true,
+            out_of_memory: true,
+            ..exit(0)
+        };
+        assert_eq!(verdict(&everything), (K::Cancelled, C::Cancelled));
+        let stop = |stopped| Facts {
+            stopped,
+            ..everything.clone()
+        };
+        assert_eq!(
+            verdict(&stop(Some(StopCause::Silence))),
+            (K::Failed, C::GpuFault)
+        );
+        let no_gpu = |stopped| Facts {
+            gpu_fault: false,
+            ..stop(stopped)
+        };
+        for (stopped, expected) in [
+            (Some(StopCause::Silence), (K::Interrupted, C::Silence)),
+            (Some(StopCause::TimeLimit), (K::Failed, C::TimeLimit)),
+            (Some(StopCause::Lease), (K::Interrupted, C::LeaseExpired)),
+            (
+                Some(StopCause::Superseded),
+                (K::Interrupted, C::LeaseExpired),
+            ),
+            (None, (K::Failed, C::OutOfMemory)),
+        ] {
+            assert_eq!(verdict(&no_gpu(stopped)), expected, "{stopped:?}");
+        }
+        assert_eq!(verdict(&exit(0)), (K::Succeeded, C::Exit));
+        assert_eq!(verdict(&exit(3)), (K::Failed, C::Exit));
+        let contradicted = Facts {
+            contradiction: Some("3 tests failed".into()),
+            ..exit(0)
+        };
+        assert_eq!(verdict(&contradicted), (K::Failed, C::Contradicted));
+        for (end, expected) in [
+            (End::CannotStart, (K::Failed, C::CannotStart)),
+            (End::NeverStarted, (K::NeverStarted, C::Void)),
+            (End::ShimLost, (K::Interrupted, C::ShimLost)),
+            (End::MachineLost, (K::Interrupted, C::WorkerLost)),
+            (End::GivenUp, (K::Interrupted, C::WorkerLost)),
+            (End::Waited, (K::Interrupted, C::ShimLost)),
+        ] {
+            assert_eq!(verdict(&Facts::of(end)), expected, "{end:?}");
+        }
+    }
+
+    #[test]
+    fn sentences_name_what_happened() {
+        let killed = Facts {
+            signal: Some(9),
+            ..Facts::of(End::Waited)
+        };
+        assert_eq!(outcome(&killed).message, "ended by signal 9 (SIGKILL)");
+        let missing = Facts {
+            message: "no program `pytset` in its PATH.".into(),
+            ..Facts::of(End::CannotStart)
+        };
+        assert_eq!(outcome(&missing).message, "no program `pytset` in its PATH");
+    }
+
+    fn facts() -> impl Strategy<Value = Facts> {
+        let end = prop::sample::select(vec![
+            End::Waited,
+            End::CannotStart,
+            End::NeverStarted,
+            End::ShimLost,
+            End::MachineLost,
+            End::GivenUp,
+        ]);
+        let stopped = prop::option::of(prop::sample::select(vec![
+            StopCause::Cancel,
+            StopCause::TimeLimit,
+            StopCause::Silence,
+            StopCause::Lease,
+            StopCause::Superseded,
+        ]));
+        (
+            end,
+            prop::option::of(-1..256),
+            prop::option::of(1..65),
+            stopped,
+            any::<bool>(),
+            any::<bool>(),
+            prop::option::of(Just("it says so".to_owned())),
+        )
+            .prop_map(
+                |(end, exit_code, signal, stopped, out_of_memory, gpu_fault, contradiction)| {
+                    Facts {
+                        end,
+                        exit_code,
+                        signal,
+                        stopped,
+                        out_of_memory,
+                        gpu_fault,
+                        contradiction,
+                        message: String::new(),
+                    }
+                },
+            )
+    }
+
+    proptest! {
+        #[test]
+        fn success_is_exit_zero_and_nothing_else(facts in facts()) {
+            let succeeded = outcome(&facts).kind == OutcomeKind::Succeeded;
+            let clean = facts.end == End::Waited
+                && facts.exit_code == Some(0)
+                && facts.signal.is_none()
+                && facts.stopped.is_none()
+                && !facts.out_of_memory
+                && !facts.gpu_fault
+                && facts.contradiction.is_none();
+            prop_assert_eq!(succeeded, clean);
+        }
+
+        #[test]
+        fn every_outcome_says_something(facts in facts()) {
+            prop_assert!(!outcome(&facts).message.is_empty());
+        }
+    }
+}
