@@ -2,9 +2,17 @@
 //! the time and random numbers are arguments.
 
 pub mod attempt;
+pub mod explain;
 pub mod id;
 pub mod job;
 pub mod outcome;
 pub mod progress;
 pub mod spec;
 pub mod tracker;
+
+pub use attempt::AttemptState;
+pub use id::{AttemptNumber, Fence, JobId, Term, WorkerId};
+pub use job::JobState;
+pub use outcome::{Cause, Facts, Outcome, OutcomeKind, StopCause};
+pub use progress::Progress;
+pub use spec::{Condition, Demand, Dependency, JobSpec};
