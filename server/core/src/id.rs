@@ -13,6 +13,12 @@ macro_rules! ids {
             #[serde(transparent)]
             pub struct $name(pub $inner);
 
+            impl From<$inner> for $name {
+                fn from(inner: $inner) -> Self {
+                    Self(inner)
+                }
+            }
+
             impl fmt::Display for $name {
                 fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                     self.0.fmt(f)

@@ -1,1 +1,102 @@
 //! Use cases: one file each.
+
+mod caller;
+mod changes;
+mod clock;
+mod error;
+pub mod links;
+mod live;
+pub mod logs;
+mod settings;
+
+use std::sync::Arc;
+
+use qctl_server_core::Term;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use caller::{Caller, Role};
+pub use changes::{Change, Changes};
+pub use clock::{Clock, ManualClock};
+pub use error::Error;
+pub use live::LiveProgress;
+pub use settings::Settings;
+
+use crate::sessions::Sessions;
+use crate::store::Store;
+use links::Links;
+
+/// What an [`App`] is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// The database, migrated.
+    pub store: Store,
+    /// The time.
+    pub clock: Clock,
+    /// How links look.
+    pub links: Links,
+    /// Times and sizes.
+    pub settings: Settings,
+    /// The term in which this coordinator leads.
+    pub term: Term,
+}
+
+/// The coordinator's use cases, shared by everything that serves a call.
+#[derive(Debug)]
+pub struct App {
+    /// The database.
+    pub store: Store,
+    /// Connected workers.
+    pub sessions: Sessions,
+    /// What was committed.
+    pub changes: Changes,
+    /// The time.
+    pub clock: Clock,
+    /// How links look.
+    pub links: Links,
+    /// The latest progress of running attempts.
+    pub live: LiveProgress,
+    /// Times and sizes.
+    pub settings: Settings,
+    /// The term in which this coordinator leads.
+    pub term: Term,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl App {
+    /// Makes the use cases and starts the tasks behind them. They end after `stop` is cancelled;
+    /// [`App::stopped`] waits for that.
+    pub fn start(parts: Parts, stop: CancellationToken) -> Arc<Self> {
+        let Parts {
+            store,
+            clock,
+            links,
+            settings,
+            term,
+        } = parts;
+        Arc::new(Self {
+            store,
+            sessions: Sessions::default(),
+            changes: Changes::default(),
+            clock,
+            links,
+            live: LiveProgress::default(),
+            settings,
+            term,
+            stop,
+            tasks: TaskTracker::new(),
+        })
+    }
+
+    /// Cancelled when the coordinator stops; long answers end then.
+    pub fn stop(&self) -> &CancellationToken {
+        &self.stop
+    }
+
+    /// Returns once every task behind the use cases has ended.
+    pub async fn stopped(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}

@@ -1,1 +1,170 @@
-//! All SQL.
+//! All SQL. Nothing here decides: callers read, decide with the core, and write guarded by what
+//! they read.
+
+pub mod logs;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{PgConnection, PgPool, Postgres};
+
+/// A transaction under way. Rolled back when it is dropped without a commit.
+pub(crate) type Transaction = sqlx::Transaction<'static, Postgres>;
+
+/// Work inside a transaction, as [`Store::transaction`] takes it.
+pub(crate) type Work<'t, T, E> = Pin<Box<dyn Future<Output = Result<T, E>> + Send + 't>>;
+
+/// The database.
+#[derive(Clone, Debug)]
+pub struct Store {
+    pool: PgPool,
+}
+
+/// Why the database did not do what was asked.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StoreError {
+    /// It cannot be reached, or is starting or stopping; the call may be repeated.
+    #[error("the database cannot be reached")]
+    Unavailable(#[source] Arc<sqlx::Error>),
+    /// Its disk is full; nothing was stored.
+    #[error("the disk of the database is full")]
+    DiskFull(#[source] Arc<sqlx::Error>),
+    /// It gave up waiting for another transaction, or lost against one; the call may be repeated.
+    #[error("the database was busy with another transaction")]
+    Conflict(#[source] Arc<sqlx::Error>),
+    /// A row with this key exists already; carries the constraint's name.
+    #[error("the database has such a row already (`{0}`)")]
+    Exists(String),
+    /// A stored value cannot be read, or a statement is wrong: a bug.
+    #[error("the database refused a statement of the coordinator")]
+    Broken(#[source] Arc<sqlx::Error>),
+    /// A stored value has no meaning for this version of the coordinator.
+    #[error("the database holds a value that this version cannot read: {0}")]
+    Unreadable(String),
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        let code = error
+            .as_database_error()
+            .and_then(|error| error.code())
+            .map(|code| code.into_owned());
+        let error = Arc::new(error);
+        match (code.as_deref(), &*error) {
+            (Some("53100"), _) => Self::DiskFull(error),
+            (Some("23505"), sqlx::Error::Database(database)) => {
+                Self::Exists(database.constraint().unwrap_or_default().to_owned())
+            }
+            // Serialization failure, deadlock, lock timeout, statement timeout.
+            (Some("40001" | "40P01" | "55P03" | "57014"), _) => Self::Conflict(error),
+            // Connection exceptions, too many connections, shutdown, crash, starting up, idle timeout.
+            (Some(code), _)
+                if code.starts_with("08") || code.starts_with("57P") || matches!(code, "53300" | "25P03") =>
+            {
+                Self::Unavailable(error)
+            }
+            (
+                None,
+                sqlx::Error::Io(_)
+                | sqlx::Error::Tls(_)
+                | sqlx::Error::PoolTimedOut
+                | sqlx::Error::PoolClosed
+                | sqlx::Error::WorkerCrashed
+                | sqlx::Error::Protocol(_),
+            ) => Self::Unavailable(error),
+            _ => Self::Broken(error),
+        }
+    }
+}
+
+impl StoreError {
+    /// True when the same call may succeed a moment later.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::Conflict(_))
+    }
+
+    /// For a stored word or document that the core does not know.
+    pub(crate) fn unreadable(what: &str, value: impl std::fmt::Display) -> Self {
+        Self::Unreadable(format!("{what} `{value}`"))
+    }
+}
+
+/// What every connection is told when it is opened: no statement, lock or idle transaction lasts
+/// for ever, and no query is compiled.
+pub fn session_settings(options: PgConnectOptions) -> PgConnectOptions {
+    options.options([
+        ("statement_timeout", "30s"),
+        ("lock_timeout", "10s"),
+        ("idle_in_transaction_session_timeout", "20s"),
+        ("jit", "off"),
+        ("application_name", "qctl-server"),
+    ])
+}
+
+impl Store {
+    /// A store over connections that were made with [`session_settings`].
+    pub fn new(pool: PgPool) -> Self {
+        Self { pool }
+    }
+
+    /// Connections for single statements, which may be dropped at any time.
+    pub(crate) fn pool(&self) -> &PgPool {
+        &self.pool
+    }
+
+    /// Runs `work` inside a transaction in a task of its own and commits, so that a caller who goes
+    /// away in the middle leaves no open transaction behind: sqlx hands a connection whose `begin`
+    /// was dropped back to the pool with the transaction still open.
+    ///
+    /// # Errors
+    /// What `work` returned (then nothing is stored), or the database's error.
+    pub(crate) async fn transaction<T, E, F>(&self, work: F) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<StoreError> + Send + 'static,
+        F: for<'t> FnOnce(&'t mut PgConnection) -> Work<'t, T, E> + Send + 'static,
+    {
+        let store = self.clone();
+        let task = tokio::spawn(async move {
+            let mut transaction = store.begin().await?;
+            match work(&mut transaction).await {
+                Ok(value) => {
+                    transaction.commit().await.map_err(StoreError::from)?;
+                    Ok(value)
+                }
+                Err(error) => {
+                    // A failed rollback closes the connection, which rolls back as well.
+                    if let Err(rollback) = transaction.rollback().await {
+                        tracing::debug!(error = %rollback, "could not roll back");
+                    }
+                    Err(error)
+                }
+            }
+        });
+        match task.await {
+            Ok(result) => result,
+            Err(join) if join.is_panic() => std::panic::resume_unwind(join.into_panic()),
+            Err(_) => Err(StoreError::Unavailable(Arc::new(sqlx::Error::PoolClosed)).into()),
+        }
+    }
+
+    /// Begins a transaction. Only for tasks that are never dropped in the middle; everything that
+    /// serves a call uses [`Store::transaction`].
+    pub(crate) async fn begin(&self) -> Result<Transaction, StoreError> {
+        Ok(self.pool.begin().await?)
+    }
+
+    /// Begins a transaction whose commit does not wait for the disk: a crash of the machine may undo
+    /// it, a crash of the coordinator does not. For heartbeats, progress and output, under the same
+    /// rule as [`Store::begin`].
+    pub(crate) async fn begin_asynchronous(&self) -> Result<Transaction, StoreError> {
+        Ok(self
+            .pool
+            .begin_with("begin; set local synchronous_commit = off")
+            .await?)
+    }
+}
+
+pub(crate) mod leadership;

@@ -1,0 +1,167 @@
+//! Why a use case was refused. Knows no transport; `grpc::status` turns it into a fault.
+
+use qctl_server_core::{Condition, JobId, JobState, WorkerId};
+
+use super::Role;
+use crate::store::StoreError;
+
+/// Why a use case was refused.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// The database did not do what was asked.
+    #[error("the database did not answer the request")]
+    Store(#[from] StoreError),
+    /// A field of the request is wrong.
+    #[error("{field} {problem}")]
+    InvalidField {
+        /// The field, such as `jobs[6].cwd`.
+        field: String,
+        /// What is wrong; continues a sentence that begins with the field.
+        problem: String,
+        /// What to do about it; may be empty.
+        hint: String,
+    },
+    /// No job has this id.
+    #[error("there is no job {0}")]
+    JobNotFound(JobId),
+    /// The job has no attempt with this number.
+    #[error("job {job} has no attempt {number}")]
+    AttemptNotFound {
+        /// The job.
+        job: JobId,
+        /// The attempt.
+        number: i32,
+    },
+    /// No worker has this name.
+    #[error("there is no worker `{0}`")]
+    WorkerNotFound(String),
+    /// The job has ended already.
+    #[error("job {job} has ended already: {state}")]
+    JobEnded {
+        /// The job.
+        job: JobId,
+        /// How it ended.
+        state: JobState,
+    },
+    /// The job has not ended yet.
+    #[error("job {job} has not ended yet: it is {state}")]
+    JobNotEnded {
+        /// The job.
+        job: JobId,
+        /// Where it is.
+        state: JobState,
+    },
+    /// The job runs, so this cannot be changed any more.
+    #[error("job {0} is running already")]
+    JobRunning(JobId),
+    /// The job does not run.
+    #[error("job {job} is not running: it is {state}")]
+    JobNotRunning {
+        /// The job.
+        job: JobId,
+        /// Where it is.
+        state: JobState,
+    },
+    /// The job is not held.
+    #[error("job {job} is not held: it is {state}")]
+    JobNotHeld {
+        /// The job.
+        job: JobId,
+        /// Where it is.
+        state: JobState,
+    },
+    /// The job is not paused.
+    #[error("job {0} is not paused")]
+    JobNotPaused(JobId),
+    /// No job is queued that the worker could start now.
+    #[error("no queued job can start on worker `{worker}` now")]
+    NothingQueued {
+        /// The worker.
+        worker: String,
+    },
+    /// The worker is not connected.
+    #[error("worker `{0}` is not connected")]
+    WorkerNotConnected(String),
+    /// The request id was used with another payload.
+    #[error("the request id `{0}` was used before for a different request")]
+    RequestIdReused(String),
+    /// A dependency can never be met.
+    #[error("{field} can never be met: job {on} must end `{}`, and it is {state}", condition.as_str())]
+    DependencyImpossible {
+        /// The field, such as `jobs[6].after[0]`.
+        field: String,
+        /// The job that was to be waited for.
+        on: JobId,
+        /// How it should have ended.
+        condition: Condition,
+        /// How it ended.
+        state: JobState,
+    },
+    /// A limit would be exceeded.
+    #[error("{what} would exceed the limit of {limit}")]
+    LimitExceeded {
+        /// What is limited.
+        what: String,
+        /// The limit.
+        limit: u64,
+    },
+    /// The writer's fence or term is stale.
+    #[error("attempt with fence {0} is not the current one any more")]
+    Fenced(i64),
+    /// The row changed while the call was deciding.
+    #[error("job {0} changed in the meantime")]
+    Conflict(JobId),
+    /// The worker speaks another protocol version.
+    #[error(
+        "the worker speaks version {theirs} of the session protocol, and this coordinator version {ours}"
+    )]
+    ProtocolMismatch {
+        /// The worker's version.
+        theirs: i32,
+        /// Ours.
+        ours: i32,
+    },
+    /// Another worker has this name.
+    #[error("the name `{name}` belongs to another worker ({owner})")]
+    WorkerNameTaken {
+        /// The name.
+        name: String,
+        /// Who has it.
+        owner: WorkerId,
+    },
+    /// A copy of this worker is connected already.
+    #[error("worker `{name}` is connected already with another spool, so this is a copy of it")]
+    SpoolInUse {
+        /// The worker.
+        name: String,
+    },
+    /// The token's role does not allow it.
+    #[error("this token has the role {}, and {} is needed", have.as_str(), needed.as_str())]
+    PermissionDenied {
+        /// The token's role.
+        have: Role,
+        /// The role that would do.
+        needed: Role,
+    },
+    /// The coordinator is stopping.
+    #[error("the coordinator is stopping")]
+    ShuttingDown,
+    /// A bug; logged where it is found.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl Error {
+    /// A field that is wrong.
+    pub(crate) fn field(
+        field: impl Into<String>,
+        problem: impl Into<String>,
+        hint: impl Into<String>,
+    ) -> Self {
+        Self::InvalidField {
+            field: field.into(),
+            problem: problem.into(),
+            hint: hint.into(),
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! The times and sizes that the coordinator works with.
+
+use std::time::Duration;
+
+/// The times and sizes that the coordinator works with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Time between a worker's heartbeats.
+    pub heartbeat_interval: Duration,
+    /// Silence of a worker after which it counts as unreachable.
+    pub unreachable_after: Duration,
+    /// Silence of a worker after which its attempts are given up.
+    pub lost_after: Duration,
+    /// Mean wait before the first retry; doubles with each further one.
+    pub retry_base: Duration,
+    /// Longest wait before a retry.
+    pub retry_most: Duration,
+    /// How long a job waits for the worker that has its checkpoint.
+    pub checkpoint_wait: Duration,
+    /// How long request ids are remembered.
+    pub requests_kept: Duration,
+    /// Age at which ended jobs and their output are deleted.
+    pub history_kept: Duration,
+    /// Stored bytes of output above which the oldest ended jobs lose theirs.
+    pub log_bytes_kept: u64,
+    /// Longest time between two runs of the dispatcher and of the reconcilers.
+    pub wake_interval: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            heartbeat_interval: Duration::from_secs(5),
+            unreachable_after: Duration::from_secs(60),
+            lost_after: Duration::from_secs(30 * 60),
+            retry_base: Duration::from_secs(5),
+            retry_most: Duration::from_secs(10 * 60),
+            checkpoint_wait: Duration::from_secs(24 * 60 * 60),
+            requests_kept: Duration::from_secs(30 * 24 * 60 * 60),
+            history_kept: Duration::from_secs(90 * 24 * 60 * 60),
+            log_bytes_kept: 1024 * 1024 * 1024,
+            wake_interval: Duration::from_secs(5),
+        }
+    }
+}
