@@ -1,0 +1,95 @@
+//! Signals to exactly the process that was meant, and to whole trees of them.
+
+use std::collections::HashSet;
+use std::io;
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use crate::process::snapshot::{Process, Snapshot};
+
+/// Passes after which freezing gives up for now: a tree that still grows is met again later.
+const MAX_PASSES: usize = 64;
+
+/// Sends a signal to a process, unless its number belongs to another one by now. Returns whether
+/// it was sent.
+///
+/// # Errors
+/// When the signal is not permitted or `/proc` cannot be read.
+pub fn send(process: &Process, signal: Signal) -> io::Result<bool> {
+    let Some(pid) = Pid::from_raw(process.pid) else {
+        return Ok(false);
+    };
+    let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(pidfd) => pidfd,
+        Err(rustix::io::Errno::SRCH) => return Ok(false),
+        Err(error) => return Err(error.into()),
+    };
+    // The descriptor holds whoever had the number when it was opened; looking afterwards tells
+    // whether that was the process that was meant.
+    match Process::look(process.pid)? {
+        Some(now) if now.start_ticks == process.start_ticks => {}
+        _ => return Ok(false),
+    }
+    match pidfd_send_signal(&pidfd, signal) {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::SRCH) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Stops all processes that `select` picks out of a snapshot, until a pass finds no new one.
+/// Returns those that ran before. A stopped process cannot fork, so what is stopped stays whole.
+///
+/// # Errors
+/// When `/proc` cannot be read. Processes that may not be signalled are left out.
+pub fn freeze(
+    mut select: impl FnMut(&Snapshot) -> io::Result<Vec<Process>>,
+) -> io::Result<Vec<Process>> {
+    let mut seen = HashSet::new();
+    let mut frozen = Vec::new();
+    for _ in 0..MAX_PASSES {
+        let snapshot = Snapshot::take()?;
+        let mut grew = false;
+        for process in select(&snapshot)? {
+            if !process.lives() || !seen.insert((process.pid, process.start_ticks)) {
+                continue;
+            }
+            grew = true;
+            if matches!(send(&process, Signal::STOP), Ok(true)) && !process.is_stopped() {
+                frozen.push(process);
+            }
+        }
+        if !grew {
+            break;
+        }
+    }
+    Ok(frozen)
+}
+
+/// Lets stopped processes go on.
+pub fn thaw(processes: &[Process]) {
+    for process in processes {
+        // One that is gone needs no thawing, and there is nobody to tell about the others.
+        let _ = send(process, Signal::CONT);
+    }
+}
+
+/// Freezes and then kills all living processes that `select` picks, once. Returns how many there
+/// were; a caller repeats until there are none, because killing hands orphans to new parents.
+///
+/// # Errors
+/// When `/proc` cannot be read.
+pub fn freeze_and_kill(
+    mut select: impl FnMut(&Snapshot) -> io::Result<Vec<Process>>,
+) -> io::Result<usize> {
+    freeze(&mut select)?;
+    let mut killed = 0;
+    for process in select(&Snapshot::take()?)? {
+        if process.lives() {
+            killed += 1;
+            // A process that may not be killed stays in the next snapshot, where it is counted.
+            let _ = send(&process, Signal::KILL);
+        }
+    }
+    Ok(killed)
+}
