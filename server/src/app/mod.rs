@@ -25,6 +25,7 @@ pub use settings::Settings;
 use crate::sessions::Sessions;
 use crate::store::Store;
 use links::Links;
+use logs::Logs;
 
 /// What an [`App`] is made of.
 #[derive(Debug)]
@@ -56,6 +57,8 @@ pub struct App {
     pub links: Links,
     /// The latest progress of running attempts.
     pub live: LiveProgress,
+    /// Output on its way in and out.
+    pub logs: Logs,
     /// Times and sizes.
     pub settings: Settings,
     /// The term in which this coordinator leads.
@@ -75,6 +78,8 @@ impl App {
             settings,
             term,
         } = parts;
+        let tasks = TaskTracker::new();
+        let logs = Logs::start(store.clone(), &tasks, stop.clone());
         Arc::new(Self {
             store,
             sessions: Sessions::default(),
@@ -82,10 +87,11 @@ impl App {
             clock,
             links,
             live: LiveProgress::default(),
+            logs,
             settings,
             term,
             stop,
-            tasks: TaskTracker::new(),
+            tasks,
         })
     }
 
