@@ -1,1 +1,466 @@
 //! Flags, environment and file, checked once.
+//!
+//! A flag beats its variable, which beats `server.toml`, which beats the default. Nothing is read
+//! from the environment anywhere else, except what OpenTelemetry itself reads.
+
+use std::fmt;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+
+use clap::{Parser, ValueEnum};
+use figment::Figment;
+use figment::providers::{Format, Serialized, Toml};
+use qctl_proto::home::{Home, HomeError};
+use serde::{Deserialize, Serialize};
+
+use crate::database;
+
+/// The coordinator: keeps the queue and its history, and serves workers, users and pages.
+#[derive(Debug, Default, Parser, Serialize)]
+#[command(name = "qctl-server", version)]
+pub struct Args {
+    /// Address to listen on, as HOST:PORT; port 0 takes any free one [default: 127.0.0.1:7420]
+    #[arg(long, env = "QCTL_LISTEN", value_name = "HOST:PORT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    listen: Option<String>,
+    /// Address that people reach the pages by, for links [default: the address listened on]
+    #[arg(long, env = "QCTL_PUBLIC_URL", value_name = "URL")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    public_url: Option<String>,
+    /// Postgres to use instead of an embedded one, as postgres://USER@HOST:PORT/DATABASE
+    #[arg(
+        long,
+        env = "DATABASE_URL",
+        value_name = "URL",
+        hide_env_values = true
+    )]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    database_url: Option<String>,
+    /// Most connections to the database, 2 to 30 [default: 10]
+    #[arg(long, env = "QCTL_DATABASE_CONNECTIONS", value_name = "NUMBER")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    database_connections: Option<u32>,
+    /// Folder of the Postgres programs for the embedded database [default: looked for]
+    #[arg(long, env = "QCTL_PG_BIN", value_name = "FOLDER")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pg_bin: Option<PathBuf>,
+    /// Certificate chain to serve TLS with, PEM
+    #[arg(long, env = "QCTL_TLS_CERT", value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls_cert: Option<PathBuf>,
+    /// Private key of the certificate, PEM
+    #[arg(long, env = "QCTL_TLS_KEY", value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls_key: Option<PathBuf>,
+    /// What to log, such as `info` or `qctl_server=debug,warn` [default: info]
+    #[arg(long, env = "QCTL_LOG", value_name = "FILTER")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log: Option<String>,
+    /// How log lines look [default: compact]
+    #[arg(long, env = "QCTL_LOG_FORMAT", value_name = "FORMAT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log_format: Option<LogFormat>,
+    /// Print the configuration, without secrets, and exit
+    #[arg(long)]
+    #[serde(skip)]
+    pub print_config: bool,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// One line for people.
+    #[default]
+    Compact,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What `server.toml` may say, after flags and variables were laid over it.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raw {
+    listen: String,
+    public_url: Option<String>,
+    database_url: Option<String>,
+    database_connections: u32,
+    pg_bin: Option<PathBuf>,
+    tls_cert: Option<PathBuf>,
+    tls_key: Option<PathBuf>,
+    log: String,
+    log_format: LogFormat,
+}
+
+impl Default for Raw {
+    fn default() -> Self {
+        Self {
+            listen: qctl_proto::DEFAULT_ADDRESS.to_owned(),
+            public_url: None,
+            database_url: None,
+            database_connections: 10,
+            pg_bin: None,
+            tls_cert: None,
+            tls_key: None,
+            log: "info".to_owned(),
+            log_format: LogFormat::Compact,
+        }
+    }
+}
+
+/// The checked configuration of one coordinator.
+#[derive(Clone)]
+pub struct Config {
+    /// Where its files are.
+    pub home: Home,
+    /// Where to listen. Loopback unless `tls` is given.
+    pub listen: SocketAddr,
+    /// Address for links, without a slash at its end; none means the address listened on.
+    pub public_url: Option<String>,
+    /// Which database.
+    pub database: database::Settings,
+    /// Certificate and key; none means plain text, on loopback only.
+    pub tls: Option<TlsFiles>,
+    /// Filter of the log.
+    pub log: String,
+    /// How log lines look.
+    pub log_format: LogFormat,
+}
+
+/// Files to serve TLS with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// Certificate chain, PEM.
+    pub certificate: PathBuf,
+    /// Private key, PEM.
+    pub key: PathBuf,
+}
+
+/// What is wrong with the configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// There is no place for qctl's files.
+    #[error("no folder for the coordinator's files")]
+    Home(#[from] HomeError),
+    /// The file cannot be read.
+    #[error("cannot read {path}")]
+    File {
+        /// `server.toml`.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file, or a variable, says something that has no meaning.
+    #[error("the configuration has no meaning (flags, variables and {path})")]
+    Read {
+        /// `server.toml`.
+        path: PathBuf,
+        /// Why.
+        source: Box<figment::Error>,
+    },
+    /// The address to listen on is not one.
+    #[error("--listen `{given}` is not an address of this machine such as 127.0.0.1:7420")]
+    Listen {
+        /// What was given.
+        given: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Plain text where others could listen.
+    #[error(
+        "--listen {address} can be reached from other machines, which needs TLS: give --tls-cert and --tls-key, or listen on 127.0.0.1"
+    )]
+    OpenWithoutTls {
+        /// The address.
+        address: SocketAddr,
+    },
+    /// One of the two TLS files is missing.
+    #[error("--tls-cert and --tls-key need each other")]
+    HalfTls,
+    /// The public address cannot be used in links.
+    #[error(
+        "--public-url `{given}` is not an address such as https://queue.example.net (no path, no query)"
+    )]
+    PublicUrl {
+        /// What was given.
+        given: String,
+    },
+    /// A number is out of its range.
+    #[error("--database-connections must be between 2 and 30, not {given}")]
+    Connections {
+        /// What was given.
+        given: u32,
+    },
+    /// The filter of the log cannot be read.
+    #[error("--log `{given}` is not a filter such as `info` or `qctl_server=debug`")]
+    Log {
+        /// What was given.
+        given: String,
+        /// Why.
+        source: tracing_subscriber::filter::ParseError,
+    },
+}
+
+impl Config {
+    /// Lays the flags and variables over `server.toml` of this installation and checks the result.
+    ///
+    /// # Errors
+    /// When a value cannot be read or may not be used.
+    pub fn load(args: &Args) -> Result<Self, ConfigError> {
+        let home = Home::from_env()?;
+        Self::from_args(args, home)
+    }
+
+    fn from_args(args: &Args, home: Home) -> Result<Self, ConfigError> {
+        let path = home.config_file("server.toml");
+        let text = match std::fs::read_to_string(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            read => read.map_err(|source| ConfigError::File {
+                path: path.clone(),
+                source,
+            })?,
+        };
+        let raw: Raw = Figment::from(Serialized::defaults(Raw::default()))
+            .merge(Toml::string(&text))
+            .merge(Serialized::defaults(args))
+            .extract()
+            .map_err(|source| ConfigError::Read {
+                path,
+                source: Box::new(source),
+            })?;
+        Self::check(raw, home)
+    }
+
+    fn check(raw: Raw, home: Home) -> Result<Self, ConfigError> {
+        let tls = match (raw.tls_cert, raw.tls_key) {
+            (Some(certificate), Some(key)) => Some(TlsFiles { certificate, key }),
+            (None, None) => None,
+            _ => return Err(ConfigError::HalfTls),
+        };
+        let listen = resolve(&raw.listen)?;
+        if tls.is_none() && !listen.ip().is_loopback() {
+            return Err(ConfigError::OpenWithoutTls { address: listen });
+        }
+        let public_url = raw.public_url.filter(|url| !url.is_empty());
+        let public_url = public_url.map(|url| check_public_url(&url)).transpose()?;
+        if !(2..=30).contains(&raw.database_connections) {
+            return Err(ConfigError::Connections {
+                given: raw.database_connections,
+            });
+        }
+        tracing_subscriber::EnvFilter::try_new(&raw.log).map_err(|source| ConfigError::Log {
+            given: raw.log.clone(),
+            source,
+        })?;
+        let source = match raw.database_url.filter(|url| !url.is_empty()) {
+            Some(url) => database::Source::Url(url),
+            None => database::Source::Embedded {
+                folder: home.database_dir(),
+                programs: raw.pg_bin.filter(|folder| !folder.as_os_str().is_empty()),
+            },
+        };
+        Ok(Self {
+            home,
+            listen,
+            public_url,
+            database: database::Settings {
+                source,
+                connections: raw.database_connections,
+            },
+            tls,
+            log: raw.log,
+            log_format: raw.log_format,
+        })
+    }
+}
+
+fn resolve(given: &str) -> Result<SocketAddr, ConfigError> {
+    let failed = |source| ConfigError::Listen {
+        given: given.to_owned(),
+        source,
+    };
+    given
+        .to_socket_addrs()
+        .map_err(failed)?
+        // `localhost` may stand for both families; workers on the same machine expect IPv4.
+        .min_by_key(SocketAddr::is_ipv6)
+        .ok_or_else(|| failed(std::io::ErrorKind::NotFound.into()))
+}
+
+fn check_public_url(given: &str) -> Result<String, ConfigError> {
+    let wrong = || ConfigError::PublicUrl {
+        given: given.to_owned(),
+    };
+    let uri: http::Uri = given.parse().map_err(|_| wrong())?;
+    let is_plain = matches!(uri.scheme_str(), Some("http" | "https"))
+        && uri.host().is_some_and(|host| !host.is_empty())
+        && uri.path() == "/"
+        && uri.query().is_none()
+        && uri.authority().is_some_and(|a| !a.as_str().contains('@'));
+    if !is_plain {
+        return Err(wrong());
+    }
+    Ok(given.trim_end_matches('/').to_owned())
+}
+
+/// The configuration as TOML, without secrets: what `--print-config` shows.
+impl fmt::Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = |value: &str| toml::Value::from(value).to_string();
+        let path = |path: &Path| text(&path.to_string_lossy());
+        writeln!(f, "# {}", self.home.config_file("server.toml").display())?;
+        writeln!(f, "listen = {}", text(&self.listen.to_string()))?;
+        if let Some(url) = &self.public_url {
+            writeln!(f, "public_url = {}", text(url))?;
+        }
+        match &self.database.source {
+            database::Source::Url(url) => {
+                writeln!(f, "database_url = {}", text(&without_password(url)))?;
+            }
+            database::Source::Embedded { folder, programs } => {
+                writeln!(f, "# embedded database in {}", folder.display())?;
+                if let Some(programs) = programs {
+                    writeln!(f, "pg_bin = {}", path(programs))?;
+                }
+            }
+        }
+        writeln!(f, "database_connections = {}", self.database.connections)?;
+        if let Some(tls) = &self.tls {
+            writeln!(f, "tls_cert = {}", path(&tls.certificate))?;
+            writeln!(f, "tls_key = {}", path(&tls.key))?;
+        }
+        writeln!(f, "log = {}", text(&self.log))?;
+        let format = match self.log_format {
+            LogFormat::Compact => "compact",
+            LogFormat::Json => "json",
+        };
+        writeln!(f, "log_format = {}", text(format))
+    }
+}
+
+/// An address that may be shown. One that cannot be taken apart is not shown at all.
+fn without_password(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return "(not shown)".to_owned();
+    };
+    let (address, query) = rest.split_once('?').map_or((rest, ""), |(a, q)| (a, q));
+    let address = match address.rsplit_once('@') {
+        Some((user, host)) => {
+            let user = user.split(':').next().unwrap_or_default();
+            format!("{user}@{host}")
+        }
+        None => address.to_owned(),
+    };
+    let kept: Vec<_> = query
+        .split('&')
+        .filter(|pair| !pair.is_empty() && !pair.starts_with("password"))
+        .collect();
+    if kept.is_empty() {
+        format!("{scheme}://{address}")
+    } else {
+        format!("{scheme}://{address}?{}", kept.join("&"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(args: Args) -> Result<Config, ConfigError> {
+        let home = tempfile::tempdir().unwrap();
+        Config::from_args(&args, Home::at(home.path()))
+    }
+
+    fn with_file(text: &str, args: &Args) -> Result<Config, ConfigError> {
+        let folder = tempfile::tempdir().unwrap();
+        let home = Home::at(folder.path());
+        std::fs::create_dir_all(home.config_dir()).unwrap();
+        std::fs::write(home.config_file("server.toml"), text).unwrap();
+        Config::from_args(args, home)
+    }
+
+    #[test]
+    fn nothing_given_means_loopback_and_an_embedded_database() {
+        let config = load(Args::default()).unwrap();
+        assert_eq!(config.listen.to_string(), "127.0.0.1:7420");
+        assert!(matches!(
+            config.database.source,
+            database::Source::Embedded { programs: None, .. }
+        ));
+    }
+
+    #[test]
+    fn a_flag_beats_the_file_and_the_file_beats_the_default() {
+        let args = Args {
+            listen: Some("127.0.0.1:1".to_owned()),
+            ..Args::default()
+        };
+        let text = "listen = \"127.0.0.1:2\"\nlog = \"debug\"\n";
+        let config = with_file(text, &args).unwrap();
+        assert_eq!(config.listen.port(), 1);
+        assert_eq!(config.log, "debug");
+        assert_eq!(config.database.connections, 10);
+    }
+
+    #[test]
+    fn a_misspelt_key_in_the_file_is_named() {
+        let error = with_file("listne = \"127.0.0.1:2\"\n", &Args::default())
+            .err()
+            .unwrap();
+        let source = std::error::Error::source(&error).unwrap().to_string();
+        assert!(source.contains("listne"), "{source}");
+    }
+
+    #[test]
+    fn an_open_address_needs_tls_and_tls_needs_both_files() {
+        let open = |tls_cert, tls_key| {
+            load(Args {
+                listen: Some("0.0.0.0:0".to_owned()),
+                tls_cert,
+                tls_key,
+                ..Args::default()
+            })
+        };
+        assert!(matches!(
+            open(None, None),
+            Err(ConfigError::OpenWithoutTls { .. })
+        ));
+        assert!(matches!(
+            open(Some("c".into()), None),
+            Err(ConfigError::HalfTls)
+        ));
+        assert!(open(Some("c".into()), Some("k".into())).is_ok());
+    }
+
+    #[test]
+    fn public_addresses_are_origins() {
+        assert_eq!(
+            check_public_url("https://queue.example.net/").unwrap(),
+            "https://queue.example.net"
+        );
+        for wrong in [
+            "queue.example.net",
+            "ftp://a",
+            "https://",
+            "https://a/b",
+            "https://a/?k=1",
+            "https://u:p@a",
+        ] {
+            assert!(check_public_url(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_printed_configuration_can_be_read_back_and_holds_no_password() {
+        let args = Args {
+            database_url: Some("postgres://me:secret@db:5432/q?password=secret&a=b".to_owned()),
+            public_url: Some("https://q.example".to_owned()),
+            ..Args::default()
+        };
+        let printed = load(args).unwrap().to_string();
+        assert!(!printed.contains("secret"), "{printed}");
+        assert!(printed.contains("postgres://me@db:5432/q?a=b"), "{printed}");
+        let again = with_file(&printed, &Args::default()).unwrap();
+        assert_eq!(again.public_url.as_deref(), Some("https://q.example"));
+    }
+}
