@@ -1,6 +1,12 @@
 //! The worker's decisions: pure functions without I/O, clock or randomness.
 
+pub mod adoption;
+pub mod colours;
 pub mod enforcement;
+pub mod lease_guard;
+pub mod log_offsets;
 pub mod progress;
 pub mod report;
+pub mod roster;
 pub mod segment;
+pub mod session;

@@ -1,0 +1,607 @@
+//! What a shim enforces on a running attempt by itself: time limit and warning, an exclusive
+//! attempt's lease, pauses, and the ladder that ends a process tree.
+//!
+//! [`Enforcement`] is told what happens and when, and answers with what to do. `now` is the time
+//! since any fixed moment by a clock that never jumps.
+
+use std::time::Duration;
+
+/// Time that processes surviving the attempt's own one are left alone.
+pub const LINGER: Duration = Duration::from_secs(10);
+
+/// Time between the stop signal and force, unless the job says otherwise.
+pub const DEFAULT_GRACE: Duration = Duration::from_secs(10);
+
+/// Why an attempt is stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopCause {
+    /// A person's wish.
+    Cancel,
+    /// Its time limit.
+    TimeLimit,
+    /// Silence.
+    Silence,
+    /// Its lease ran out.
+    Lease,
+    /// Another attempt took its place.
+    Superseded,
+}
+
+/// The limits of one attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Longest run time, without pauses.
+    pub time_limit: Option<Duration>,
+    /// How long before the time limit the warning goes out.
+    pub warn_before: Option<Duration>,
+    /// Time between the stop signal and force.
+    pub grace: Duration,
+    /// How long an exclusive attempt may run without a renewal, pauses included.
+    pub lease: Option<Duration>,
+}
+
+/// What happens to an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// Time has passed.
+    Tick,
+    /// The agent asks to stop it.
+    Stop {
+        /// Why.
+        cause: StopCause,
+        /// Time between the stop signal and force, instead of the job's own.
+        grace: Option<Duration>,
+    },
+    /// The agent asks to freeze or thaw it.
+    SetPaused(bool),
+    /// Its lease holds for this much longer.
+    LeaseRenewed(Duration),
+    /// The machine's clocks disagree with what they said before: it may have slept.
+    ClockJumped,
+    /// wait returned. `survivors` tells whether other processes of it live.
+    Exited {
+        /// Whether other processes of the attempt live.
+        survivors: bool,
+    },
+    /// No process of it is left.
+    TreeEmpty,
+}
+
+/// What to do, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Record why the attempt is stopped.
+    RecordStopping(StopCause),
+    /// Record that the tree is frozen, or runs again.
+    RecordPaused(bool),
+    /// Send the warning signal.
+    Warn,
+    /// Send the stop signal.
+    Terminate,
+    /// Freeze the tree.
+    Freeze,
+    /// Thaw the tree.
+    Thaw,
+    /// Freeze and kill the tree, again and again until it is empty.
+    Kill,
+}
+
+/// How far the ladder was climbed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ladder {
+    /// Nobody wants the tree to end.
+    Ground,
+    /// The attempt's own process has ended, others have until then.
+    Lingering { until: Duration },
+    /// The stop signal was sent; force follows then.
+    Terminating { kill_at: Duration },
+    /// By force.
+    Killing,
+    /// The tree is empty.
+    Over,
+}
+
+/// The enforcement of one attempt.
+#[derive(Debug, Clone)]
+pub struct Enforcement {
+    limits: Limits,
+    ladder: Ladder,
+    cause: Option<StopCause>,
+    exited: bool,
+    warned: bool,
+    /// Frozen because somebody asked.
+    paused: bool,
+    /// Frozen because the lease may have passed while the machine slept.
+    unconfirmed: bool,
+    /// Run time before `running_since`.
+    ran: Duration,
+    /// When the clock of the run time was last set going; `None` while it stands.
+    running_since: Option<Duration>,
+    lease_until: Option<Duration>,
+}
+
+impl Enforcement {
+    /// Begins with the start of the process.
+    pub fn start(now: Duration, limits: Limits) -> Self {
+        Self {
+            limits,
+            ladder: Ladder::Ground,
+            cause: None,
+            exited: false,
+            warned: false,
+            paused: false,
+            unconfirmed: false,
+            ran: Duration::ZERO,
+            running_since: Some(now),
+            lease_until: limits.lease.map(|lease| now.saturating_add(lease)),
+        }
+    }
+
+    /// Why the attempt was stopped, when that was begun before its process ended by itself.
+    pub fn cause(&self) -> Option<StopCause> {
+        self.cause
+    }
+
+    /// True once force was used.
+    pub fn is_killing(&self) -> bool {
+        self.ladder == Ladder::Killing
+    }
+
+    /// True while the tree is frozen.
+    pub fn is_frozen(&self) -> bool {
+        self.running_since.is_none() && !self.exited
+    }
+
+    /// True when a lease must be renewed from time to time.
+    pub fn is_leased(&self) -> bool {
+        self.lease_until.is_some() && !self.exited
+    }
+
+    /// Run time without pauses; after the exit, until the exit.
+    pub fn ran(&self, now: Duration) -> Duration {
+        let since = self.running_since.map(|since| now.saturating_sub(since));
+        self.ran.saturating_add(since.unwrap_or_default())
+    }
+
+    /// When [`Event::Tick`] has something to do next. In the past or now: at once.
+    pub fn deadline(&self) -> Option<Duration> {
+        match self.ladder {
+            Ladder::Ground => {
+                let running = |limit: Duration| {
+                    self.running_since
+                        .map(|since| since.saturating_add(limit.saturating_sub(self.ran)))
+                };
+                [
+                    self.limits.time_limit.and_then(running),
+                    self.warn_after().and_then(running),
+                    self.lease_until,
+                ]
+                .into_iter()
+                .flatten()
+                .min()
+            }
+            Ladder::Lingering { until } => Some(until),
+            Ladder::Terminating { kill_at } => Some(kill_at),
+            Ladder::Killing | Ladder::Over => None,
+        }
+    }
+
+    /// Takes what happened and answers with what to do.
+    pub fn apply(&mut self, now: Duration, event: Event) -> Vec<Action> {
+        let mut actions = Vec::new();
+        match event {
+            Event::Tick => self.tick(now, &mut actions),
+            Event::Stop { cause, grace } => {
+                self.stop(now, cause, grace.unwrap_or(self.limits.grace), &mut actions);
+            }
+            Event::SetPaused(paused) => {
+                self.paused = paused;
+                self.settle_pause(now, &mut actions);
+            }
+            Event::LeaseRenewed(holds_for) => {
+                if self.lease_until.is_some() {
+                    self.lease_until = Some(now.saturating_add(holds_for));
+                    self.unconfirmed = false;
+                    self.settle_pause(now, &mut actions);
+                }
+            }
+            Event::ClockJumped => {
+                self.unconfirmed = self.lease_until.is_some();
+                self.settle_pause(now, &mut actions);
+            }
+            Event::Exited { survivors } => self.exited(now, survivors, &mut actions),
+            Event::TreeEmpty => self.ladder = Ladder::Over,
+        }
+        actions
+    }
+
+    fn tick(&mut self, now: Duration, actions: &mut Vec<Action>) {
+        match self.ladder {
+            Ladder::Ground => {
+                let ran = self.ran(now);
+                if self.lease_until.is_some_and(|until| now >= until) {
+                    self.stop(now, StopCause::Lease, self.limits.grace, actions);
+                } else if self.limits.time_limit.is_some_and(|limit| ran >= limit) {
+                    self.stop(now, StopCause::TimeLimit, self.limits.grace, actions);
+                } else if self.warn_after().is_some_and(|after| ran >= after) {
+                    self.warned = true;
+                    actions.push(Action::Warn);
+                }
+            }
+            Ladder::Lingering { until } if now >= until => {
+                self.ladder = Ladder::Terminating {
+                    kill_at: now.saturating_add(self.limits.grace),
+                };
+                actions.push(Action::Terminate);
+            }
+            Ladder::Terminating { kill_at } if now >= kill_at => {
+                self.ladder = Ladder::Killing;
+                actions.push(Action::Kill);
+            }
+            Ladder::Lingering { .. }
+            | Ladder::Terminating { .. }
+            | Ladder::Killing
+            | Ladder::Over => {}
+        }
+    }
+
+    fn stop(
+        &mut self,
+        now: Duration,
+        cause: StopCause,
+        grace: Duration,
+        actions: &mut Vec<Action>,
+    ) {
+        let kill_at = now.saturating_add(grace);
+        match self.ladder {
+            Ladder::Ground => {
+                self.cause = Some(cause);
+                self.ladder = Ladder::Terminating { kill_at };
+                actions.extend([Action::RecordStopping(cause), Action::Terminate]);
+                // A frozen process cannot act on the stop signal.
+                self.paused = false;
+                self.unconfirmed = false;
+                if self.is_frozen() {
+                    self.running_since = Some(now);
+                    actions.extend([Action::Thaw, Action::RecordPaused(false)]);
+                }
+            }
+            // The result is recorded already, so there is no cause to record.
+            Ladder::Lingering { .. } => {
+                self.ladder = Ladder::Terminating { kill_at };
+                actions.push(Action::Terminate);
+            }
+            // A second wish to stop can shorten the grace, never lengthen it.
+            Ladder::Terminating { kill_at: before } => {
+                self.ladder = Ladder::Terminating {
+                    kill_at: before.min(kill_at),
+                };
+            }
+            Ladder::Killing | Ladder::Over => {}
+        }
+    }
+
+    fn settle_pause(&mut self, now: Duration, actions: &mut Vec<Action>) {
+        if self.ladder != Ladder::Ground {
+            return;
+        }
+        let freeze = self.paused || self.unconfirmed;
+        match (freeze, self.running_since) {
+            (true, Some(_)) => {
+                self.ran = self.ran(now);
+                self.running_since = None;
+                actions.extend([Action::Freeze, Action::RecordPaused(true)]);
+            }
+            (false, None) => {
+                self.running_since = Some(now);
+                actions.extend([Action::Thaw, Action::RecordPaused(false)]);
+            }
+            (true, None) | (false, Some(_)) => {}
+        }
+    }
+
+    fn exited(&mut self, now: Duration, survivors: bool, actions: &mut Vec<Action>) {
+        if self.exited {
+            return;
+        }
+        self.ran = self.ran(now);
+        let was_frozen = self.running_since.is_none();
+        self.running_since = None;
+        self.exited = true;
+        self.lease_until = None;
+        if !survivors {
+            self.ladder = Ladder::Over;
+        } else if self.ladder == Ladder::Ground {
+            self.ladder = Ladder::Lingering {
+                until: now.saturating_add(LINGER),
+            };
+            if was_frozen {
+                actions.push(Action::Thaw);
+            }
+        }
+    }
+
+    /// Run time after which the warning goes out; `None` when there is none to send any more.
+    fn warn_after(&self) -> Option<Duration> {
+        if self.warned {
+            return None;
+        }
+        let before = self.limits.warn_before?;
+        Some(self.limits.time_limit?.saturating_sub(before))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const NO_LIMITS: Limits = Limits {
+        time_limit: None,
+        warn_before: None,
+        grace: Duration::from_secs(10),
+        lease: None,
+    };
+
+    fn s(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn cancel() -> Event {
+        Event::Stop {
+            cause: StopCause::Cancel,
+            grace: None,
+        }
+    }
+
+    #[test]
+    fn the_time_limit_warns_stops_and_kills() {
+        let mut attempt = Enforcement::start(
+            s(100),
+            Limits {
+                time_limit: Some(s(60)),
+                warn_before: Some(s(20)),
+                ..NO_LIMITS
+            },
+        );
+        assert_eq!(attempt.deadline(), Some(s(140)));
+        assert_eq!(attempt.apply(s(139), Event::Tick), []);
+        assert_eq!(attempt.apply(s(140), Event::Tick), [Action::Warn]);
+        assert_eq!(attempt.deadline(), Some(s(160)));
+        assert_eq!(
+            attempt.apply(s(160), Event::Tick),
+            [
+                Action::RecordStopping(StopCause::TimeLimit),
+                Action::Terminate
+            ]
+        );
+        assert_eq!(attempt.deadline(), Some(s(170)));
+        assert_eq!(attempt.apply(s(170), Event::Tick), [Action::Kill]);
+        assert_eq!(attempt.deadline(), None);
+        assert_eq!(attempt.cause(), Some(StopCause::TimeLimit));
+    }
+
+    #[test]
+    fn a_pause_stops_the_clock_of_the_time_limit() {
+        let mut attempt = Enforcement::start(
+            s(0),
+            Limits {
+                time_limit: Some(s(60)),
+                ..NO_LIMITS
+            },
+        );
+        assert_eq!(
+            attempt.apply(s(50), Event::SetPaused(true)),
+            [Action::Freeze, Action::RecordPaused(true)]
+        );
+        assert_eq!(attempt.apply(s(51), Event::SetPaused(true)), []);
+        assert_eq!(attempt.deadline(), None);
+        assert_eq!(attempt.apply(s(5000), Event::Tick), []);
+        assert_eq!(
+            attempt.apply(s(6000), Event::SetPaused(false)),
+            [Action::Thaw, Action::RecordPaused(false)]
+        );
+        assert_eq!(attempt.deadline(), Some(s(6010)));
+        attempt.apply(s(6005), Event::Exited { survivors: false });
+        assert_eq!(attempt.ran(s(9999)), s(55));
+    }
+
+    #[test]
+    fn stopping_a_frozen_tree_thaws_it_after_the_signal() {
+        let mut attempt = Enforcement::start(s(0), NO_LIMITS);
+        attempt.apply(s(1), Event::SetPaused(true));
+        assert_eq!(
+            attempt.apply(s(2), cancel()),
+            [
+                Action::RecordStopping(StopCause::Cancel),
+                Action::Terminate,
+                Action::Thaw,
+                Action::RecordPaused(false),
+            ]
+        );
+        assert_eq!(attempt.apply(s(3), Event::SetPaused(true)), []);
+        assert!(!attempt.is_frozen());
+    }
+
+    #[test]
+    fn the_first_cause_stays_and_a_second_stop_only_hurries() {
+        let mut attempt = Enforcement::start(s(0), NO_LIMITS);
+        attempt.apply(s(1), cancel());
+        let later = Event::Stop {
+            cause: StopCause::Superseded,
+            grace: Some(s(100)),
+        };
+        assert_eq!(attempt.apply(s(2), later), []);
+        assert_eq!(attempt.deadline(), Some(s(11)));
+        let sooner = Event::Stop {
+            cause: StopCause::Superseded,
+            grace: Some(s(1)),
+        };
+        assert_eq!(attempt.apply(s(3), sooner), []);
+        assert_eq!(attempt.deadline(), Some(s(4)));
+        assert_eq!(attempt.cause(), Some(StopCause::Cancel));
+    }
+
+    #[test]
+    fn survivors_linger_and_are_then_stopped_without_a_cause() {
+        let mut attempt = Enforcement::start(s(0), NO_LIMITS);
+        assert_eq!(attempt.apply(s(5), Event::Exited { survivors: true }), []);
+        assert_eq!(attempt.deadline(), Some(s(15)));
+        assert_eq!(attempt.apply(s(15), Event::Tick), [Action::Terminate]);
+        assert_eq!(attempt.apply(s(25), Event::Tick), [Action::Kill]);
+        attempt.apply(s(26), Event::TreeEmpty);
+        assert_eq!(attempt.apply(s(27), cancel()), []);
+        assert_eq!(attempt.cause(), None);
+        assert_eq!(attempt.ran(s(99)), s(5));
+    }
+
+    #[test]
+    fn a_cancel_of_survivors_does_not_wait() {
+        let mut attempt = Enforcement::start(s(0), NO_LIMITS);
+        attempt.apply(s(5), Event::Exited { survivors: true });
+        assert_eq!(attempt.apply(s(6), cancel()), [Action::Terminate]);
+        assert_eq!(attempt.cause(), None);
+        assert_eq!(attempt.deadline(), Some(s(16)));
+    }
+
+    #[test]
+    fn a_lease_that_is_not_renewed_stops_even_a_paused_attempt() {
+        let mut attempt = Enforcement::start(
+            s(0),
+            Limits {
+                lease: Some(s(30)),
+                ..NO_LIMITS
+            },
+        );
+        attempt.apply(s(20), Event::LeaseRenewed(s(30)));
+        assert_eq!(attempt.deadline(), Some(s(50)));
+        attempt.apply(s(21), Event::SetPaused(true));
+        assert_eq!(attempt.deadline(), Some(s(50)));
+        let actions = attempt.apply(s(50), Event::Tick);
+        assert_eq!(actions[0], Action::RecordStopping(StopCause::Lease));
+        assert!(actions.contains(&Action::Thaw));
+    }
+
+    #[test]
+    fn a_clock_jump_freezes_an_exclusive_attempt_until_its_lease_is_confirmed() {
+        let mut attempt = Enforcement::start(
+            s(0),
+            Limits {
+                lease: Some(s(30)),
+                ..NO_LIMITS
+            },
+        );
+        assert_eq!(
+            attempt.apply(s(5), Event::ClockJumped),
+            [Action::Freeze, Action::RecordPaused(true)]
+        );
+        assert_eq!(attempt.apply(s(6), Event::SetPaused(true)), []);
+        assert_eq!(attempt.apply(s(7), Event::LeaseRenewed(s(30))), []);
+        assert_eq!(
+            attempt.apply(s(8), Event::SetPaused(false)),
+            [Action::Thaw, Action::RecordPaused(false)]
+        );
+
+        let mut other = Enforcement::start(s(0), NO_LIMITS);
+        assert_eq!(other.apply(s(5), Event::ClockJumped), []);
+        assert_eq!(other.apply(s(5), Event::LeaseRenewed(s(1))), []);
+        assert_eq!(other.deadline(), None);
+    }
+
+    #[test]
+    fn endless_limits_do_not_overflow() {
+        let mut attempt = Enforcement::start(
+            s(1),
+            Limits {
+                time_limit: Some(Duration::MAX),
+                warn_before: Some(Duration::MAX),
+                grace: Duration::MAX,
+                lease: Some(Duration::MAX),
+            },
+        );
+        assert_eq!(attempt.apply(s(1), Event::Tick), [Action::Warn]);
+        attempt.apply(s(2), cancel());
+        assert_eq!(attempt.deadline(), Some(Duration::MAX));
+    }
+
+    fn any_event() -> impl Strategy<Value = Event> {
+        let time = || (0_u64..50).prop_map(Duration::from_secs);
+        let cause = prop_oneof![
+            Just(StopCause::Cancel),
+            Just(StopCause::Silence),
+            Just(StopCause::Superseded)
+        ];
+        prop_oneof![
+            4 => Just(Event::Tick),
+            1 => (cause, proptest::option::of(time()))
+                .prop_map(|(cause, grace)| Event::Stop { cause, grace }),
+            2 => any::<bool>().prop_map(Event::SetPaused),
+            1 => time().prop_map(Event::LeaseRenewed),
+            1 => Just(Event::ClockJumped),
+            1 => any::<bool>().prop_map(|survivors| Event::Exited { survivors }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn laws_of_the_ladder(
+            time_limit in proptest::option::of(0_u64..200),
+            warn_before in proptest::option::of(0_u64..200),
+            lease in proptest::option::of(0_u64..200),
+            steps in proptest::collection::vec((0_u64..40, any_event()), 0..40),
+        ) {
+            let mut attempt = Enforcement::start(s(0), Limits {
+                time_limit: time_limit.map(s),
+                warn_before: warn_before.map(s),
+                grace: s(10),
+                lease: lease.map(s),
+            });
+            let mut now = s(0);
+            let mut done = Vec::new();
+            let mut frozen = false;
+            let mut exited = false;
+            for (later, event) in steps {
+                now += s(later);
+                if exited && matches!(event, Event::Exited { .. }) {
+                    continue;
+                }
+                exited |= matches!(event, Event::Exited { .. });
+                let before = attempt.ran(now);
+                for action in attempt.apply(now, event) {
+                    match action {
+                        Action::Freeze => {
+                            prop_assert!(!frozen);
+                            frozen = true;
+                        }
+                        Action::Thaw => {
+                            prop_assert!(frozen);
+                            frozen = false;
+                        }
+                        Action::RecordStopping(_) => prop_assert!(!exited),
+                        _ => {}
+                    }
+                    done.push(action);
+                }
+                if !exited {
+                    prop_assert_eq!(frozen, attempt.is_frozen());
+                }
+                // An event never makes time, and nothing is due that a tick just looked at.
+                prop_assert_eq!(before, attempt.ran(now));
+                if event == Event::Tick {
+                    let again = attempt.apply(now, Event::Tick);
+                    done.extend(&again);
+                }
+            }
+            let count = |wanted: fn(&Action) -> bool| done.iter().filter(|a| wanted(a)).count();
+            prop_assert!(count(|a| matches!(a, Action::RecordStopping(_))) <= 1);
+            prop_assert!(count(|a| matches!(a, Action::Terminate)) <= 1);
+            prop_assert!(count(|a| matches!(a, Action::Warn)) <= 1);
+            prop_assert!(count(|a| matches!(a, Action::Kill)) <= 1);
+            let at = |wanted: Action| done.iter().position(|action| *action == wanted);
+            if let Some(kill) = at(Action::Kill) {
+                prop_assert!(at(Action::Terminate).is_some_and(|terminate| terminate < kill));
+            }
+        }
+    }
+}
