@@ -2,11 +2,16 @@
 //! the time and random numbers are arguments.
 
 pub mod attempt;
+pub mod dependency;
 pub mod explain;
 pub mod id;
 pub mod job;
+pub mod lease;
 pub mod outcome;
+pub mod placement;
 pub mod progress;
+pub mod reconcile;
+pub mod retry;
 pub mod spec;
 pub mod tracker;
 
