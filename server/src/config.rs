@@ -6,6 +6,7 @@
 use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use figment::Figment;
@@ -13,6 +14,7 @@ use figment::providers::{Format, Serialized, Toml};
 use qctl_proto::home::{Home, HomeError};
 use serde::{Deserialize, Serialize};
 
+use crate::app::Settings;
 use crate::database;
 
 /// The coordinator: keeps the queue and its history, and serves workers, users and pages.
@@ -28,12 +30,7 @@ pub struct Args {
     #[serde(skip_serializing_if = "Option::is_none")]
     public_url: Option<String>,
     /// Postgres to use instead of an embedded one, as postgres://USER@HOST:PORT/DATABASE
-    #[arg(
-        long,
-        env = "DATABASE_URL",
-        value_name = "URL",
-        hide_env_values = true
-    )]
+    #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true)]
     #[serde(skip_serializing_if = "Option::is_none")]
     database_url: Option<String>,
     /// Most connections to the database, 2 to 30 [default: 10]
@@ -52,6 +49,26 @@ pub struct Args {
     #[arg(long, env = "QCTL_TLS_KEY", value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     tls_key: Option<PathBuf>,
+    /// Silence of a worker after which its jobs are shown as unreachable [default: 60s]
+    #[arg(long, env = "QCTL_UNREACHABLE_AFTER", value_name = "TIME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unreachable_after: Option<String>,
+    /// Silence of a worker after which its jobs may start elsewhere [default: 30m]
+    #[arg(long, env = "QCTL_LOST_AFTER", value_name = "TIME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lost_after: Option<String>,
+    /// Mean wait before a job's first retry; doubles with each further one [default: 5s]
+    #[arg(long, env = "QCTL_RETRY_BASE", value_name = "TIME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_base: Option<String>,
+    /// Age at which ended jobs and their output are deleted [default: 90days]
+    #[arg(long, env = "QCTL_HISTORY_KEPT", value_name = "TIME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    history_kept: Option<String>,
+    /// Stored output above which the oldest ended jobs lose theirs [default: 1GiB]
+    #[arg(long, env = "QCTL_LOG_BYTES_KEPT", value_name = "SIZE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log_bytes_kept: Option<String>,
     /// What to log, such as `info` or `qctl_server=debug,warn` [default: info]
     #[arg(long, env = "QCTL_LOG", value_name = "FILTER")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -88,6 +105,11 @@ struct Raw {
     pg_bin: Option<PathBuf>,
     tls_cert: Option<PathBuf>,
     tls_key: Option<PathBuf>,
+    unreachable_after: Option<String>,
+    lost_after: Option<String>,
+    retry_base: Option<String>,
+    history_kept: Option<String>,
+    log_bytes_kept: Option<String>,
     log: String,
     log_format: LogFormat,
 }
@@ -102,6 +124,11 @@ impl Default for Raw {
             pg_bin: None,
             tls_cert: None,
             tls_key: None,
+            unreachable_after: None,
+            lost_after: None,
+            retry_base: None,
+            history_kept: None,
+            log_bytes_kept: None,
             log: "info".to_owned(),
             log_format: LogFormat::Compact,
         }
@@ -121,6 +148,8 @@ pub struct Config {
     pub database: database::Settings,
     /// Certificate and key; none means plain text, on loopback only.
     pub tls: Option<TlsFiles>,
+    /// Times and sizes.
+    pub settings: Settings,
     /// Filter of the log.
     pub log: String,
     /// How log lines look.
@@ -191,6 +220,32 @@ pub enum ConfigError {
         /// What was given.
         given: u32,
     },
+    /// A time cannot be read, or may not be used.
+    #[error(
+        "--{name} `{given}` is not a time between 1 second and 100 years, such as `90s` or `30m`"
+    )]
+    Time {
+        /// The setting.
+        name: &'static str,
+        /// What was given.
+        given: String,
+    },
+    /// A size cannot be read, or may not be used.
+    #[error("--{name} `{given}` is not a size of at least 1 MiB, such as `500MiB` or `2GiB`")]
+    Size {
+        /// The setting.
+        name: &'static str,
+        /// What was given.
+        given: String,
+    },
+    /// A worker would be given up before it is shown as unreachable.
+    #[error("--lost-after {lost:?} must be longer than --unreachable-after {unreachable:?}")]
+    LostTooSoon {
+        /// `--lost-after`.
+        lost: Duration,
+        /// `--unreachable-after`.
+        unreachable: Duration,
+    },
     /// The filter of the log cannot be read.
     #[error("--log `{given}` is not a filter such as `info` or `qctl_server=debug`")]
     Log {
@@ -248,6 +303,29 @@ impl Config {
                 given: raw.database_connections,
             });
         }
+        let defaults = Settings::default();
+        let settings = Settings {
+            unreachable_after: time(
+                "unreachable-after",
+                raw.unreachable_after,
+                defaults.unreachable_after,
+            )?,
+            lost_after: time("lost-after", raw.lost_after, defaults.lost_after)?,
+            retry_base: time("retry-base", raw.retry_base, defaults.retry_base)?,
+            history_kept: time("history-kept", raw.history_kept, defaults.history_kept)?,
+            log_bytes_kept: size(
+                "log-bytes-kept",
+                raw.log_bytes_kept,
+                defaults.log_bytes_kept,
+            )?,
+            ..defaults
+        };
+        if settings.lost_after <= settings.unreachable_after {
+            return Err(ConfigError::LostTooSoon {
+                lost: settings.lost_after,
+                unreachable: settings.unreachable_after,
+            });
+        }
         tracing_subscriber::EnvFilter::try_new(&raw.log).map_err(|source| ConfigError::Log {
             given: raw.log.clone(),
             source,
@@ -268,6 +346,7 @@ impl Config {
                 connections: raw.database_connections,
             },
             tls,
+            settings,
             log: raw.log,
             log_format: raw.log_format,
         })
@@ -285,6 +364,33 @@ fn resolve(given: &str) -> Result<SocketAddr, ConfigError> {
         // `localhost` may stand for both families; workers on the same machine expect IPv4.
         .min_by_key(SocketAddr::is_ipv6)
         .ok_or_else(|| failed(std::io::ErrorKind::NotFound.into()))
+}
+
+fn time(
+    name: &'static str,
+    given: Option<String>,
+    default: Duration,
+) -> Result<Duration, ConfigError> {
+    const LONGEST: Duration = Duration::from_secs(100 * 366 * 24 * 60 * 60);
+    let Some(given) = given.filter(|given| !given.is_empty()) else {
+        return Ok(default);
+    };
+    humantime::parse_duration(&given)
+        .ok()
+        .filter(|time| (Duration::from_secs(1)..=LONGEST).contains(time))
+        .ok_or(ConfigError::Time { name, given })
+}
+
+fn size(name: &'static str, given: Option<String>, default: u64) -> Result<u64, ConfigError> {
+    let Some(given) = given.filter(|given| !given.is_empty()) else {
+        return Ok(default);
+    };
+    given
+        .parse::<bytesize::ByteSize>()
+        .ok()
+        .map(|size| size.as_u64())
+        .filter(|size| *size >= 1024 * 1024)
+        .ok_or(ConfigError::Size { name, given })
 }
 
 fn check_public_url(given: &str) -> Result<String, ConfigError> {
@@ -329,6 +435,16 @@ impl fmt::Display for Config {
             writeln!(f, "tls_cert = {}", path(&tls.certificate))?;
             writeln!(f, "tls_key = {}", path(&tls.key))?;
         }
+        for (name, time) in [
+            ("unreachable_after", self.settings.unreachable_after),
+            ("lost_after", self.settings.lost_after),
+            ("retry_base", self.settings.retry_base),
+            ("history_kept", self.settings.history_kept),
+        ] {
+            writeln!(f, "{name} = {}", text(&shown(time)))?;
+        }
+        let size = format!("{} B", self.settings.log_bytes_kept);
+        writeln!(f, "log_bytes_kept = {}", text(&size))?;
         writeln!(f, "log = {}", text(&self.log))?;
         let format = match self.log_format {
             LogFormat::Compact => "compact",
@@ -336,6 +452,21 @@ impl fmt::Display for Config {
         };
         writeln!(f, "log_format = {}", text(format))
     }
+}
+
+/// A time in the largest unit that divides it: `90days` rather than months of an odd length.
+fn shown(time: Duration) -> String {
+    let seconds = time.as_secs();
+    if time.subsec_nanos() != 0 || seconds == 0 {
+        return humantime::format_duration(time).to_string();
+    }
+    [(86_400, "days"), (3_600, "h"), (60, "m")]
+        .iter()
+        .find(|(unit, _)| seconds.is_multiple_of(*unit))
+        .map_or_else(
+            || format!("{seconds}s"),
+            |(unit, name)| format!("{}{name}", seconds / unit),
+        )
 }
 
 /// An address that may be shown. One that cannot be taken apart is not shown at all.
@@ -462,5 +593,27 @@ mod tests {
         assert!(printed.contains("postgres://me@db:5432/q?a=b"), "{printed}");
         let again = with_file(&printed, &Args::default()).unwrap();
         assert_eq!(again.public_url.as_deref(), Some("https://q.example"));
+        assert_eq!(again.settings, Settings::default());
+    }
+
+    #[test]
+    fn times_and_sizes_are_read_and_nonsense_is_named() {
+        let args = |lost_after: &str, log_bytes_kept: &str| Args {
+            lost_after: Some(lost_after.to_owned()),
+            log_bytes_kept: Some(log_bytes_kept.to_owned()),
+            ..Args::default()
+        };
+        let config = load(args("2h", "2GiB")).unwrap();
+        assert_eq!(config.settings.lost_after, Duration::from_secs(7_200));
+        assert_eq!(config.settings.log_bytes_kept, 2 << 30);
+        for (lost_after, log_bytes_kept, named) in [
+            ("soon", "2GiB", "--lost-after `soon`"),
+            ("0s", "2GiB", "--lost-after `0s`"),
+            ("2h", "much", "--log-bytes-kept `much`"),
+            ("30s", "2GiB", "--unreachable-after"),
+        ] {
+            let error = load(args(lost_after, log_bytes_kept)).err().unwrap();
+            assert!(error.to_string().contains(named), "{error}");
+        }
     }
 }

@@ -47,8 +47,7 @@ pub(crate) fn start(filter: &str, format: LogFormat) -> Result<Telemetry, Teleme
         .as_ref()
         .map(|provider| {
             let filter = EnvFilter::try_new(EXPORTERS_OWN)?;
-            let layer =
-                tracing_opentelemetry::layer().with_tracer(provider.tracer("qctl-server"));
+            let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("qctl-server"));
             Ok::<_, TelemetryError>(layer.with_filter(filter))
         })
         .transpose()?;
@@ -63,9 +62,7 @@ fn provider() -> Result<SdkTracerProvider, TelemetryError> {
     let exporter = opentelemetry_otlp::SpanExporter::builder()
         .with_tonic()
         .build()?;
-    let resource = Resource::builder()
-        .with_service_name("qctl-server")
-        .build();
+    let resource = Resource::builder().with_service_name("qctl-server").build();
     Ok(SdkTracerProvider::builder()
         .with_batch_exporter(exporter)
         .with_resource(resource)

@@ -124,8 +124,8 @@ pub struct Database {
 pub async fn open(settings: &Settings) -> Result<Database, DatabaseError> {
     let (embedded, options) = match &settings.source {
         Source::Url(url) => {
-            let options = PgConnectOptions::from_str(url)
-                .map_err(|source| DatabaseError::Url { source })?;
+            let options =
+                PgConnectOptions::from_str(url).map_err(|source| DatabaseError::Url { source })?;
             (None, options)
         }
         Source::Embedded { folder, programs } => {
@@ -141,7 +141,11 @@ pub async fn open(settings: &Settings) -> Result<Database, DatabaseError> {
             term,
             description: format!(
                 "PostgreSQL {version}{}",
-                if embedded.is_some() { " (embedded)" } else { "" }
+                if embedded.is_some() {
+                    " (embedded)"
+                } else {
+                    ""
+                }
             ),
             leadership,
             embedded,

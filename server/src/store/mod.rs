@@ -1,7 +1,11 @@
 //! All SQL. Nothing here decides: callers read, decide with the core, and write guarded by what
 //! they read.
 
+pub mod events;
+pub(crate) mod leadership;
 pub mod logs;
+pub mod read;
+mod tokens;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -166,5 +170,3 @@ impl Store {
             .await?)
     }
 }
-
-pub(crate) mod leadership;

@@ -4,14 +4,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::EmbeddedError;
-
-/// An account to drop to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Account {
-    pub(super) name: String,
-    pub(super) uid: u32,
-    pub(super) gid: u32,
-}
+use crate::accounts::{Account, Accounts};
 
 /// The account to drop to: none unless we are root, else the owner of the cluster, `postgres` or
 /// `nobody`.
@@ -20,48 +13,27 @@ pub(super) fn choose(cluster: &Path) -> Result<Option<Account>, EmbeddedError> {
     let owner = std::fs::metadata(cluster)
         .ok()
         .map(|meta| (meta.uid(), meta.gid()));
-    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let accounts = Accounts::read();
     match (us, owner) {
         (0, Some((0, _))) => Err(EmbeddedError::OwnedByRoot {
             cluster: cluster.to_owned(),
         }),
         (0, Some((uid, gid))) => Ok(Some(Account {
-            name: name_of(&passwd, uid),
+            name: accounts.name_of(uid),
             uid,
             gid,
         })),
         (0, None) => ["postgres", "nobody"]
             .iter()
-            .find_map(|name| find(&passwd, name))
-            .map(Some)
+            .find_map(|name| accounts.find(name))
+            .map(|account| Some(account.clone()))
             .ok_or(EmbeddedError::NoAccount),
         (us, Some((owner, _))) if us != owner => Err(EmbeddedError::OwnedByAnother {
             cluster: cluster.to_owned(),
-            owner: name_of(&passwd, owner),
+            owner: accounts.name_of(owner),
         }),
         _ => Ok(None),
     }
-}
-
-fn find(passwd: &str, name: &str) -> Option<Account> {
-    entries(passwd).find(|account| account.name == name)
-}
-
-fn name_of(passwd: &str, uid: u32) -> String {
-    entries(passwd)
-        .find(|account| account.uid == uid)
-        .map_or_else(|| format!("uid {uid}"), |account| account.name)
-}
-
-fn entries(passwd: &str) -> impl Iterator<Item = Account> {
-    passwd.lines().filter_map(|line| {
-        let mut fields = line.split(':');
-        Some(Account {
-            name: fields.next()?.to_owned(),
-            uid: fields.nth(1)?.parse().ok()?,
-            gid: fields.next()?.parse().ok()?,
-        })
-    })
 }
 
 /// Lets the account pass through qctl's own folders on the way to the cluster, without letting it
@@ -103,23 +75,6 @@ pub(super) fn barrier(path: &Path, account: &Account) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const PASSWD: &str = "root:x:0:0:root:/root:/bin/bash\n\
-        broken\n\
-        postgres:x:105:113:PostgreSQL:/var/lib/postgresql:/bin/bash\n";
-
-    #[test]
-    fn accounts_are_found_by_name_and_by_number() {
-        let postgres = Account {
-            name: "postgres".to_owned(),
-            uid: 105,
-            gid: 113,
-        };
-        assert_eq!(find(PASSWD, "postgres"), Some(postgres));
-        assert_eq!(find(PASSWD, "nobody"), None);
-        assert_eq!(name_of(PASSWD, 105), "postgres");
-        assert_eq!(name_of(PASSWD, 4242), "uid 4242");
-    }
 
     #[test]
     fn the_outermost_closed_folder_is_named() {

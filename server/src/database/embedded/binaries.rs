@@ -62,13 +62,11 @@ fn pick(
             None => binaries.major >= OLDEST,
         })
         // The first of equals stands: versioned folders come before PATH.
-        .reduce(|best, next| {
-            if next.major > best.major {
-                next
-            } else {
-                best
-            }
-        });
+        .reduce(
+            |best, next| {
+                if next.major > best.major { next } else { best }
+            },
+        );
     match (suitable, wanted, newest) {
         (Some(binaries), _, _) => Ok(binaries),
         (None, Some(wanted), Some(found)) => Err(EmbeddedError::OtherMajor {

@@ -11,7 +11,7 @@ use rustix::fs::{FlockOperation, flock};
 use sha2::{Digest, Sha256};
 
 use super::EmbeddedError;
-use super::account::Account;
+use crate::accounts::Account;
 
 /// Postgres names its socket after its port, also when it listens on nothing else.
 pub(super) const PORT: u16 = 5432;

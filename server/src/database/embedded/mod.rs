@@ -279,9 +279,7 @@ impl Embedded {
             (Signal::KILL, Duration::from_secs(5)),
         ] {
             self.control.stop(signal);
-            let over = self
-                .phase
-                .wait_for(|phase| matches!(phase, Phase::Over(_)));
+            let over = self.phase.wait_for(|phase| matches!(phase, Phase::Over(_)));
             if tokio::time::timeout(patience, over).await.is_ok() {
                 return;
             }

@@ -19,10 +19,11 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::sync::watch;
 
 use super::EmbeddedError;
-use super::account::{self, Account};
+use super::account;
 use super::binaries::Binaries;
 use super::layout::{Layout, PORT};
 use super::{ROLE, orphans};
+use crate::accounts::Account;
 
 /// First and longest wait before Postgres is started again.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
@@ -203,7 +204,12 @@ fn start(plan: &Plan) -> Result<Child, EmbeddedError> {
     }
     trim_log(&layout.log);
     let log = open_log(&layout.log)?;
-    let mut command = command(plan, &plan.binaries.postgres(), &layout.cluster, Signal::INT);
+    let mut command = command(
+        plan,
+        &plan.binaries.postgres(),
+        &layout.cluster,
+        Signal::INT,
+    );
     command.arg("-D").arg(&layout.cluster);
     command.arg("-p").arg(PORT.to_string());
     command.arg("-k").arg(quoted(&layout.run));
@@ -228,11 +234,17 @@ fn make_cluster(plan: &Plan) -> Result<(), EmbeddedError> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
         _ => {}
     }
-    DirBuilder::new().mode(0o700).create(draft).map_err(failed)?;
+    DirBuilder::new()
+        .mode(0o700)
+        .create(draft)
+        .map_err(failed)?;
     if let Some(account) = &plan.account {
         std::os::unix::fs::chown(draft, Some(account.uid), Some(account.gid)).map_err(failed)?;
     }
-    tracing::info!("making a Postgres cluster in {}", plan.layout.cluster.display());
+    tracing::info!(
+        "making a Postgres cluster in {}",
+        plan.layout.cluster.display()
+    );
     let output = command(plan, &plan.binaries.initdb(), draft, Signal::KILL)
         .arg("-D")
         .arg(draft)
