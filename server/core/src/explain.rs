@@ -77,6 +77,8 @@ pub struct Queued {
     pub needs: Demand,
     /// The only worker that may run it.
     pub pinned: Option<String>,
+    /// The only worker that has its checkpoint.
+    pub checkpoint_on: Option<String>,
     /// True when it has a time limit, so that it may fill in before a reservation.
     pub limited: bool,
     /// True when new starts are stopped.
@@ -111,18 +113,33 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    fn room(&self) -> Demand {
-        Demand {
-            slots: self.total.slots - self.taken.slots,
-            gpus: self.total.gpus - self.taken.gpus,
-            memory_bytes: self.total.memory_bytes - self.taken.memory_bytes,
-        }
+    /// True when it could take this much if it were idle.
+    fn could_take(&self, needs: Demand) -> bool {
+        self.takes_beside(needs, NOTHING)
+    }
+
+    /// True when it has room for this much now.
+    fn has_room(&self, needs: Demand) -> bool {
+        self.takes_beside(needs, self.taken)
+    }
+
+    fn takes_beside(&self, needs: Demand, taken: Demand) -> bool {
+        // A worker whose memory is unknown is not limited by it.
+        let memory = match self.total.memory_bytes {
+            0 => true,
+            total => needs.memory_bytes <= total - taken.memory_bytes,
+        };
+        memory
+            && needs.slots <= self.total.slots - taken.slots
+            && needs.gpus <= self.total.gpus - taken.gpus
     }
 }
 
-fn fits(needs: Demand, room: Demand) -> bool {
-    needs.slots <= room.slots && needs.gpus <= room.gpus && needs.memory_bytes <= room.memory_bytes
-}
+const NOTHING: Demand = Demand {
+    slots: 0,
+    gpus: 0,
+    memory_bytes: 0,
+};
 
 /// Says in sentences why a job is not running, the most important first. There is always one.
 pub fn explain(situation: &Situation, now: DateTime<Utc>) -> Vec<String> {
@@ -132,10 +149,10 @@ pub fn explain(situation: &Situation, now: DateTime<Utc>) -> Vec<String> {
             not_before,
         } => waiting(dependencies, *not_before, now),
         Situation::Held { message } if message.is_empty() => {
-            vec!["It is held; releasing it lets it go on.".to_owned()]
+            vec!["It is on hold; releasing it lets it go on.".to_owned()]
         }
         Situation::Held { message } => vec![format!(
-            "It is held: {}. Releasing it lets it go on.",
+            "It is on hold: {}. Releasing it lets it go on.",
             without_stop(message)
         )],
         Situation::Queued(queued) => turn(queued, now),
@@ -260,15 +277,11 @@ fn turn(queued: &Queued, now: DateTime<Utc>) -> Vec<String> {
                 .to_owned(),
         );
     }
+    let only = queued.pinned.as_ref().or(queued.checkpoint_on.as_ref());
     let eligible: Vec<&Candidate> = queued
         .workers
         .iter()
-        .filter(|worker| {
-            queued
-                .pinned
-                .as_ref()
-                .is_none_or(|name| *name == worker.name)
-        })
+        .filter(|worker| only.is_none_or(|name| *name == worker.name))
         .collect();
     if let Some(obstacle) = no_worker(queued, &eligible, now) {
         sentences.push(obstacle);
@@ -280,12 +293,10 @@ fn turn(queued: &Queued, now: DateTime<Utc>) -> Vec<String> {
             worker.connected
                 && !worker.paused
                 && !worker.draining
-                && fits(queued.needs, worker.total)
+                && worker.could_take(queued.needs)
         })
         .collect();
-    let roomy = active
-        .iter()
-        .find(|worker| fits(queued.needs, worker.room()));
+    let roomy = active.iter().find(|worker| worker.has_room(queued.needs));
     match (roomy, queued.first_ahead) {
         (None, _) => {
             for worker in active.iter().take(NAMED) {
@@ -336,7 +347,7 @@ fn no_worker(queued: &Queued, eligible: &[&Candidate], now: DateTime<Utc>) -> Op
     }
     let large: Vec<&&Candidate> = eligible
         .iter()
-        .filter(|worker| fits(queued.needs, worker.total))
+        .filter(|worker| worker.could_take(queued.needs))
         .collect();
     if large.is_empty() {
         return Some(too_large(queued, eligible));
@@ -344,6 +355,8 @@ fn no_worker(queued: &Queued, eligible: &[&Candidate], now: DateTime<Utc>) -> Op
     let only = |worker: &Candidate| {
         if queued.pinned.is_some() {
             format!("Only worker `{}` may run it, and it", worker.name)
+        } else if queued.checkpoint_on.is_some() {
+            format!("Its checkpoint lies on worker `{}`, which", worker.name)
         } else if eligible.len() == 1 {
             format!("The only worker, `{}`,", worker.name)
         } else {
@@ -417,7 +430,10 @@ fn too_large(queued: &Queued, eligible: &[&Candidate]) -> String {
             size(memory),
         ));
     }
-    let holder = match (&queued.pinned, eligible) {
+    let holder = match (
+        queued.pinned.as_ref().or(queued.checkpoint_on.as_ref()),
+        eligible,
+    ) {
         (Some(name), _) => format!("worker `{name}`, the only one that may run it,"),
         (None, [worker]) => format!("the only worker, `{}`,", worker.name),
         (None, _) => "the largest worker".to_owned(),
@@ -526,6 +542,7 @@ mod tests {
         Queued {
             needs: Demand::default(),
             pinned: None,
+            checkpoint_on: None,
             limited: false,
             queue_paused: false,
             ahead: 0,
@@ -697,6 +714,36 @@ mod tests {
         assert_eq!(
             said(pinned(vec![paused])),
             ["Only worker `alpha` may run it, and it is paused; resuming it lets jobs start."]
+        );
+    }
+
+    #[test]
+    fn a_checkpoint_elsewhere_is_told() {
+        let away = Candidate {
+            connected: false,
+            ..worker("alpha", 1, 0, &[])
+        };
+        let facts = Queued {
+            checkpoint_on: Some("alpha".to_owned()),
+            ..queued(vec![away, worker("beta", 1, 0, &[])])
+        };
+        assert_eq!(
+            said(facts),
+            [
+                "Its checkpoint lies on worker `alpha`, which is not connected (last heard of 5 min 0 s ago)."
+            ]
+        );
+    }
+
+    #[test]
+    fn unknown_memory_limits_nothing() {
+        let mut unknown = worker("alpha", 1, 0, &[]);
+        unknown.total.memory_bytes = 0;
+        let mut facts = queued(vec![unknown]);
+        facts.needs.memory_bytes = 1 << 40;
+        assert_eq!(
+            said(facts),
+            ["It is first in the order and about to start."]
         );
     }
 

@@ -4,10 +4,13 @@ mod caller;
 mod changes;
 mod clock;
 mod error;
+mod explain;
 pub mod links;
 mod live;
 pub mod logs;
+pub mod read;
 mod settings;
+pub mod watch;
 
 use std::sync::Arc;
 
@@ -26,6 +29,7 @@ use crate::sessions::Sessions;
 use crate::store::Store;
 use links::Links;
 use logs::Logs;
+use watch::Watches;
 
 /// What an [`App`] is made of.
 #[derive(Debug)]
@@ -59,6 +63,8 @@ pub struct App {
     pub live: LiveProgress,
     /// Output on its way in and out.
     pub logs: Logs,
+    /// Bounds how many watch.
+    pub watches: Watches,
     /// Times and sizes.
     pub settings: Settings,
     /// The term in which this coordinator leads.
@@ -88,6 +94,7 @@ impl App {
             links,
             live: LiveProgress::default(),
             logs,
+            watches: Watches::default(),
             settings,
             term,
             stop,
