@@ -30,7 +30,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use app::links::Links;
-use app::{App, Clock, Parts};
+use app::{About, App, Clock, Parts};
 use auth::{Doorkeeper, Origins, PageDoor, PageKey, SecretError, Tokens};
 use config::{Args, Config};
 use database::{DatabaseError, LeadershipLost};
@@ -177,6 +177,10 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
             links: Links::new(public_url, key.as_str()),
             settings: config.settings.clone(),
             term: Term(database.term),
+            about: About {
+                database: database.description.clone(),
+                templates_file: config.home.config_file("templates.toml"),
+            },
         },
         stop.clone(),
     );

@@ -18,6 +18,16 @@ impl Links {
         }
     }
 
+    /// The address that links begin with, without the key.
+    pub fn public_url(&self) -> &str {
+        &self.public_url
+    }
+
+    /// Link to the queue's page.
+    pub fn queue(&self) -> String {
+        format!("{}/?k={}", self.public_url, self.key)
+    }
+
     /// Link to a job's page.
     pub fn job(&self, job: JobId) -> String {
         format!("{}/jobs/{job}?k={}", self.public_url, self.key)

@@ -10,10 +10,12 @@ mod live;
 pub mod logs;
 pub mod read;
 mod settings;
+pub mod templates;
 pub mod watch;
 
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
 use qctl_server_core::Term;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -23,6 +25,7 @@ pub use changes::{Change, Changes};
 pub use clock::{Clock, ManualClock};
 pub use error::Error;
 pub use live::LiveProgress;
+pub use read::About;
 pub use settings::Settings;
 
 use crate::sessions::Sessions;
@@ -44,6 +47,8 @@ pub struct Parts {
     pub settings: Settings,
     /// The term in which this coordinator leads.
     pub term: Term,
+    /// What the status says of the coordinator itself.
+    pub about: About,
 }
 
 /// The coordinator's use cases, shared by everything that serves a call.
@@ -69,6 +74,10 @@ pub struct App {
     pub settings: Settings,
     /// The term in which this coordinator leads.
     pub term: Term,
+    /// What the status says of the coordinator itself.
+    pub about: About,
+    /// Since when it runs.
+    pub started_at: DateTime<Utc>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -83,7 +92,9 @@ impl App {
             links,
             settings,
             term,
+            about,
         } = parts;
+        let started_at = clock.now();
         let tasks = TaskTracker::new();
         let logs = Logs::start(store.clone(), &tasks, stop.clone());
         Arc::new(Self {
@@ -97,6 +108,8 @@ impl App {
             watches: Watches::default(),
             settings,
             term,
+            about,
+            started_at,
             stop,
             tasks,
         })

@@ -1,6 +1,7 @@
 //! What people see: jobs, attempts, history, workers and the queue as a whole.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -27,6 +28,15 @@ const STATUS_WORKERS: usize = 1_000;
 
 /// The period of a worker's statistics and of the status's ended jobs.
 const DAY: TimeDelta = TimeDelta::hours(24);
+
+/// What the status says of the coordinator itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct About {
+    /// What the database says of itself, such as `PostgreSQL 15.18 (embedded)`.
+    pub database: String,
+    /// File of the templates that this coordinator offers beside the built-in ones; need not exist.
+    pub templates_file: PathBuf,
+}
 
 /// A job as people see it.
 #[derive(Clone, Debug, PartialEq)]
