@@ -1,3 +1,5 @@
 //! Thin main; everything is in the library.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    qctl_cli::main()
+}

@@ -1,0 +1,244 @@
+//! `qctl edit`: changes a job that has not started. Only what is given changes.
+
+use std::process::ExitCode;
+
+use clap::ValueEnum;
+use qctl_proto::v1;
+
+use super::{carried, submit};
+use crate::args::{SpecArgs, SubmissionArgs, values};
+use crate::context::{Context, request_id, unary};
+use crate::error::{Error, Problem};
+use crate::output::{document, time};
+use crate::submission::draft::{Draft, Words};
+use crate::submission::from_options;
+use crate::submission::surroundings::Surroundings;
+
+/// Arguments of `qctl edit`.
+#[derive(Debug, clap::Args)]
+#[command(override_usage = "qctl edit [OPTIONS] JOB [-- COMMAND [ARGS]...]")]
+pub struct Args {
+    /// Job number
+    #[arg(value_name = "JOB", value_parser = values::job)]
+    pub job: i64,
+    /// New name for people
+    #[arg(long, value_name = "NAME", help_heading = "Job options")]
+    pub name: Option<String>,
+    /// What `submit` can say too. Labels and variables are added to those there are.
+    #[command(flatten)]
+    pub spec: SpecArgs,
+    /// Take away what there is; can be given several times
+    #[arg(long, value_name = "FIELD", value_delimiter = ',')]
+    pub clear: Vec<Field>,
+    /// New text for a shell
+    #[arg(long, value_name = "TEXT", conflicts_with = "words")]
+    pub shell: Option<String>,
+    /// New command with its arguments
+    #[arg(value_name = "COMMAND", last = true)]
+    pub words: Vec<String>,
+}
+
+/// A field that can be taken away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Field {
+    /// All labels
+    Labels,
+    /// The ticket
+    Tracker,
+    /// The ticket's folder
+    Workspace,
+    /// All dependencies
+    After,
+    /// The time limit
+    TimeLimit,
+    /// The warning before the time limit
+    WarnBefore,
+    /// The choice of a worker
+    Worker,
+}
+
+impl Field {
+    /// Its path in an update mask.
+    fn path(self) -> &'static str {
+        match self {
+            Self::Labels => "labels",
+            Self::Tracker => "tracker",
+            Self::Workspace => "workspace",
+            Self::After => "after",
+            Self::TimeLimit => "time_limit",
+            Self::WarnBefore => "warn_before",
+            Self::Worker => "worker",
+        }
+    }
+
+    fn clear(self, spec: &mut v1::JobSpec) {
+        match self {
+            Self::Labels => spec.labels.clear(),
+            Self::Tracker => spec.tracker.clear(),
+            Self::Workspace => spec.workspace.clear(),
+            Self::After => spec.after.clear(),
+            Self::TimeLimit => spec.time_limit = None,
+            Self::WarnBefore => spec.warn_before = None,
+            Self::Worker => spec.worker.clear(),
+        }
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When nothing is to be changed, or the job has started.
+pub async fn run(context: &Context, args: Args) -> Result<ExitCode, Error> {
+    let surroundings = Surroundings::capture()?;
+    let options = SubmissionArgs {
+        spec: args.spec,
+        ..SubmissionArgs::default()
+    };
+    let mut draft = from_options(options, &surroundings)?;
+    draft.name = args.name;
+    draft.command = match args.shell {
+        Some(text) => Some(Words::Shell(text)),
+        None if args.words.is_empty() => None,
+        None => Some(submit::plain_command(args.words)?),
+    };
+    if draft == Draft::default() && args.clear.is_empty() {
+        return Err(Problem::usage("nothing to change was given")
+            .hint("options are like those of submit")
+            .next("qctl edit --help")
+            .into());
+    }
+    let client = context.client().await?;
+    let request = v1::GetJobRequest { id: args.job };
+    let response = client.jobs().get_job(unary(request)).await?.into_inner();
+    let mut spec = carried(response.job)?.spec.unwrap_or_default();
+    let mut paths: Vec<&str> = Vec::new();
+    for field in args.clear {
+        field.clear(&mut spec);
+        paths.push(field.path());
+    }
+    paths.extend(apply(draft, &mut spec, &surroundings));
+    paths.sort_unstable();
+    paths.dedup();
+    let request = v1::UpdateJobRequest {
+        request_id: request_id(),
+        id: args.job,
+        spec: Some(spec),
+        update_mask: Some(prost_types::FieldMask {
+            paths: paths.iter().map(|path| (*path).to_owned()).collect(),
+        }),
+    };
+    let response = client.jobs().update_job(unary(request)).await?.into_inner();
+    let job = carried(response.job)?;
+    if context.output.json {
+        context.output.print_document(&document::Job::from(&job))?;
+    } else {
+        context
+            .output
+            .print(&format!("Changed job {}: {}\n", job.id, paths.join(", ")))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Lays a draft over a job's spec. Gives the fields that it touched.
+fn apply(draft: Draft, spec: &mut v1::JobSpec, surroundings: &Surroundings) -> Vec<&'static str> {
+    let mut paths = Vec::new();
+    let mut touch = |path: &'static str, touched: bool| {
+        if touched {
+            paths.push(path);
+        }
+        touched
+    };
+    if let Some(name) = draft.name.filter(|_| touch("name", true)) {
+        spec.name = name;
+    }
+    if let Some(words) = draft.command.filter(|_| touch("command", true)) {
+        (spec.command, spec.shell) = match words {
+            Words::Vector(words) => (words, false),
+            Words::Shell(text) => (surroundings.shell_command(text), true),
+        };
+    }
+    if let Some(cwd) = draft.cwd.filter(|_| touch("cwd", true)) {
+        spec.cwd = cwd;
+    }
+    if touch("env", !draft.env.is_empty()) {
+        spec.env.extend(draft.env);
+    }
+    if let Some(tracker) = draft.tracker.filter(|_| touch("tracker", true)) {
+        spec.tracker = tracker;
+    }
+    if let Some(workspace) = draft.workspace.filter(|_| touch("workspace", true)) {
+        spec.workspace = workspace;
+    }
+    if touch("labels", !draft.labels.is_empty()) {
+        spec.labels.extend(draft.labels);
+    }
+    if let Some(priority) = draft.priority.filter(|_| touch("priority", true)) {
+        spec.priority = priority;
+    }
+    if let Some(after) = draft.after.filter(|_| touch("after", true)) {
+        spec.after = after
+            .into_iter()
+            .map(|after| v1::Dependency {
+                job_id: after.job,
+                condition: after.condition.into(),
+            })
+            .collect();
+    }
+    if let Some(limit) = draft.time_limit.filter(|_| touch("time_limit", true)) {
+        spec.time_limit = Some(time::wire_span(limit));
+    }
+    if let Some(before) = draft.warn_before.filter(|_| touch("warn_before", true)) {
+        spec.warn_before = Some(time::wire_span(before));
+    }
+    if draft.retries.is_some() && touch("retries", true) {
+        spec.retries = draft.retries;
+    }
+    if draft.resumes.is_some() && touch("resumes", true) {
+        spec.resumes = draft.resumes;
+    }
+    let demands = draft.slots.is_some() || draft.gpus.is_some() || draft.memory.is_some();
+    if touch("demand", demands) {
+        let demand = spec.demand.get_or_insert_default();
+        demand.slots = draft.slots.unwrap_or(demand.slots);
+        demand.gpus = draft.gpus.unwrap_or(demand.gpus);
+        demand.memory_bytes = draft.memory.unwrap_or(demand.memory_bytes);
+    }
+    if let Some(worker) = draft.worker.filter(|_| touch("worker", true)) {
+        spec.worker = worker;
+    }
+    if let Some(exclusive) = draft.exclusive.filter(|_| touch("exclusive", true)) {
+        spec.exclusive = exclusive;
+    }
+    paths
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn only_what_is_given_changes() {
+        let surroundings = Surroundings::new("/".into(), BTreeMap::new(), "here".into());
+        let mut spec = v1::JobSpec {
+            name: "old".into(),
+            env: [("A".to_owned(), "1".to_owned())].into(),
+            demand: Some(v1::Demand {
+                slots: 2,
+                gpus: 1,
+                memory_bytes: 7,
+            }),
+            ..Default::default()
+        };
+        let draft = Draft {
+            env: [("B".to_owned(), "2".to_owned())].into(),
+            gpus: Some(0),
+            ..Draft::default()
+        };
+        assert_eq!(apply(draft, &mut spec, &surroundings), ["env", "demand"]);
+        assert_eq!(spec.name, "old");
+        assert_eq!(spec.env.len(), 2);
+        let demand = spec.demand.unwrap();
+        assert_eq!((demand.slots, demand.gpus, demand.memory_bytes), (2, 0, 7));
+    }
+}

@@ -1,0 +1,150 @@
+//! What every command is given: folders, connection, and how to print.
+
+use std::path::Path;
+use std::time::Duration;
+
+use qctl_proto::MAX_MESSAGE_BYTES;
+use qctl_proto::client::{AuthorizedChannel, ConnectError, Target};
+use qctl_proto::home::Home;
+use qctl_proto::v1::job_service_client::JobServiceClient;
+use qctl_proto::v1::log_service_client::LogServiceClient;
+use qctl_proto::v1::queue_service_client::QueueServiceClient;
+use tokio::sync::OnceCell;
+
+use crate::config::Config;
+use crate::error::{Error, Problem};
+use crate::exit;
+use crate::output::Output;
+
+/// How long one call may take before it counts as unanswered.
+const CALL_DEADLINE: Duration = Duration::from_secs(60);
+
+/// What every command is given.
+pub struct Context {
+    /// Where and how to print.
+    pub output: Output,
+    config: Config,
+    client: OnceCell<Client>,
+}
+
+impl Context {
+    /// A context that connects when a command first asks for it.
+    pub fn new(config: Config, output: Output) -> Self {
+        Self {
+            output,
+            config,
+            client: OnceCell::new(),
+        }
+    }
+
+    /// The checked configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// This installation's folders.
+    ///
+    /// # Errors
+    /// When the environment names none.
+    pub fn home(&self) -> Result<&Home, Error> {
+        self.config.home()
+    }
+
+    /// The connection to the coordinator, made on the first call and then kept.
+    ///
+    /// # Errors
+    /// When there is no token, or nobody answers.
+    pub async fn client(&self) -> Result<&Client, Error> {
+        self.client.get_or_try_init(|| self.connect()).await
+    }
+
+    /// A new connection, for a command that goes on after the coordinator restarted, perhaps
+    /// at another address.
+    ///
+    /// # Errors
+    /// When there is no token, or nobody answers.
+    pub async fn connect(&self) -> Result<Client, Error> {
+        let (address, chosen) = self.config.address();
+        let path = self.config.token_file()?;
+        let token = match std::fs::read_to_string(&path) {
+            Ok(token) => Some(token.trim().to_owned()).filter(|token| !token.is_empty()),
+            Err(source) if source.kind() == std::io::ErrorKind::NotFound => None,
+            Err(source) => return Err(Error::file("read", path)(source)),
+        };
+        let has_token = token.is_some();
+        let target = Target {
+            address: address.clone(),
+            token: token.unwrap_or_default(),
+            authority: self.config.authority(),
+        };
+        let channel = target.connect().await.map_err(|source| Error::Connect {
+            address: address.clone(),
+            chosen,
+            source: Box::new(source),
+        })?;
+        if !has_token {
+            // Only now, because that nobody answers is the better thing to tell.
+            return Err(no_token(&address, &path).into());
+        }
+        Ok(Client { channel })
+    }
+
+    /// Where this context connects to, such as `127.0.0.1:7420`.
+    pub fn address(&self) -> String {
+        self.config.address().0
+    }
+}
+
+fn no_token(address: &str, path: &Path) -> Problem {
+    Problem::new(
+        "UNAUTHENTICATED",
+        exit::DENIED,
+        format!(
+            "a coordinator answers at {address}, but there is no token for it in {}",
+            path.display()
+        ),
+    )
+    .hint("give its token file by --token-file or QCTL_TOKEN_FILE; `qctl up` makes one at first start")
+}
+
+/// A connection to the coordinator. Cheap to clone; calls may overlap.
+#[derive(Clone)]
+pub struct Client {
+    channel: AuthorizedChannel,
+}
+
+impl Client {
+    /// Jobs: submit, read, change.
+    pub fn jobs(&self) -> JobServiceClient<AuthorizedChannel> {
+        JobServiceClient::new(self.channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    /// Output of jobs.
+    pub fn logs(&self) -> LogServiceClient<AuthorizedChannel> {
+        LogServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    /// Workers, the queue as a whole, templates.
+    pub fn queue(&self) -> QueueServiceClient<AuthorizedChannel> {
+        QueueServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+}
+
+/// A request that counts as unanswered after a minute. Streams take their message as it is.
+pub fn unary<T>(message: T) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    request.set_timeout(CALL_DEADLINE);
+    request
+}
+
+/// A fresh request id.
+pub fn request_id() -> String {
+    uuid::Uuid::now_v7().to_string()
+}
+
+/// True when a connection error means that nobody listens, rather than that the call was wrong.
+pub fn nobody_listens(error: &Error) -> bool {
+    matches!(error, Error::Connect { source, .. } if matches!(**source, ConnectError::Unreachable { .. }))
+}
