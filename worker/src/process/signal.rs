@@ -10,6 +10,33 @@ use crate::process::snapshot::{Process, Snapshot};
 /// Passes after which freezing gives up for now: a tree that still grows is met again later.
 const MAX_PASSES: usize = 64;
 
+/// A signal by its number; `None` when there is none of it, or the C library keeps it for itself.
+pub fn from_number(number: i32) -> Option<Signal> {
+    match number {
+        1..=31 | 34..=64 => {
+            // SAFETY: these are the signals of Linux except the two that the C library uses.
+            Some(unsafe { Signal::from_raw_unchecked(number) })
+        }
+        _ => None,
+    }
+}
+
+/// True when a process has a handler for a signal, or holds it back to fetch it by itself.
+pub fn is_expected(pid: i32, signal: Signal) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    is_expected_by(&status, signal)
+}
+
+fn is_expected_by(status: &str, signal: Signal) -> bool {
+    let bit = 1_u64 << (signal.as_raw() - 1);
+    status.lines().any(|line| {
+        line.strip_prefix("SigCgt:")
+            .or_else(|| line.strip_prefix("SigBlk:"))
+            .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+            .is_some_and(|mask| mask & bit != 0)
+    })
+}
+
 /// Sends a signal to a process, unless its number belongs to another one by now. Returns whether
 /// it was sent.
 ///
@@ -92,4 +119,27 @@ pub fn freeze_and_kill(
         }
     }
     Ok(killed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_handled_or_blocked_signal_is_expected() {
+        let status = "Name:\tx\nSigBlk:\t0000000000000800\nSigIgn:\t0000000000000200\n\
+                      SigCgt:\t0000000000004000\n";
+        assert!(is_expected_by(status, Signal::USR2));
+        assert!(is_expected_by(status, Signal::TERM));
+        assert!(!is_expected_by(status, Signal::USR1));
+        assert!(!is_expected_by("", Signal::USR1));
+    }
+
+    #[test]
+    fn only_signals_have_numbers() {
+        for number in [-1, 0, 32, 33, 65] {
+            assert_eq!(from_number(number), None);
+        }
+        assert_eq!(from_number(10), Some(Signal::USR1));
+    }
 }

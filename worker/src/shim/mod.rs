@@ -1,7 +1,134 @@
 //! The shim: the small, synchronous program that owns a job's processes.
 //!
 //! `qctl-worker shim --segment FILE --socket PATH` takes the lock of the segment, which an agent
-//! has created, and runs one assignment after the other. It outlives the agent: everything it
-//! learns is in the segment, every limit is enforced here, and over the socket it only rings.
+//! has just created, and runs one assignment after the other. It outlives the agent: what happens
+//! is written into the segment, limits are enforced here, and over the socket it only rings. When
+//! its standard input is a connected socket, that is the connection of the agent that started it.
+//!
+//! One loop ([`event_loop`]) waits for everything; what to do about limits is decided by
+//! [`qctl_worker_core::enforcement`].
 
+/// Writes a line for whoever reads the worker's log. Unlike `eprintln!` it cannot panic when
+/// nobody does: the job must outlive its audience.
+macro_rules! note {
+    ($($argument:tt)*) => {{
+        let line = format!("qctl-worker shim: {}\n", format_args!($($argument)*));
+        let _ = ::std::io::Write::write_all(&mut ::std::io::stderr(), line.as_bytes());
+    }};
+}
+
+mod attempt;
+mod clock;
+mod control;
+mod durability;
+mod event_loop;
+mod journal;
+mod launch;
+mod out_of_memory;
+mod output;
+mod progress;
 pub mod records;
+mod signals;
+mod spawn;
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+pub use control::connect;
+pub use journal::JournalError;
+
+use crate::shim::event_loop::Shim;
+use crate::shim::journal::Journal;
+
+/// What a shim is told when it is started.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// Segment to write: a new file, empty or with nothing but a header
+    #[arg(long, value_name = "FILE")]
+    pub segment: PathBuf,
+    /// Socket to listen on; the progress pipe is made beside it
+    #[arg(long, value_name = "PATH")]
+    pub socket: PathBuf,
+    /// Jobs after which the shim retires
+    #[arg(long, value_name = "NUMBER", default_value_t = 10_000)]
+    pub max_jobs: u64,
+    /// Length of the segment after which the shim retires, in bytes
+    #[arg(long, value_name = "BYTES", default_value_t = 64 * 1024 * 1024)]
+    pub max_segment_bytes: u64,
+}
+
+/// Why a shim gave up.
+#[derive(Debug, thiserror::Error)]
+pub enum ShimError {
+    /// The segment cannot be begun.
+    #[error("cannot begin")]
+    Journal(#[from] JournalError),
+    /// The socket cannot be made.
+    #[error("cannot listen on {}", path.display())]
+    Listen {
+        /// The socket.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// Something that every process may do was refused.
+    #[error("cannot {what}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Runs a shim until it retires. Errors are told on standard error.
+pub fn main(args: &Args) -> ExitCode {
+    match run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let mut message = error.to_string();
+            let mut source = std::error::Error::source(&error);
+            while let Some(cause) = source {
+                message.push_str(": ");
+                message.push_str(&cause.to_string());
+                source = cause.source();
+            }
+            note!("{message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs a shim until it retires. The caller's process belongs to it: it leaves its session, its
+/// standard input and its way of handling signals.
+///
+/// # Errors
+/// When the segment or the socket cannot be had, or the kernel refuses what every process may do.
+pub fn run(args: &Args) -> Result<(), ShimError> {
+    let system = |what| move |source| ShimError::System { what, source };
+    // Fails when this process leads its group already, which a shell may have arranged; then it is
+    // as far from the agent as it can be.
+    let _ = rustix::process::setsid();
+    let first = take_stdin().map_err(system("take standard input"))?;
+    let journal = Journal::begin(&args.segment)?;
+    let shim = Shim::new(args, journal, first)?;
+    shim.run().map_err(system("wait for events"))
+}
+
+/// The agent's connection, when standard input is one.
+fn take_stdin() -> io::Result<Option<UnixStream>> {
+    let stdin = io::stdin();
+    let kind = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&stdin)?.st_mode);
+    if kind != rustix::fs::FileType::Socket {
+        return Ok(None);
+    }
+    let first = stdin.as_fd().try_clone_to_owned()?;
+    let null = std::fs::File::open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    Ok(Some(first.into()))
+}

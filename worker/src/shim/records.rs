@@ -5,6 +5,9 @@ use prost::Message;
 use qctl_proto::v1::{SegmentRecord, segment_record};
 use qctl_worker_core::segment::{self, EventKind, Record, TooLong};
 
+/// Number of the field `fence` of `SegmentRecord`.
+const FENCE_FIELD: u32 = 1;
+
 /// What a record tells, except output.
 pub type Event = segment_record::Record;
 
@@ -26,8 +29,8 @@ pub enum RecordError {
 ///
 /// # Errors
 /// When the record is longer than a segment takes.
-pub fn encode(fence: i64, event: Event, bytes: &mut Vec<u8>) -> Result<(), TooLong> {
-    let kind = match &event {
+pub fn encode(fence: i64, event: &Event, bytes: &mut Vec<u8>) -> Result<(), TooLong> {
+    let kind = match event {
         Event::Assigned(_) => EventKind::Assigned,
         Event::Starting(_) => EventKind::Starting,
         Event::Pid(_) => EventKind::Pid,
@@ -39,11 +42,13 @@ pub fn encode(fence: i64, event: Event, bytes: &mut Vec<u8>) -> Result<(), TooLo
         Event::Freed(_) => EventKind::Freed,
         Event::Hole(_) => EventKind::Hole,
     };
-    let payload = SegmentRecord {
-        fence,
-        record: Some(event),
+    // Field by field what `SegmentRecord` encodes to: the message would have to own the event, and
+    // an assignment can hold megabytes.
+    let mut payload = Vec::new();
+    if fence != 0 {
+        prost::encoding::int64::encode(FENCE_FIELD, &fence, &mut payload);
     }
-    .encode_to_vec();
+    event.encode(&mut payload);
     segment::encode(
         &Record::Event {
             fence,
@@ -76,8 +81,8 @@ mod tests {
     #[test]
     fn an_event_comes_back_from_a_segment() {
         let mut bytes = segment::header().to_vec();
-        encode(9, Event::Void("no room".into()), &mut bytes).unwrap();
-        encode(9, Event::Freed(SegmentFreed {}), &mut bytes).unwrap();
+        encode(9, &Event::Void("no room".into()), &mut bytes).unwrap();
+        encode(9, &Event::Freed(SegmentFreed {}), &mut bytes).unwrap();
         let mut reader = Reader::new();
         reader.feed(&bytes);
         let Ok(Read::Record {

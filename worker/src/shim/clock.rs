@@ -1,0 +1,71 @@
+//! The shim's clocks.
+
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// Difference between the clocks that counts as a jump. Smaller ones are corrections.
+const JUMP: Duration = Duration::from_secs(30);
+
+/// Time by the clock that never jumps.
+pub(super) fn now() -> Duration {
+    read(ClockId::Monotonic)
+}
+
+/// Microseconds since the Unix epoch, by the wall clock.
+pub(super) fn wall_us() -> i64 {
+    i64::try_from(read(ClockId::Realtime).as_micros()).unwrap_or(i64::MAX)
+}
+
+fn read(clock: ClockId) -> Duration {
+    // The kernel gives whole seconds and normalised nanoseconds; a wall clock set before 1970 is
+    // the only time that does not fit.
+    Duration::try_from(clock_gettime(clock)).unwrap_or_default()
+}
+
+/// Notices that the machine slept or its clock was set: then the clocks no longer differ by what
+/// they did.
+#[derive(Debug)]
+pub(super) struct JumpWatch {
+    wall: Duration,
+    since_boot: Duration,
+}
+
+impl JumpWatch {
+    /// Remembers how far the clocks are apart.
+    pub(super) fn new() -> Self {
+        let now = now();
+        Self {
+            wall: read(ClockId::Realtime).saturating_sub(now),
+            since_boot: read(ClockId::Boottime).saturating_sub(now),
+        }
+    }
+
+    /// True once after a jump.
+    pub(super) fn has_jumped(&mut self) -> bool {
+        let before = std::mem::replace(self, Self::new());
+        let jumped = before.wall.abs_diff(self.wall) > JUMP
+            || before.since_boot.abs_diff(self.since_boot) > JUMP;
+        if !jumped {
+            // A slow drift must add up, so the first reading stays the reference.
+            *self = before;
+        }
+        jumped
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_jump_is_told_once_and_a_correction_never() {
+        let mut watch = JumpWatch::new();
+        assert!(!watch.has_jumped());
+        watch.wall += Duration::from_secs(3600);
+        assert!(watch.has_jumped());
+        assert!(!watch.has_jumped());
+        watch.since_boot = watch.since_boot.saturating_add(Duration::from_secs(5));
+        assert!(!watch.has_jumped());
+    }
+}
