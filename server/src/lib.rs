@@ -163,7 +163,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
     let key = PageKey::open(&data.join("page-key"))?;
     // Before the database, because a taken port is found at once.
     let listener = Listener::bind(config.listen, config.tls.as_ref()).await?;
-    let database = tokio::select! {
+    let mut database = tokio::select! {
         opened = database::open(&config.database) => opened?,
         () = shutdown.cancelled() => return Ok(()),
     };
@@ -208,27 +208,14 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
     );
     service_manager::notify("READY=1");
 
-    let serving = listener.serve(calls.merge(pages), stop.clone());
-    let tended = async {
-        match &database.embedded {
-            Some(embedded) => embedded.tend_log().await,
-            None => std::future::pending().await,
-        }
-    };
-    let leadership = database.leadership.keep();
-    let ended = {
-        tokio::pin!(serving);
-        let lost = tokio::select! {
-            served = &mut serving => Err(served),
-            lost = leadership => Ok(lost),
-            () = tended => unreachable!("it never ends"),
-        };
-        match lost {
-            Err(served) => served.map_err(RunError::from),
-            Ok(lost) => {
-                stop.cancel();
-                serving.await.and(Ok(())).map_err(RunError::from).and(Err(lost.into()))
-            }
+    let mut serving = std::pin::pin!(listener.serve(calls.merge(pages), stop.clone()));
+    let ended = tokio::select! {
+        served = &mut serving => served.map_err(RunError::from),
+        lost = database.leadership.keep() => {
+            stop.cancel();
+            // That the leadership is lost says more than how serving ended.
+            let _ = serving.await;
+            Err(lost.into())
         }
     };
     service_manager::notify("STOPPING=1");
@@ -237,6 +224,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
     let stopped = async {
         app.stopped().await;
         database.pool.close().await;
+        database.leadership.release().await;
     };
     if tokio::time::timeout(STOP_LIMIT, stopped).await.is_err() {
         tracing::warn!("some tasks had not ended after {STOP_LIMIT:?}");

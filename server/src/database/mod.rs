@@ -285,7 +285,7 @@ pub struct Leadership {
 impl Leadership {
     /// Keeps the lock through restarts of the database; returns when another coordinator has it or
     /// has had it.
-    pub async fn keep(mut self) -> LeadershipLost {
+    pub async fn keep(&mut self) -> LeadershipLost {
         loop {
             tokio::time::sleep(WATCH).await;
             let checked = tokio::time::timeout(WATCH, self.connection.ping()).await;

@@ -3,8 +3,15 @@
 //! A page shows; it changes nothing. Everything it shows comes from `app`, and every word of ours
 //! stands in [`text`].
 
+mod artifacts;
+mod format;
+mod job;
 mod layout;
+mod overview;
+mod parts;
+mod terminal;
 mod text;
+mod tracker;
 
 use std::sync::Arc;
 
@@ -13,12 +20,14 @@ use axum::extract::Request;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use http::{HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use maud::Markup;
+use tokio::sync::Semaphore;
 use tonic::Status;
 
-use crate::app::App;
+use crate::app::{App, Error};
 use crate::auth::{PageDoor, admit_to_pages};
+use crate::store::StoreError;
 
 /// Nothing is loaded from elsewhere, nothing runs that we did not write, nobody frames us.
 const CONTENT_SECURITY_POLICY: HeaderValue = HeaderValue::from_static(
@@ -26,10 +35,53 @@ const CONTENT_SECURITY_POLICY: HeaderValue = HeaderValue::from_static(
      base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 );
 
+/// Requests that look at files at once: a slow disk shall not take every thread.
+const FILE_READERS: usize = 4;
+
+/// What every page needs.
+#[derive(Clone)]
+struct Pages {
+    app: Arc<App>,
+    machine: Arc<Machine>,
+    file_readers: Arc<Semaphore>,
+}
+
+/// This machine, as a worker on it names it.
+struct Machine {
+    hostname: String,
+    boot_id: String,
+}
+
+impl Machine {
+    fn this() -> Self {
+        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+        Self {
+            hostname: rustix::system::uname()
+                .nodename()
+                .to_string_lossy()
+                .into_owned(),
+            boot_id: boot_id.unwrap_or_default().trim().to_owned(),
+        }
+    }
+}
+
 /// The pages, behind the key in links. They answer whatever no other route does.
-pub(crate) fn routes(_app: &Arc<App>, door: PageDoor) -> Router {
+pub(crate) fn routes(app: &Arc<App>, door: PageDoor) -> Router {
+    let pages = Pages {
+        app: Arc::clone(app),
+        machine: Arc::new(Machine::this()),
+        file_readers: Arc::new(Semaphore::new(FILE_READERS)),
+    };
     let pages = Router::new()
-        .fallback(not_found)
+        .route("/", get(overview::page))
+        .route("/live", get(overview::fragment))
+        .route("/jobs/{id}", get(job::page))
+        .route("/jobs/{id}/live", get(job::fragment))
+        .route("/jobs/{id}/artifacts/{index}/{*below}", get(job::artifact))
+        .route("/tracker/{name}", get(tracker::page))
+        .route("/tracker/{name}/live", get(tracker::fragment))
+        .fallback(async || PageError::NoSuchPage)
+        .with_state(pages)
         .layer(middleware::from_fn_with_state(door, admit_to_pages));
     Router::new()
         .route("/assets/page.css", get(layout::style))
@@ -41,10 +93,11 @@ pub(crate) fn routes(_app: &Arc<App>, door: PageDoor) -> Router {
 /// Answers a gRPC call to a service that we do not have as gRPC does, and puts the headers of
 /// every page on the others.
 async fn finish(request: Request, next: Next) -> Response {
-    let is_call = request
-        .headers()
-        .get(header::CONTENT_TYPE)
-        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+    let is_call = request.method() == Method::POST
+        && request
+            .headers()
+            .get(header::CONTENT_TYPE)
+            .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
     if is_call {
         return Status::unimplemented("there is no such service").into_http();
     }
@@ -67,8 +120,45 @@ async fn finish(request: Request, next: Next) -> Response {
     response
 }
 
-async fn not_found() -> Response {
-    (StatusCode::NOT_FOUND, layout::message(&text::NO_SUCH_PAGE)).into_response()
+/// Why there is no page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PageError {
+    NoSuchPage,
+    NoSuchJob,
+    NoSuchTracker,
+    Unavailable,
+    Broken,
+}
+
+impl From<Error> for PageError {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::JobNotFound(_) => Self::NoSuchJob,
+            Error::Store(StoreError::Unavailable(_) | StoreError::Conflict(_))
+            | Error::ShuttingDown => {
+                tracing::warn!(error = %error, "a page could not be read from the database");
+                Self::Unavailable
+            }
+            error => {
+                tracing::error!(error = ?error, "a page could not be made");
+                Self::Broken
+            }
+        }
+    }
+}
+
+impl IntoResponse for PageError {
+    fn into_response(self) -> Response {
+        let (code, message) = match self {
+            Self::NoSuchPage => (StatusCode::NOT_FOUND, &text::NO_SUCH_PAGE),
+            Self::NoSuchJob => (StatusCode::NOT_FOUND, &text::NO_SUCH_JOB),
+            Self::NoSuchTracker => (StatusCode::NOT_FOUND, &text::NO_SUCH_TRACKER),
+            Self::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, &text::UNAVAILABLE),
+            Self::Broken => (StatusCode::INTERNAL_SERVER_ERROR, &text::BROKEN),
+        };
+        let retry = self == Self::Unavailable;
+        (code, layout::message(message, retry)).into_response()
+    }
 }
 
 /// The page for someone without the key; `given` when a key was given and is not the right one.
@@ -78,13 +168,13 @@ pub(crate) fn not_signed_in(given: bool) -> (StatusCode, Markup) {
     } else {
         &text::NO_KEY
     };
-    (StatusCode::UNAUTHORIZED, layout::message(message))
+    (StatusCode::UNAUTHORIZED, layout::message(message, false))
 }
 
 /// The page for a request that was sent to a name that is not ours.
 pub(crate) fn foreign_name() -> (StatusCode, Markup) {
     (
         StatusCode::MISDIRECTED_REQUEST,
-        layout::message(&text::FOREIGN_NAME),
+        layout::message(&text::FOREIGN_NAME, false),
     )
 }

@@ -1,5 +1,9 @@
 //! Every word of ours on the pages, in one place.
 
+use qctl_server_core::{JobState, OutcomeKind};
+
+use crate::app::read::WorkerState;
+
 /// A page that says one thing.
 pub(super) struct Message {
     pub(super) title: &'static str,
@@ -18,10 +22,162 @@ pub(super) const WRONG_KEY: Message = Message {
 
 pub(super) const FOREIGN_NAME: Message = Message {
     title: "Not one of my names",
-    sentence: "The coordinator answers pages only under its address or its public URL: open it by that, or start it with --public-url set to the address you use.",
+    sentence: "The coordinator answers pages only under its address or its public URL: open it by that, or start it with `--public-url` set to the address you use.",
 };
 
 pub(super) const NO_SUCH_PAGE: Message = Message {
     title: "No such page",
     sentence: "There is nothing at this address.",
 };
+
+pub(super) const NO_SUCH_JOB: Message = Message {
+    title: "No such job",
+    sentence: "There is no job with this number; it may have been deleted, by hand or by age.",
+};
+
+pub(super) const NO_SUCH_TRACKER: Message = Message {
+    title: "No job of this tracker",
+    sentence: "No job carries this tracker; those of long ago may have been deleted by age.",
+};
+
+pub(super) const UNAVAILABLE: Message = Message {
+    title: "One moment",
+    sentence: "The coordinator cannot reach its database right now; the jobs run on. This page tries again by itself.",
+};
+
+pub(super) const BROKEN: Message = Message {
+    title: "Something went wrong",
+    sentence: "The coordinator could not make this page; its own log says why.",
+};
+
+pub(super) const CONNECTION_LOST: &str = "connection lost, trying again";
+pub(super) const QUEUE: &str = "Queue";
+pub(super) const QUEUE_PAUSED: &str =
+    "The queue is paused: nothing new starts until `qctl queue resume`.";
+pub(super) const NOTHING_YET: &str = "No jobs yet. `qctl submit -- COMMAND` makes the first one.";
+pub(super) const RUNNING: &str = "Running";
+pub(super) const NOTHING_RUNS: &str = "Nothing is running.";
+pub(super) const WAITING: &str = "Waiting";
+pub(super) const RECENTLY_ENDED: &str = "Recently ended";
+pub(super) const WORKERS: &str = "Workers";
+pub(super) const NO_WORKERS: &str = "No worker has connected yet.";
+pub(super) const TRACKER: &str = "Tracker";
+pub(super) const LATEST_OUTCOME: &str = "Latest outcome";
+pub(super) const JOBS: &str = "Jobs";
+
+pub(super) const SUBMITTED: &str = "Submitted";
+pub(super) const STARTED: &str = "Started";
+pub(super) const ENDED: &str = "Ended";
+pub(super) const RUN_TIME: &str = "Run time";
+pub(super) const WORKER: &str = "Worker";
+pub(super) const COMMAND: &str = "Command";
+pub(super) const FOLDER: &str = "Folder";
+pub(super) const BUDGET: &str = "Budget";
+pub(super) const REPEATS: &str = "Repeats";
+pub(super) const CHECKPOINT: &str = "Checkpoint";
+pub(super) const LABELS: &str = "Labels";
+pub(super) const NOT_ENFORCED: &str = "Not enforced";
+
+pub(super) const ATTEMPTS: &str = "Attempts";
+pub(super) const ATTEMPT: &str = "Attempt";
+pub(super) const HOW_IT_ENDED: &str = "How it ended";
+pub(super) const STILL_RUNNING: &str = "running";
+pub(super) const ABOUT_TO_START: &str = "about to start";
+
+pub(super) const OUTPUT: &str = "Output";
+pub(super) const NO_OUTPUT: &str = "No output yet.";
+pub(super) const NO_OUTPUT_AT_ALL: &str = "It printed nothing.";
+pub(super) const HOLE: &str = "Some of this output was lost on its way.";
+
+pub(super) const RESULTS: &str = "Results";
+pub(super) const ELSEWHERE: &str = "on";
+pub(super) const NOTHING_THERE_YET: &str = "nothing there yet";
+
+pub(super) const UNREACHABLE: &str =
+    "The worker has not been heard of for a while; the job may well be running.";
+pub(super) const PAUSED: &str = "Its processes are frozen until `qctl resume`.";
+pub(super) const CANCEL_REQUESTED: &str = "It was asked to stop.";
+
+pub(super) fn state(state: JobState) -> &'static str {
+    match state {
+        JobState::Waiting => "waiting",
+        JobState::Held => "held",
+        JobState::Queued => "queued",
+        JobState::Running => "running",
+        JobState::Succeeded => "succeeded",
+        JobState::Failed => "failed",
+        JobState::Cancelled => "cancelled",
+    }
+}
+
+pub(super) fn worker_state(state: WorkerState) -> &'static str {
+    match state {
+        WorkerState::Online => "online",
+        WorkerState::Paused => "paused",
+        WorkerState::Draining => "draining",
+        WorkerState::Reconnecting => "reconnecting",
+        WorkerState::Unreachable => "unreachable",
+        WorkerState::Offline => "offline",
+    }
+}
+
+pub(super) fn outcome(kind: OutcomeKind) -> &'static str {
+    match kind {
+        OutcomeKind::Succeeded => "succeeded",
+        OutcomeKind::Failed => "failed",
+        OutcomeKind::Interrupted => "interrupted",
+        OutcomeKind::Cancelled => "cancelled",
+        OutcomeKind::NeverStarted => "never started",
+    }
+}
+
+pub(super) fn budget(retries: i32, resumes: i32) -> String {
+    format!(
+        "{retries} {} after failures and {resumes} {} after interruptions left",
+        if retries == 1 { "retry" } else { "retries" },
+        if resumes == 1 { "resume" } else { "resumes" },
+    )
+}
+
+pub(super) fn job(number: impl std::fmt::Display) -> String {
+    format!("job {number}")
+}
+
+pub(super) fn of(done: &str, total: &str, unit: &str) -> String {
+    if unit.is_empty() {
+        format!("{done} of {total}")
+    } else {
+        format!("{done} of {total} {unit}")
+    }
+}
+
+pub(super) fn left(time: &str) -> String {
+    format!("about {time} left")
+}
+
+pub(super) fn slots(taken: i32, total: i32) -> String {
+    format!(
+        "{taken} of {total} {} taken",
+        if total == 1 { "slot" } else { "slots" }
+    )
+}
+
+pub(super) fn and_more(count: i64) -> String {
+    format!("and {count} more")
+}
+
+pub(super) fn for_time(time: &str) -> String {
+    format!("for {time}")
+}
+
+pub(super) fn last_seen() -> &'static str {
+    "last heard of"
+}
+
+pub(super) fn tail_of(shown: &str, stored: &str, job: impl std::fmt::Display) -> String {
+    format!("The last {shown} of {stored}; `qctl logs {job}` prints all of it.")
+}
+
+pub(super) fn whole(job: impl std::fmt::Display) -> String {
+    format!("`qctl logs -f {job}` follows it in a terminal.")
+}

@@ -18,6 +18,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use layout::{ClusterLock, Layout, PORT};
@@ -199,6 +200,7 @@ pub struct Embedded {
     layout: Layout,
     control: Arc<Control>,
     phase: watch::Receiver<Phase>,
+    tending: JoinHandle<()>,
     // Held until Postgres has stopped, so that the next coordinator finds the cluster at rest.
     _lock: Arc<ClusterLock>,
 }
@@ -242,10 +244,12 @@ impl Embedded {
                 path: layout.root().to_owned(),
                 source,
             })?;
+        let tending = tokio::spawn(tend_log(layout.log.clone()));
         let embedded = Self {
             layout,
             control,
             phase,
+            tending,
             _lock: lock,
         };
         embedded.ready().await?;
@@ -260,15 +264,6 @@ impl Embedded {
             .username(ROLE)
             .database(DATABASE)
             .ssl_mode(PgSslMode::Disable)
-    }
-
-    /// Keeps Postgres's own log small while it runs; never returns.
-    pub async fn tend_log(&self) -> ! {
-        let mut timer = tokio::time::interval(Duration::from_secs(600));
-        loop {
-            timer.tick().await;
-            postmaster::trim_log(&self.layout.log);
-        }
     }
 
     /// Stops Postgres and returns when it has stopped.
@@ -321,7 +316,17 @@ impl Embedded {
 
 impl Drop for Embedded {
     fn drop(&mut self) {
+        self.tending.abort();
         self.control.stop(Signal::INT);
+    }
+}
+
+/// Keeps Postgres's own log small while it runs.
+async fn tend_log(log: PathBuf) {
+    let mut timer = tokio::time::interval(Duration::from_secs(600));
+    loop {
+        timer.tick().await;
+        postmaster::trim_log(&log);
     }
 }
 
