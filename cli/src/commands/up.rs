@@ -235,6 +235,8 @@ async fn wait(
         }
         if Instant::now() >= stale_until
             && let Some(program) = hopeless(&Report::load(home))
+            // Without a coordinator a worker may well give up first; that is not the cause.
+            && (program == Program::Server || missing == Missing::Worker)
         {
             return Some(Err(Failure::Hopeless(program)));
         }

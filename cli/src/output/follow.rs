@@ -22,6 +22,8 @@ use crate::output::Output;
 
 mod model;
 mod output_lines;
+#[cfg(test)]
+mod tests;
 
 use model::{Line, Model, Pace};
 
