@@ -2,6 +2,7 @@
 
 mod caller;
 mod changes;
+pub mod cleanup;
 mod clock;
 mod error;
 mod explain;
@@ -9,6 +10,7 @@ pub mod links;
 mod live;
 pub mod logs;
 pub mod read;
+mod retention;
 mod settings;
 pub mod templates;
 pub mod watch;
@@ -97,7 +99,7 @@ impl App {
         let started_at = clock.now();
         let tasks = TaskTracker::new();
         let logs = Logs::start(store.clone(), &tasks, stop.clone());
-        Arc::new(Self {
+        let app = Arc::new(Self {
             store,
             sessions: Sessions::default(),
             changes: Changes::default(),
@@ -112,7 +114,9 @@ impl App {
             started_at,
             stop,
             tasks,
-        })
+        });
+        app.tasks.spawn(retention::run(Arc::clone(&app)));
+        app
     }
 
     /// Cancelled when the coordinator stops; long answers end then.

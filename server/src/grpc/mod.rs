@@ -1,12 +1,43 @@
-//! The services of the contract.
+//! The services of the contract. Wire types live here and in `web` only.
+
+mod convert;
+mod log_service;
+mod log_upload;
+mod status;
 
 use std::sync::Arc;
 
+use qctl_proto::MAX_MESSAGE_BYTES;
+use qctl_proto::v1::log_service_server::LogServiceServer;
+use qctl_proto::v1::log_upload_service_server::LogUploadServiceServer;
 use tonic::service::Routes;
 
 use crate::app::App;
 
 /// Every service. Callers are known by then: each request has a `Caller` among its extensions.
-pub(crate) fn routes(_app: &Arc<App>) -> Routes {
-    Routes::default()
+pub(crate) fn routes(app: &Arc<App>) -> Routes {
+    let mut routes = Routes::default();
+    macro_rules! serve {
+        ($($server:ident($service:expr);)*) => {
+            $(routes = routes.add_service(
+                $server::new($service)
+                    .max_decoding_message_size(MAX_MESSAGE_BYTES)
+                    .max_encoding_message_size(MAX_MESSAGE_BYTES),
+            );)*
+        };
+    }
+    serve! {
+        LogServiceServer(log_service::Logs::new(Arc::clone(app)));
+        LogUploadServiceServer(log_upload::LogUpload::new(Arc::clone(app)));
+    }
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(qctl_proto::DESCRIPTOR)
+        .build_v1();
+    match reflection {
+        Ok(reflection) => routes = routes.add_service(reflection),
+        // The descriptor is made by our own build; without it everything else still works.
+        Err(error) => tracing::error!(error = %error, "server reflection is not available"),
+    }
+    let (_, health) = tonic_health::server::health_reporter();
+    routes.add_service(health)
 }

@@ -480,6 +480,11 @@ async fn insert_chunks(
 /// Key of the advisory lock under which partitions are made.
 const PARTITION_LOCK: i64 = 0x7163_746c_0001;
 
+/// Today and the days to come that need partitions.
+pub(crate) fn partition_days(today: NaiveDate, ahead: u64) -> impl Iterator<Item = NaiveDate> {
+    (0..=ahead).filter_map(move |days| today.checked_add_days(Days::new(days)))
+}
+
 fn partition_name(day: NaiveDate) -> String {
     format!("log_chunks_{}", day.format("%Y%m%d"))
 }

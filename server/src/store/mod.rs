@@ -5,6 +5,7 @@ pub mod events;
 pub(crate) mod leadership;
 pub mod logs;
 pub mod read;
+pub mod retention;
 mod tokens;
 
 use std::future::Future;

@@ -41,37 +41,59 @@ pub struct Acks {
 #[derive(Debug, Default)]
 struct AckState {
     latest: BTreeMap<Fence, Option<i64>>,
+    /// Chunks that were handed over and not answered.
+    pending: usize,
+    /// No more will be handed over.
+    finished: bool,
     failed: Option<StoreError>,
 }
 
 impl Acks {
-    /// Waits for acknowledgements and takes all there are.
+    /// Waits for acknowledgements and takes all there are; `None` once everything is acknowledged
+    /// and no more will be handed over.
     ///
     /// # Errors
     /// When chunks of this connection could not be stored; it has to end, and its worker to begin
     /// again from what was acknowledged.
-    pub async fn next(&self) -> Result<Vec<Ack>, StoreError> {
+    pub async fn next(&self) -> Result<Option<Vec<Ack>>, StoreError> {
         loop {
             let ready = self.ready.notified();
             {
                 let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
                 if !state.latest.is_empty() {
                     let latest = std::mem::take(&mut state.latest);
-                    return Ok(latest
-                        .into_iter()
-                        .map(|(fence, stored)| Ack { fence, stored })
-                        .collect());
+                    let acks = latest.into_iter();
+                    return Ok(Some(
+                        acks.map(|(fence, stored)| Ack { fence, stored }).collect(),
+                    ));
                 }
                 if let Some(error) = &state.failed {
                     return Err(error.clone());
+                }
+                if state.finished && state.pending == 0 {
+                    return Ok(None);
                 }
             }
             ready.await;
         }
     }
 
+    /// Says that no more chunks will be handed over for this connection.
+    pub fn finish(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.finished = true;
+        drop(state);
+        self.ready.notify_one();
+    }
+
+    fn expect(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.pending += 1;
+    }
+
     fn put(&self, fence: Fence, stored: Option<i64>) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.pending = state.pending.saturating_sub(1);
         state.latest.insert(fence, stored);
         drop(state);
         self.ready.notify_one();
@@ -118,6 +140,7 @@ impl Intake {
     /// False when the coordinator is stopping.
     pub async fn submit(&self, chunk: VerifiedChunk, acks: &Arc<Acks>) -> bool {
         let acks = Arc::clone(acks);
+        acks.expect();
         self.queue.send(Submission { chunk, acks }).await.is_ok()
     }
 }
@@ -359,7 +382,7 @@ mod tests {
         acks.put(Fence(1), Some(20));
         let taken = acks.next().await.unwrap();
         assert_eq!(
-            taken,
+            taken.unwrap(),
             [
                 Ack {
                     fence: Fence(1),
@@ -371,5 +394,15 @@ mod tests {
                 },
             ]
         );
+    }
+
+    #[tokio::test]
+    async fn acknowledgements_end_with_the_last_chunk() {
+        let acks = Acks::default();
+        acks.expect();
+        acks.finish();
+        acks.put(Fence(1), Some(10));
+        assert!(acks.next().await.unwrap().is_some());
+        assert_eq!(acks.next().await.unwrap(), None);
     }
 }

@@ -419,8 +419,21 @@ impl Reader {
                     .chunks_from(source, start, READ_AHEAD)
                     .await?;
             }
+            chunks.retain(|chunk| end_of(chunk) > next);
             if chunks.is_empty() {
-                return Ok(next);
+                // What was stored when `source` was read and is not there now was deleted to save
+                // room.
+                let hole_bytes = source.stored - next.max(wanted);
+                if hole_bytes > 0 {
+                    self.send(LogPiece {
+                        attempt: source.number,
+                        offset: source.stored,
+                        hole_bytes,
+                        ..LogPiece::default()
+                    })
+                    .await?;
+                }
+                return Ok(next.max(source.stored));
             }
             for chunk in &chunks {
                 for piece in cut(source, chunk, wanted, self.query.stream, self.query.since)? {
