@@ -144,7 +144,10 @@ fn line(args: &Args) -> Vec<u8> {
 
 /// The longest beginning of a text that has at most `limit` bytes.
 fn start(text: &str, limit: usize) -> &str {
-    &text[..text.floor_char_boundary(limit)]
+    let end = (0..=limit.min(text.len()))
+        .rev()
+        .find(|end| text.is_char_boundary(*end));
+    &text[..end.unwrap_or(0)]
 }
 
 /// Writes the line whole, or not at all.

@@ -115,6 +115,7 @@ pub async fn run(context: &Context, args: Args) -> Result<ExitCode, Error> {
         return wait_and_tell(context, &home, &settings, Keeper::Found).await;
     }
     if Process::adopt(&Program::Server.record(&home)).is_none() {
+        refuse_foreign_coordinator(context, &home).await?;
         refuse_taken_port(&home, &settings)?;
     }
     settings
@@ -489,6 +490,28 @@ fn failed(home: &Home, failure: &Failure, stopped: bool) -> (Problem, PathBuf) {
         .hint(hint)
         .next("qctl up");
     (problem, log)
+}
+
+/// A coordinator of this home that no keeper started: the system service's, most likely.
+async fn refuse_foreign_coordinator(context: &Context, home: &Home) -> Result<(), Error> {
+    let Some(coordinator) = Coordinator::find(home, context.config().authority()).await else {
+        return Ok(());
+    };
+    // Only a coordinator that knows this home's token is this home's.
+    let Some(status) = coordinator.status().await else {
+        return Ok(());
+    };
+    Err(Problem::new(
+        "ALREADY_UP",
+        exit::REFUSED,
+        format!(
+            "the coordinator of this home runs already (pid {} at {}), and was not started by `qctl up`",
+            status.pid, coordinator.address
+        ),
+    )
+    .hint("it is the system service, most likely; stop that first, or leave it in charge")
+    .next("qctl status")
+    .into())
 }
 
 /// An address that someone else listens on is told before anything is started.

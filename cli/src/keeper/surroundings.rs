@@ -19,6 +19,8 @@ pub struct Session {
     pub is_wsl: bool,
     /// The job that `up` runs in, when it does.
     pub job: Option<String>,
+    /// The user's name, when it is known.
+    pub user: Option<String>,
 }
 
 impl Session {
@@ -33,10 +35,13 @@ impl Session {
             .unwrap_or_default();
         let in_session = is_session(&control_group);
         let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let user = user_name();
         Self {
             kills_at_logout: in_session.then(ask_logind).flatten(),
-            lingers: user_name()
+            lingers: user
+                .as_ref()
                 .is_some_and(|name| Path::new("/var/lib/systemd/linger").join(name).exists()),
+            user,
             is_wsl: kernel.to_ascii_lowercase().contains("microsoft"),
             job: std::env::var("QCTL_JOB").ok().filter(|job| !job.is_empty()),
             control_group,
@@ -46,22 +51,24 @@ impl Session {
     /// What would end the queue against its user's expectation, and what to do about it.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
+        let user = self.user.as_deref().unwrap_or("USER");
+        let service = format!(
+            "install the system service (docs/operations.md) and `sudo systemctl enable --now qctl-server@{user} qctl-worker@{user}`"
+        );
         if let Some(job) = &self.job {
             warnings.push(format!(
                 "this runs inside job {job} and is stopped when that job ends; run `qctl up` outside of it to keep it"
             ));
         }
         if is_session(&self.control_group) && self.kills_at_logout == Some(true) {
-            warnings.push(
-                "logging out stops the queue and its jobs (KillUserProcesses=yes in logind.conf); to keep it, install the system service: see docs/operations.md, then `sudo systemctl enable --now qctl-server qctl-worker`"
-                    .to_owned(),
-            );
+            warnings.push(format!(
+                "logging out stops the queue and its jobs (KillUserProcesses=yes in logind.conf); to keep it, {service}"
+            ));
         }
         if is_user_service(&self.control_group) && !self.lingers {
-            warnings.push(
-                "logging out may stop the queue and its jobs; to keep it, `loginctl enable-linger`, or install the system service: see docs/operations.md"
-                    .to_owned(),
-            );
+            warnings.push(format!(
+                "logging out may stop the queue and its jobs; to keep it, `loginctl enable-linger`, or {service}"
+            ));
         }
         if self.is_wsl {
             warnings.push(
@@ -269,7 +276,8 @@ mod tests {
             "logind does not kill by default"
         );
         here.kills_at_logout = Some(true);
-        assert!(here.warnings()[0].contains("systemctl enable"));
+        here.user = Some("alice".to_owned());
+        assert!(here.warnings()[0].contains("systemctl enable --now qctl-server@alice"));
     }
 
     #[test]
