@@ -20,7 +20,7 @@ pub mod values;
     max_term_width = 100,
     after_help = "Exit codes: 0 well, 1 error, 2 usage, 3 not found, 4 not possible now, 69 coordinator\n\
                   unreachable, 75 try again, 77 not allowed, 130 interrupted. A command that waits for a\n\
-                  job exits with the job's own code: 124 time limit, 128+N signal N."
+                  job exits with the job's own code: 124 time limit, 126 not startable, 128+N signal N."
 )]
 pub struct Cli {
     /// Options of every command.

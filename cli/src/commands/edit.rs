@@ -28,10 +28,20 @@ pub struct Args {
     #[command(flatten)]
     pub spec: SpecArgs,
     /// Take away what there is; can be given several times
-    #[arg(long, value_name = "FIELD", value_delimiter = ',')]
+    #[arg(
+        long,
+        value_name = "FIELD",
+        value_delimiter = ',',
+        help_heading = "Job options"
+    )]
     pub clear: Vec<Field>,
     /// New text for a shell
-    #[arg(long, value_name = "TEXT", conflicts_with = "words")]
+    #[arg(
+        long,
+        value_name = "TEXT",
+        conflicts_with = "words",
+        help_heading = "Job options"
+    )]
     pub shell: Option<String>,
     /// New command with its arguments
     #[arg(value_name = "COMMAND", last = true)]

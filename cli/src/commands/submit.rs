@@ -46,17 +46,21 @@ pub struct Args {
     #[command(flatten)]
     pub submission: SubmissionArgs,
     /// Run a text by a shell: yours if it is of the sh family, else /bin/sh
-    #[arg(long, value_name = "TEXT", conflicts_with_all = ["template", "batch"])]
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["template", "batch"], help_heading = "What to run")]
     pub shell: Option<String>,
     /// Make the job from a template; ARGS are the template's arguments
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help_heading = "What to run")]
     pub template: Option<String>,
     /// Submit every line of a file, each a JSON object, in one transaction; - is standard input.
     /// Without a file, the template's own batch
-    #[arg(long, value_name = "FILE", num_args = 0..=1)]
+    #[arg(long, value_name = "FILE", num_args = 0..=1, help_heading = "What to run")]
     pub batch: Option<Option<PathBuf>>,
     /// Command with its arguments, never read by a shell
-    #[arg(value_name = "COMMAND", trailing_var_arg = true)]
+    #[arg(
+        value_name = "COMMAND",
+        trailing_var_arg = true,
+        help_heading = "What to run"
+    )]
     pub words: Vec<String>,
 }
 

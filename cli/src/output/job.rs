@@ -244,11 +244,14 @@ pub fn show(job: &v1::Job, attempts: &[v1::Attempt], events: &[v1::Event], view:
     let spec = spec(job);
     let at = |stamp: Option<&prost_types::Timestamp>| {
         time::instant(stamp).map_or_else(String::new, |at| {
-            format!(
-                "{} ({})",
-                time::full(at, view.zone),
-                time::ago(at, view.now, view.zone)
-            )
+            let full = time::full(at, view.zone);
+            let ago = time::ago(at, view.now, view.zone);
+            // Long ago is told by its day, which stands there already.
+            if full.starts_with(&ago) {
+                full
+            } else {
+                format!("{full} ({ago})")
+            }
         })
     };
     let message = match &job.message {
@@ -373,14 +376,14 @@ fn needs(spec: &v1::JobSpec) -> String {
 fn limits(job: &v1::Job, spec: &v1::JobSpec) -> String {
     let mut parts = Vec::new();
     if let Some(limit) = time::span(spec.time_limit.as_ref()) {
-        parts.push(format!("{} an attempt", time::duration(limit)));
+        parts.push(format!("{} an attempt", time::exact(limit)));
     }
     if let Some(before) = time::span(spec.warn_before.as_ref()) {
         let signal = match spec.warn_signal {
             0 => "SIGUSR1".to_owned(),
             signal => values::signal_name(signal),
         };
-        parts.push(format!("{signal} {} before", time::duration(before)));
+        parts.push(format!("{signal} {} before", time::exact(before)));
     }
     parts.push(match job.retries_left {
         1 => "1 retry left".to_owned(),

@@ -82,6 +82,27 @@ pub fn duration(span: Duration) -> String {
     }
 }
 
+/// A duration that was chosen, without rounding: `10m`, `1h30m`, `90s` as `1m30s`.
+pub fn exact(span: Duration) -> String {
+    if span.is_zero() {
+        return "0s".to_owned();
+    }
+    let seconds = span.as_secs();
+    let mut out = String::new();
+    for (count, unit) in [
+        (seconds / 86_400, "d"),
+        (seconds / 3_600 % 24, "h"),
+        (seconds / 60 % 60, "m"),
+        (seconds % 60, "s"),
+        (u64::from(span.subsec_millis()), "ms"),
+    ] {
+        if count > 0 {
+            out.push_str(&format!("{count}{unit}"));
+        }
+    }
+    out
+}
+
 /// How long ago: `now`, `12s ago`, `5m ago`, `3h ago`, `2d ago`, then the day.
 pub fn ago(time: DateTime<Utc>, now: DateTime<Utc>, zone: Zone) -> String {
     let seconds = (now - time).num_seconds();
@@ -130,6 +151,19 @@ mod tests {
             (273_600_000, "3d04h"),
         ] {
             assert_eq!(duration(Duration::from_millis(millis)), text);
+        }
+    }
+
+    #[test]
+    fn chosen_durations_are_exact() {
+        for (millis, text) in [
+            (600_000, "10m"),
+            (5_400_000, "1h30m"),
+            (90_000, "1m30s"),
+            (1_500, "1s500ms"),
+            (0, "0s"),
+        ] {
+            assert_eq!(exact(Duration::from_millis(millis)), text);
         }
     }
 

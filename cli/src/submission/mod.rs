@@ -178,8 +178,8 @@ fn finish(
             Some(limit) if before >= limit => {
                 return Err(Problem::usage(format!(
                     "the warning would come before the start: warn_before ({}) must be shorter than time_limit ({})",
-                    time::duration(before),
-                    time::duration(limit)
+                    time::exact(before),
+                    time::exact(limit)
                 )));
             }
             Some(_) => {}
