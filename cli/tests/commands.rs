@@ -806,7 +806,7 @@ fn an_interrupted_tail_does_not_repeat_its_lines() {
     }
     let ran = fake.qctl(&["logs", "--tail", "1", "7"]);
     assert_eq!(ran.stdout, "a\nb\n", "{ran:?}");
-    let second = fake.script().read[1].clone();
+    let second = fake.script().read[1];
     assert_eq!((second.offset, second.tail_lines), (102, None));
 }
 

@@ -193,12 +193,12 @@ impl Reading<'_> {
     /// The request whose answer begins at the first byte that has not come yet.
     async fn next_request(&self, client: &Client) -> Result<v1::ReadLogRequest, Error> {
         let Some((attempt, offset)) = self.position else {
-            return Ok(self.request.clone());
+            return Ok(self.request);
         };
         let rest = v1::ReadLogRequest {
             tail_lines: None,
             since: None,
-            ..self.request.clone()
+            ..self.request
         };
         if self.over < attempt {
             return Ok(v1::ReadLogRequest {
