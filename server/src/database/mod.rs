@@ -176,7 +176,7 @@ async fn lead(
     .map_err(|source| unreachable_at(&options, source))?;
     succeed(&mut connection).await?;
     MIGRATIONS
-        .run(&mut connection)
+        .run_direct(None, &mut connection, false)
         .await
         .map_err(|error| match error {
             MigrateError::VersionMissing(version) => DatabaseError::Newer { version },
