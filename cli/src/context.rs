@@ -97,7 +97,7 @@ impl Context {
 
 fn no_token(address: &str, path: &Path) -> Problem {
     Problem::new(
-        "UNAUTHENTICATED",
+        "NO_TOKEN",
         exit::DENIED,
         format!(
             "a coordinator answers at {address}, but there is no token for it in {}",

@@ -771,7 +771,7 @@ fn a_followed_log_goes_on_at_the_byte_where_the_connection_broke() {
         let mut script = fake.script();
         script.jobs = vec![v1::Job {
             attempt: 2,
-            ..job(7, State::Succeeded, named("x"))
+            ..exited(7, 5)
         }];
         script.logs.extend([
             broken(vec![piece(1, 0, "one\ntw")]),
@@ -781,7 +781,7 @@ fn a_followed_log_goes_on_at_the_byte_where_the_connection_broke() {
         ]);
     }
     let ran = fake.qctl(&["logs", "-f", "7"]);
-    assert_eq!(ran.code, 0, "{ran:?}");
+    assert_eq!(ran.code, 5, "the job's own code: {ran:?}");
     assert_eq!(ran.stdout, "one\ntwo\nthree\nagain\n");
     let asked: Vec<_> = fake
         .script()

@@ -1,4 +1,6 @@
 //! `qctl logs`: prints a job's output, and follows it while it grows.
+//!
+//! Who follows a job to its end has waited for it, so the exit code is the job's own then.
 
 use std::process::ExitCode;
 
@@ -22,7 +24,8 @@ pub struct Args {
     /// Job number, or one attempt of it such as 42.1
     #[arg(value_name = "JOB", value_parser = values::attempt)]
     pub job: values::Attempt,
-    /// Go on until the job has ended, through later attempts and restarts of the coordinator
+    /// Go on until the job has ended, through later attempts and restarts of the coordinator;
+    /// exits with the job's own code
     #[arg(long, short = 'f')]
     pub follow: bool,
     /// Only this attempt [default: the latest; with --follow, the later ones too]
@@ -115,6 +118,7 @@ pub async fn run(context: &Context, args: Args) -> Result<ExitCode, Error> {
         raw: args.raw,
         position: None,
         over: 0,
+        job: None,
         lines: Collapser::default(),
         connection: Persistent::new(context),
     };
@@ -128,7 +132,9 @@ pub async fn run(context: &Context, args: Args) -> Result<ExitCode, Error> {
             return Ok(ExitCode::from(exit::INTERRUPTED));
         }
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(ExitCode::from(
+        reading.job.map_or(exit::OK, |job| exit::of_job(&job)),
+    ))
 }
 
 /// The state of one reading, which outlives the connections it is made over.
@@ -141,6 +147,8 @@ struct Reading<'a> {
     position: Option<(i32, i64)>,
     /// The latest attempt of which nothing more will come; 0 for none.
     over: i32,
+    /// The job after its end, when it was followed there.
+    job: Option<v1::Job>,
     lines: Collapser,
     connection: Persistent<'a>,
 }
@@ -179,8 +187,10 @@ impl Reading<'_> {
         if !self.request.follow || (one_attempt && self.over >= asked) {
             return Ok(false);
         }
-        let (latest, ended) = self.job(client).await?;
-        if ended && (one_attempt || asked == 0 || asked >= latest) {
+        let job = self.job(client).await?;
+        let has_ended = job.ended_at.is_some();
+        if has_ended && (one_attempt || asked == 0 || asked >= job.attempt) {
+            self.job = Some(job).filter(|_| !one_attempt);
             return Ok(false);
         }
         if asked != 0 && self.over >= asked {
@@ -207,21 +217,19 @@ impl Reading<'_> {
                 ..rest
             });
         }
-        let (latest, _) = self.job(client).await?;
+        let latest = self.job(client).await?.attempt;
         Ok(v1::ReadLogRequest {
             attempt: if latest > attempt { attempt + 1 } else { 0 },
             ..rest
         })
     }
 
-    /// The number of the job's latest attempt, and whether the job has ended.
-    async fn job(&self, client: &Client) -> Result<(i32, bool), Error> {
+    async fn job(&self, client: &Client) -> Result<v1::Job, Error> {
         let request = v1::GetJobRequest {
             id: self.request.job_id,
         };
         let response = client.jobs().get_job(unary(request)).await?.into_inner();
-        let job = super::carried(response.job)?;
-        Ok((job.attempt, job.ended_at.is_some()))
+        super::carried(response.job)
     }
 
     fn take(&mut self, piece: &v1::ReadLogResponse) -> Result<(), Error> {
