@@ -143,7 +143,13 @@ impl Model {
         self.lines
             .feed(Stream::Output, &piece.data[start..], &mut lines);
         out.extend(lines.into_iter().map(Line::Output));
-        if piece.incomplete {
+        // Of an attempt that was given back before it started there is nothing to miss.
+        let was_given_back = piece.offset == 0
+            && self
+                .job
+                .as_ref()
+                .is_some_and(|job| job.attempt > piece.attempt);
+        if piece.incomplete && !was_given_back {
             self.end_lines(&mut out);
             out.push(
                 self.remark(
@@ -221,12 +227,12 @@ impl Model {
         }
         let spinner = SPINNER[beat % SPINNER.len()];
         let head = format!("{} {}", job.id, text::printable(name(job)));
-        let state = if self.away {
-            format!("{spinner} {head}  the coordinator is away; the job goes on")
+        frame.push(if self.away {
+            let line = format!("{spinner} {head}  the coordinator is away; the job goes on");
+            text::cut(&line, width)
         } else {
             self.state_line(job, &head, spinner, now, width)
-        };
-        frame.push(text::cut(&state, width));
+        });
         frame
     }
 
@@ -243,7 +249,7 @@ impl Model {
                 .map(|at| time::duration((now - at).to_std().unwrap_or_default()))
                 .unwrap_or_default()
         };
-        match job.state() {
+        let line = match job.state() {
             State::Running => {
                 let elapsed = since(job.started_at.as_ref());
                 let note = match (job.unreachable, job.paused) {
@@ -259,7 +265,7 @@ impl Model {
                 match (progress, fraction) {
                     (Some(progress), Some(fraction)) => {
                         let tail = format!("{}, {elapsed}{note}", job::progress(&progress));
-                        with_bar(head, fraction, &tail, width)
+                        return self.with_bar(head, fraction, &tail, width);
                     }
                     (Some(progress), None) => {
                         format!(
@@ -290,7 +296,8 @@ impl Model {
                 }
                 line
             }
-        }
+        };
+        text::cut(&line, width)
     }
 
     /// Progress whose remaining time has gone on since it was received.
@@ -302,6 +309,18 @@ impl Model {
             progress.eta = eta.checked_sub(passed).map(time::wire_span);
         }
         progress
+    }
+
+    /// `42 pictures [=====>      ] 12/30 …`, the bar taking the columns that are left.
+    fn with_bar(&self, head: &str, fraction: f64, tail: &str, width: usize) -> String {
+        let head = text::cut(head, width / 3);
+        let taken = text::width(&head) + text::width(tail) + 2;
+        let bar = width.saturating_sub(taken).min(*BAR.end());
+        if bar < *BAR.start() {
+            return text::cut(&format!("{head} {tail}"), width);
+        }
+        let bar = self.paint(Paint::Blue, &draw_bar(fraction, bar));
+        format!("{head} {bar} {tail}")
     }
 
     fn remark(&self, line: &str) -> Line {
@@ -383,17 +402,6 @@ fn fraction(progress: &v1::Progress) -> Option<f64> {
         None => return None,
     };
     fraction.is_finite().then(|| fraction.clamp(0.0, 1.0))
-}
-
-/// `42 pictures [=====>      ] 12/30 …`, the bar taking the columns that are left.
-fn with_bar(head: &str, fraction: f64, tail: &str, width: usize) -> String {
-    let head = text::cut(head, width / 3);
-    let taken = text::width(&head) + text::width(tail) + 2;
-    let bar = width.saturating_sub(taken).min(*BAR.end());
-    if bar < *BAR.start() {
-        return format!("{head} {tail}");
-    }
-    format!("{head} {} {tail}", draw_bar(fraction, bar))
 }
 
 fn draw_bar(fraction: f64, columns: usize) -> String {
