@@ -262,6 +262,13 @@ impl Child<'_> {
             if libc::chdir(self.cwd.as_ptr()) < 0 {
                 return (Stage::Directory, errno());
             }
+            // Whatever else was open when the shim was started is no business of the job's.
+            libc::syscall(
+                libc::SYS_close_range,
+                3_u32,
+                u32::MAX,
+                libc::CLOSE_RANGE_CLOEXEC,
+            );
             for signal in 1..=64 {
                 // The numbers that the C library keeps for itself are refused, which is fine.
                 libc::signal(signal, libc::SIG_DFL);
