@@ -104,9 +104,24 @@ impl From<Problem> for Error {
 impl From<tonic::Status> for Error {
     fn from(status: tonic::Status) -> Self {
         match Fault::from_status(&status) {
-            Some(fault) => Self::Refused(Box::new(fault)),
+            Some(fault) => Self::Refused(Box::new(in_the_users_words(fault))),
             None => Self::Broken(Box::new(status)),
         }
+    }
+}
+
+/// Leaves out of a message where in the request a field stands: a user gave an option.
+fn in_the_users_words(fault: Fault) -> Fault {
+    let short = fault.field.as_deref().and_then(|field| {
+        let problem = fault.message.strip_prefix(field)?;
+        let option = ["spec.", "filter."]
+            .iter()
+            .find_map(|part| field.strip_prefix(part))?;
+        Some(format!("{option}{problem}"))
+    });
+    match short {
+        Some(message) => Fault { message, ..fault },
+        None => fault,
     }
 }
 
@@ -343,6 +358,13 @@ mod tests {
             error.report().for_programs(),
             "{\"error\":{\"reason\":\"JOB_NOT_FOUND\",\"message\":\"there is no job 42\",\"field\":null,\"hint\":\"ids are in the first column of the list\",\"next\":\"qctl list\"}}\n"
         );
+    }
+
+    #[test]
+    fn a_field_is_named_as_the_user_knows_it() {
+        let fault = Fault::new(Reason::InvalidField, "spec.cwd must be absolute").field("spec.cwd");
+        let error = Error::from(tonic::Status::from(fault));
+        assert_eq!(error.to_string(), "cwd must be absolute");
     }
 
     #[test]

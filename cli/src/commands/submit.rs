@@ -325,10 +325,11 @@ fn locate(error: Error, lines: Option<&(PathBuf, Vec<usize>)>) -> Error {
     let Some((index, key)) = place else {
         return Error::Refused(fault);
     };
-    let message = if key.is_empty() || fault.message.contains(&key) {
-        fault.message.clone()
-    } else {
-        format!("{key}: {}", fault.message)
+    let field = fault.field.clone().unwrap_or_default();
+    let message = match fault.message.strip_prefix(&field) {
+        Some(problem) => format!("{key}{problem}"),
+        None if key.is_empty() || fault.message.contains(&key) => fault.message.clone(),
+        None => format!("{key}: {}", fault.message),
     };
     *fault = match lines.and_then(|(path, lines)| Some((path, lines.get(index)?))) {
         Some((path, line)) => Fault {
@@ -397,13 +398,19 @@ mod tests {
 
     #[test]
     fn a_refused_field_is_told_by_its_line() {
-        let fault =
-            || Box::new(Fault::new(Reason::InvalidField, "must be absolute").field("jobs[1].cwd"));
         let lines = (PathBuf::from("jobs.jsonl"), vec![3, 7]);
-        let told = locate(Error::Refused(fault()), Some(&lines)).to_string();
-        assert_eq!(told, "jobs.jsonl:7: cwd: must be absolute");
-        let told = locate(Error::Refused(fault()), None).to_string();
-        assert_eq!(told, "cwd: must be absolute");
+        let told = |message: &str, lines| {
+            let fault = Fault::new(Reason::InvalidField, message).field("jobs[1].cwd");
+            locate(Error::Refused(Box::new(fault)), lines).to_string()
+        };
+        for message in ["jobs[1].cwd must be absolute", "cwd must be absolute"] {
+            assert_eq!(
+                told(message, Some(&lines)),
+                "jobs.jsonl:7: cwd must be absolute"
+            );
+            assert_eq!(told(message, None), "cwd must be absolute");
+        }
+        assert_eq!(told("must be absolute", None), "cwd: must be absolute");
     }
 
     #[test]
