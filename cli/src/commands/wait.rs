@@ -1,6 +1,6 @@
 //! `qctl wait`: waits until jobs have ended.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -126,6 +126,8 @@ async fn watch(
     };
     let mut changes = client.jobs().watch_jobs(request).await?.into_inner();
     let mut caught_up = false;
+    // By this watch alone: a job known from an earlier one may have been deleted since.
+    let mut listed = BTreeSet::new();
     while let Some(change) = changes.message().await? {
         connection.answered();
         if let Some(job) = change.job {
@@ -136,13 +138,14 @@ async fn watch(
                     job.id
                 ));
             }
+            listed.insert(job.id);
             seen.insert(job.id, job);
         }
         caught_up |= change.caught_up;
         if !caught_up {
             continue;
         }
-        if let Some(missing) = ids.iter().find(|id| !seen.contains_key(id)) {
+        if let Some(missing) = ids.iter().find(|id| !listed.contains(id)) {
             return Err(Error::Refused(Box::new(
                 Fault::new(Reason::JobNotFound, format!("there is no job {missing}"))
                     .next("qctl list"),
