@@ -35,7 +35,10 @@ create table jobs (
     -- Number of the latest attempt, and its fence; the current attempt is the one that is not ended.
     attempts integer not null default 0 check (attempts >= 0),
     fence bigint,
+    -- What the spec allows, and what is left of it.
+    retries integer not null check (retries >= 0),
     retries_left integer not null check (retries_left >= 0),
+    resumes integer not null check (resumes >= 0),
     resumes_left integer not null check (resumes_left >= 0),
     -- Attempts that lost their host shortly after they started, in a row (the crash-loop hold).
     early_losses integer not null default 0,
@@ -52,6 +55,7 @@ create table jobs (
 -- The dispatcher's order.
 create index jobs_queued on jobs (priority desc, id) where state = 'queued';
 create index jobs_waiting_until on jobs (not_before) where state = 'waiting' and not_before is not null;
+create index jobs_run_now on jobs (run_now_on) where run_now_on is not null;
 create index jobs_live on jobs (state, id) where ended_at is null;
 create index jobs_ended on jobs (ended_at) where ended_at is not null;
 create index jobs_tracker on jobs (tracker_key, id) where tracker_key <> '';

@@ -184,6 +184,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
         },
         stop.clone(),
     );
+    reconcilers::start(&app);
     let origins = Arc::new(Origins::new(
         listener.address().ip(),
         config.public_url.as_deref(),

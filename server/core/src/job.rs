@@ -175,6 +175,15 @@ pub enum JobEvent {
     HoldForCheckpoint(String),
     /// A person lets it go on.
     Release,
+    /// A person changed what is to be run.
+    Edited {
+        /// Dependencies of the new spec that are not met.
+        unmet_dependencies: i32,
+        /// Retries that the new spec allows.
+        retries: i32,
+        /// Resumes that the new spec allows.
+        resumes: i32,
+    },
 }
 
 /// What to do once the change is committed.
@@ -235,6 +244,11 @@ pub enum JobRefusal {
     NotReady,
 }
 
+/// What is said of a job that a worker has and is about to start.
+pub fn assigned_message(worker: &str) -> String {
+    format!("assigned to worker `{worker}`")
+}
+
 /// Applies an event to a job.
 ///
 /// # Errors
@@ -292,7 +306,7 @@ pub fn step(job: &Job, event: &JobEvent, now: DateTime<Utc>) -> Result<JobStep, 
                 return Err(R::NotReady);
             }
             next.attempt = Some(AttemptState::Assigned);
-            let message = format!("assigned to worker `{worker}`");
+            let message = assigned_message(worker);
             next.tell(reason::ASSIGNED, message.clone());
             Ok(stepped(next, Vec::new(), "assigned", message))
         }
@@ -375,6 +389,31 @@ pub fn step(job: &Job, event: &JobEvent, now: DateTime<Utc>) -> Result<JobStep, 
             }
             let effects = queued_effects(job, &next);
             Ok(stepped(next, effects, "released", "released"))
+        }
+        JobEvent::Edited {
+            unmet_dependencies,
+            retries,
+            resumes,
+        } => {
+            if job.state == S::Running || job.attempt.is_some() {
+                return Err(R::Running);
+            }
+            next.unmet_dependencies = (*unmet_dependencies).max(0);
+            let budget = &mut next.budget;
+            budget.retries_left = (budget.retries_left + retries - budget.retries).max(0);
+            budget.retries = *retries;
+            budget.resumes_left = (budget.resumes_left + resumes - budget.resumes).max(0);
+            budget.resumes = *resumes;
+            if job.state != S::Held {
+                next.queue_or_wait(now);
+            }
+            let effects = queued_effects(job, &next);
+            Ok(stepped(
+                next,
+                effects,
+                "edited",
+                "what is to be run was changed",
+            ))
         }
     }
 }
@@ -546,6 +585,11 @@ mod tests {
             JobEvent::Release,
             ended(&cancel_stop()),
             ended(&Facts::of(End::ShimLost)),
+            JobEvent::Edited {
+                unmet_dependencies: 1,
+                retries: 0,
+                resumes: 5,
+            },
         ]
     }
 
@@ -595,6 +639,7 @@ mod tests {
                 Err(R::NotHeld),
                 none,
                 none,
+                Ok(S::Waiting),
             ]
         );
         assert_eq!(
@@ -615,6 +660,7 @@ mod tests {
                 Ok(S::Queued),
                 none,
                 none,
+                Ok(S::Held),
             ]
         );
         assert_eq!(
@@ -635,6 +681,7 @@ mod tests {
                 Err(R::NotHeld),
                 none,
                 none,
+                Ok(S::Waiting),
             ]
         );
         assert_eq!(
@@ -655,6 +702,7 @@ mod tests {
                 Err(R::NotHeld),
                 Ok(S::Cancelled),
                 Ok(S::Queued),
+                Err(R::Running),
             ]
         );
         assert_eq!(
@@ -675,6 +723,7 @@ mod tests {
                 Err(R::NotHeld),
                 Ok(S::Cancelled),
                 Ok(S::Queued),
+                Err(R::Running),
             ]
         );
         for state in [S::Succeeded, S::Failed, S::Cancelled] {
@@ -747,7 +796,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_the_schema_demands_holds_after_any_events(
-            order in prop::collection::vec(0..15usize, 0..60),
+            order in prop::collection::vec(0..16usize, 0..60),
             unmet in 0..3i32,
             hold in any::<bool>(),
         ) {

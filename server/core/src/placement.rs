@@ -22,6 +22,11 @@ impl Order {
     pub fn new(priority: i32, job: JobId) -> Self {
         Self(Reverse(priority), job)
     }
+
+    /// The job.
+    pub fn job(self) -> JobId {
+        self.1
+    }
 }
 
 /// A connected worker.

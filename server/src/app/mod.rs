@@ -4,15 +4,23 @@ mod caller;
 mod changes;
 pub mod cleanup;
 mod clock;
+mod control;
+mod dispatch;
 mod error;
 mod explain;
+mod greeting;
+mod ledger;
 pub mod links;
 mod live;
 pub mod logs;
 pub mod read;
 mod retention;
 mod settings;
+mod submit;
 pub mod templates;
+mod transitions;
+mod upkeep;
+mod wake;
 pub mod watch;
 
 use std::sync::Arc;
@@ -26,14 +34,20 @@ pub use caller::{Caller, Role};
 pub use changes::{Change, Changes};
 pub use clock::{Clock, ManualClock};
 pub use error::Error;
+pub use greeting::{Answer, Greeting, HeldHere, Hello};
 pub use live::LiveProgress;
 pub use read::About;
 pub use settings::Settings;
+pub use submit::Submitted;
+pub use transitions::{EndedReport, Report, What};
 
 use crate::sessions::Sessions;
 use crate::store::Store;
 use links::Links;
 use logs::Logs;
+use transitions::Reports;
+use upkeep::SignsOfLife;
+use wake::{Turnover, Wake};
 use watch::Watches;
 
 /// What an [`App`] is made of.
@@ -80,6 +94,11 @@ pub struct App {
     pub about: About,
     /// Since when it runs.
     pub started_at: DateTime<Utc>,
+    wake: Wake,
+    turnover: Turnover,
+    reports: Reports,
+    signs: SignsOfLife,
+    greetings: tokio::sync::Mutex<()>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -99,6 +118,7 @@ impl App {
         let started_at = clock.now();
         let tasks = TaskTracker::new();
         let logs = Logs::start(store.clone(), &tasks, stop.clone());
+        let (reports, inbox) = transitions::queue();
         let app = Arc::new(Self {
             store,
             sessions: Sessions::default(),
@@ -112,9 +132,16 @@ impl App {
             term,
             about,
             started_at,
+            wake: Wake::default(),
+            turnover: Turnover::default(),
+            reports,
+            signs: SignsOfLife::default(),
+            greetings: tokio::sync::Mutex::new(()),
             stop,
             tasks,
         });
+        app.spawn(Arc::clone(&app).write_reports(inbox));
+        app.spawn(Arc::clone(&app).dispatch_forever());
         app.tasks.spawn(retention::run(Arc::clone(&app)));
         app
     }
@@ -122,6 +149,11 @@ impl App {
     /// Cancelled when the coordinator stops; long answers end then.
     pub fn stop(&self) -> &CancellationToken {
         &self.stop
+    }
+
+    /// Runs a task that [`App::stopped`] waits for; it must end after the stop.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(task);
     }
 
     /// Returns once every task behind the use cases has ended.

@@ -1,15 +1,25 @@
 //! The services of the contract. Wire types live here and in `web` only.
 
 mod convert;
+mod job_service;
 mod log_service;
+#[cfg(test)]
+mod log_tests;
 mod log_upload;
+mod queue_service;
 mod status;
+#[cfg(test)]
+mod testing;
+mod worker_session;
 
 use std::sync::Arc;
 
 use qctl_proto::MAX_MESSAGE_BYTES;
+use qctl_proto::v1::job_service_server::JobServiceServer;
 use qctl_proto::v1::log_service_server::LogServiceServer;
 use qctl_proto::v1::log_upload_service_server::LogUploadServiceServer;
+use qctl_proto::v1::queue_service_server::QueueServiceServer;
+use qctl_proto::v1::worker_session_service_server::WorkerSessionServiceServer;
 use tonic::service::Routes;
 
 use crate::app::App;
@@ -27,6 +37,9 @@ pub(crate) fn routes(app: &Arc<App>) -> Routes {
         };
     }
     serve! {
+        WorkerSessionServiceServer(worker_session::WorkerSessions::new(Arc::clone(app)));
+        JobServiceServer(job_service::Jobs::new(Arc::clone(app)));
+        QueueServiceServer(queue_service::Queue::new(Arc::clone(app)));
         LogServiceServer(log_service::Logs::new(Arc::clone(app)));
         LogUploadServiceServer(log_upload::LogUpload::new(Arc::clone(app)));
     }

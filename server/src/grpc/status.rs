@@ -134,7 +134,7 @@ fn store_fault(error: &StoreError) -> Fault {
         )
         .hint("free space on the coordinator's machine; deleting old jobs frees their output")
         .next("qctl cleanup 7"),
-        StoreError::Conflict(_) => Fault::new(
+        StoreError::Conflict(_) | StoreError::Stale => Fault::new(
             Reason::DatabaseUnavailable,
             "the database was busy with other calls, and nothing was changed",
         )

@@ -1,1 +1,124 @@
-//! Loops on a timer that find the work no wake-up announced.
+//! Loops on a timer that find the work no wake-up announced. Each takes no input, is idempotent, and
+//! outlives any failure of the database.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::TimeDelta;
+
+use crate::app::{App, Error};
+
+/// Between two looks at the leases.
+const LEASES: Duration = Duration::from_secs(1);
+/// Between two writes of heartbeats and progress.
+const LIVE: Duration = Duration::from_secs(1);
+/// Between two searches for overlooked dependents.
+const DEPENDENTS: Duration = Duration::from_secs(30);
+/// Between two looks at what changes slowly.
+const SLOW: Duration = Duration::from_secs(60);
+/// Wait after a failure.
+const AFTER_FAILURE: Duration = Duration::from_secs(1);
+
+/// Starts every loop. They end when the coordinator stops.
+pub(crate) fn start(app: &Arc<App>) {
+    every(app, "heartbeats and progress", LIVE, |app| async move {
+        app.save_live().await
+    });
+    every(app, "overlooked dependents", DEPENDENTS, |app| async move {
+        app.resolve_overlooked().await
+    });
+    every(
+        app,
+        "drains, checkpoints and request ids",
+        SLOW,
+        |app| async move {
+            app.hold_for_checkpoints().await?;
+            app.forget_requests().await
+        },
+    );
+    let wake = app.settings.wake_interval;
+    every(app, "draining workers", wake, |app| async move {
+        app.wake_dispatcher();
+        app.finish_drains().await
+    });
+    spawn(app, leases(Arc::clone(app)));
+    spawn(app, dependents(Arc::clone(app)));
+    spawn(app, waits(Arc::clone(app)));
+}
+
+fn spawn(app: &Arc<App>, work: impl Future<Output = ()> + Send + 'static) {
+    let stop = app.stop().clone();
+    app.spawn(async move {
+        // Transactions under way are rolled back when the connection closes.
+        stop.run_until_cancelled_owned(work).await;
+    });
+}
+
+/// Runs `work` again and again, `period` after it ended.
+fn every<W, F>(app: &Arc<App>, what: &'static str, period: Duration, work: W)
+where
+    W: Fn(Arc<App>) -> F + Send + 'static,
+    F: Future<Output = Result<(), Error>> + Send + 'static,
+{
+    let shared = Arc::clone(app);
+    spawn(app, async move {
+        let mut failing = false;
+        loop {
+            failing = note(what, work(Arc::clone(&shared)).await, failing);
+            tokio::time::sleep(period).await;
+        }
+    });
+}
+
+/// Logs the first failure in a row. Returns whether it failed.
+fn note(what: &str, result: Result<(), Error>, failing: bool) -> bool {
+    match result {
+        Ok(()) => false,
+        Err(error) => {
+            if !failing {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "{what}: {error}; trying again"
+                );
+            }
+            true
+        }
+    }
+}
+
+async fn leases(app: Arc<App>) {
+    let mut watch = app.lease_watch();
+    let mut failing = false;
+    loop {
+        failing = note("leases", app.watch_leases(&mut watch).await, failing);
+        tokio::time::sleep(LEASES).await;
+    }
+}
+
+async fn dependents(app: Arc<App>) {
+    let mut failing = false;
+    loop {
+        let ended = app.next_ended().await;
+        let result = app.resolve_dependents(&ended).await;
+        if result.is_err() {
+            app.ended_again(&ended);
+            tokio::time::sleep(AFTER_FAILURE).await;
+        }
+        failing = note("dependents", result, failing);
+    }
+}
+
+async fn waits(app: Arc<App>) {
+    let mut failing = false;
+    loop {
+        let next = app.queue_due().await;
+        let longest = app.clock.now() + TimeDelta::seconds(30);
+        let until = match &next {
+            Ok(next) => next.map_or(longest, |next| next.min(longest)),
+            Err(_) => app.clock.now() + AFTER_FAILURE,
+        };
+        failing = note("waits", next.map(drop), failing);
+        app.time_passed(until).await;
+    }
+}

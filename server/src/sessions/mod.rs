@@ -185,13 +185,6 @@ impl Sessions {
         true
     }
 
-    /// Ends all sessions.
-    pub(crate) fn close_all(&self) {
-        for (_, entry) in self.locked().drain() {
-            entry.closed.cancel();
-        }
-    }
-
     /// Notes a sign of life.
     pub(crate) fn heard(&self, worker: WorkerId, session: SessionId, now: DateTime<Utc>) {
         if let Some(entry) = self.locked().get_mut(&worker)

@@ -1,12 +1,20 @@
 //! All SQL. Nothing here decides: callers read, decide with the core, and write guarded by what
 //! they read.
 
+pub(crate) mod dependencies;
+pub(crate) mod dispatch;
 pub mod events;
+#[cfg(test)]
+pub(crate) mod fixtures;
 pub(crate) mod leadership;
+pub(crate) mod ledger;
 pub mod logs;
 pub mod read;
+pub(crate) mod requests;
 pub mod retention;
+pub(crate) mod submit;
 mod tokens;
+pub(crate) mod workers;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -42,6 +50,9 @@ pub enum StoreError {
     /// A row with this key exists already; carries the constraint's name.
     #[error("the database has such a row already (`{0}`)")]
     Exists(String),
+    /// A row is no longer in the state that was read; nothing was stored.
+    #[error("the row changed since it was read")]
+    Stale,
     /// A stored value cannot be read, or a statement is wrong: a bug.
     #[error("the database refused a statement of the coordinator")]
     Broken(#[source] Arc<sqlx::Error>),
@@ -66,7 +77,9 @@ impl From<sqlx::Error> for StoreError {
             (Some("40001" | "40P01" | "55P03" | "57014"), _) => Self::Conflict(error),
             // Connection exceptions, too many connections, shutdown, crash, starting up, idle timeout.
             (Some(code), _)
-                if code.starts_with("08") || code.starts_with("57P") || matches!(code, "53300" | "25P03") =>
+                if code.starts_with("08")
+                    || code.starts_with("57P")
+                    || matches!(code, "53300" | "25P03") =>
             {
                 Self::Unavailable(error)
             }
@@ -87,7 +100,7 @@ impl From<sqlx::Error> for StoreError {
 impl StoreError {
     /// True when the same call may succeed a moment later.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::Conflict(_))
+        matches!(self, Self::Unavailable(_) | Self::Conflict(_) | Self::Stale)
     }
 
     /// For a stored word or document that the core does not know.

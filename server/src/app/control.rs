@@ -1,0 +1,795 @@
+//! What people do with jobs, workers and the queue.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use qctl_server_core::job::{JobEffect, JobEvent, JobRefusal};
+use qctl_server_core::{AttemptState, JobId, JobSpec, JobState, WorkerId};
+use serde::Serialize;
+use sqlx::PgConnection;
+use tokio::sync::broadcast;
+
+use super::ledger::{AfterCommit, Ledger, general_event};
+use super::submit::{RequestKey, check_batch, met_by};
+use super::{App, Caller, Change, Error, Role};
+use crate::sessions::ToWorker;
+use crate::store::ledger::{NewEvent, Which};
+use crate::store::read::WorkerMode;
+use crate::store::submit::{delete_job, lock_states, replace_spec, spec_of};
+use crate::store::{dispatch::Window, ledger, workers};
+
+/// How long a call waits for a worker to obey before it answers all the same.
+const OBEY_WITHIN: Duration = Duration::from_secs(2);
+/// Queued jobs that are looked at for one that a worker can start now.
+const EXECUTE_WINDOW: i64 = 500;
+/// Most slots of a worker.
+const MAX_SLOTS: i32 = 1_000;
+
+impl App {
+    /// Cancels a job: a waiting one at once, a running one by stopping its processes. Asked again, it
+    /// does nothing new.
+    ///
+    /// # Errors
+    /// [`Error::JobNotFound`], [`Error::JobEnded`] when it ended otherwise.
+    pub async fn cancel(
+        self: &Arc<Self>,
+        caller: &Caller,
+        request_id: &str,
+        job: JobId,
+        grace: Option<Duration>,
+    ) -> Result<(), Error> {
+        caller.require(Role::Submit)?;
+        let key = RequestKey::new(caller, request_id, "cancel", &(job, grace))?;
+        let name = caller.name.clone();
+        self.change_job(key, job, move |ledger| {
+            ledger.set_grace(grace);
+            match ledger.job_event(job, &JobEvent::Cancel(name.clone()), &name) {
+                Ok(()) | Err(JobRefusal::Already) => Ok(()),
+                Err(refusal) => Err(refused(job, ledger, refusal)),
+            }
+        })
+        .await
+    }
+
+    /// Keeps a waiting or queued job from starting.
+    ///
+    /// # Errors
+    /// [`Error::JobNotFound`], [`Error::JobRunning`], [`Error::JobEnded`].
+    pub async fn hold(
+        self: &Arc<Self>,
+        caller: &Caller,
+        request_id: &str,
+        job: JobId,
+    ) -> Result<(), Error> {
+        caller.require(Role::Submit)?;
+        let key = RequestKey::new(caller, request_id, "hold", &job)?;
+        let name = caller.name.clone();
+        self.change_job(key, job, move |ledger| {
+            match ledger.job_event(job, &JobEvent::Hold(name.clone()), &name) {
+                Ok(()) | Err(JobRefusal::Already) => Ok(()),
+                Err(refusal) => Err(refused(job, ledger, refusal)),
+            }
+        })
+        .await
+    }
+
+    /// Lets a held job go on.
+    ///
+    /// # Errors
+    /// [`Error::JobNotFound`], [`Error::JobNotHeld`].
+    pub async fn release(
+        self: &Arc<Self>,
+        caller: &Caller,
+        request_id: &str,
+        job: JobId,
+    ) -> Result<(), Error> {
+        caller.require(Role::Submit)?;
+        let key = RequestKey::new(caller, request_id, "release", &job)?;
+        let name = caller.name.clone();
+        self.change_job(key, job, move |ledger| {
+            ledger
+                .job_event(job, &JobEvent::Release, &name)
+                .map_err(|refusal| match state_of(ledger, job) {
+                    Some(state) => Error::JobNotHeld { job, state },
+                    None => refused(job, ledger, refusal),
+                })
+        })
+        .await
+    }
+
+    /// Freezes a running job's processes and their clocks, or lets them go on.
+    ///
+    /// # Errors
+    /// [`Error::JobNotFound`], [`Error::JobNotRunning`], [`Error::JobNotPaused`],
+    /// [`Error::WorkerNotConnected`].
+    pub async fn set_paused(
+        self: &Arc<Self>,
+        caller: &Caller,
+        request_id: &str,
+        job: JobId,
+        paused: bool,
+    ) -> Result<(), Error> {
+        caller.require(Role::Submit)?;
+        let key = RequestKey::new(caller, request_id, "set_paused", &(job, paused))?;
+        let sessions = self.sessions.clone();
+        let watch = self.changes.subscribe();
+        self.change_job(key, job, move |ledger| {
+            let state = state_of(ledger, job).ok_or(Error::JobNotFound(job))?;
+            let Some(row) = ledger
+                .current(job)
+                .filter(|row| row.attempt.state == AttemptState::Running)
+            else {
+                return Err(Error::JobNotRunning { job, state });
+            };
+            if !paused && !row.attempt.paused {
+                return Err(Error::JobNotPaused(job));
+            }
+            if !sessions.is_connected(row.worker) {
+                return Err(Error::WorkerNotConnected(row.worker_name.clone()));
+            }
+            let (fence, worker) = (row.fence, row.worker);
+            if row.attempt.paused != paused {
+                ledger.message(worker, ToWorker::SetPaused { fence, paused });
+            }
+            Ok(())
+        })
+        .await?;
+        self.obeyed(watch, job, move |ledger| {
+            ledger
+                .current(job)
+                .is_none_or(|row| row.attempt.paused == paused)
+        })
+        .await
+    }
+
+    /// Submits an ended job again as a new one. Dependencies are not repeated: they were met once.
+    ///
+    /// # Errors
+    /// [`Error::JobNotFound`], [`Error::JobNotEnded`].
+    pub async fn retry(
+        self: &Arc<Self>,
+        caller: &Caller,
+        request_id: &str,
+        job: JobId,
+    ) -> Result<JobId, Error> {
+        caller.require(Role::Submit)?;
+        let key = RequestKey::new(caller, request_id, "retry", &job)?;
+        if let Some(jobs) = self.replay(key.as_ref()).await? {
+            return first(&jobs);
+        }
+        let (state, spec) = self
+            .store
+            .transaction(move |conn| {
+                Box::pin(async move {
+                    let (jobs, _) = ledger::load(conn, Which::Jobs(&[job])).await?;
+                    let row = jobs.first().ok_or(Error::JobNotFound(job))?;
+                    let spec = spec_of(conn, job).await?.ok_or(Error::JobNotFound(job))?;
+                    Ok::<_, Error>((row.job.state, spec))
+                })
+            })
+            .await?;
+        if !state.is_final() {
+            return Err(Error::JobNotEnded { job, state });
+        }
+        let spec = JobSpec {
+            after: Vec::new(),
+            hold: false,
+            ..spec
+        };
+        let specs = vec![spec];
+        check_batch(&specs)?;
+        let (jobs, _) = self
+            .once(
+                key.as_ref(),
+                self.store_batch(caller, key.clone(), specs, Some(job)),
+            )
+            .await?;
+        self.wake.dispatch();
+        self.changes.tell_jobs(jobs.iter().copied());
+        first(&jobs)
+    }
+
+    /// Changes the spec of a job that has not started. A job that a worker has ready is asked back
+    /// first.
+    ///
+    /// # Errors
+    /// [`Error::InvalidField`], [`Error::JobNotFound`], [`Error::JobRunning`], [`Error::JobEnded`],
+    /// [`Error::DependencyImpossible`].
+    pub async fn update(
+        self: &Arc<Self>,
+        caller: &Caller,
+        request_id: &str,
+        job: JobId,
+        spec: JobSpec,
+        mask: Vec<String>,
+    ) -> Result<(), Error> {
+        caller.require(Role::Submit)?;
+        let fields = mask
+            .iter()
+            .map(|field| Field::parse(field))
+            .collect::<Result<Vec<_>, _>>()?;
+        if fields.is_empty() {
+            return Err(Error::field(
+                "update_mask",
+                "is empty",
+                "name the fields to change",
+            ));
+        }
+        let key = RequestKey::new(caller, request_id, "update", &(job, &spec, &mask))?;
+        if self.replay(key.as_ref()).await?.is_some() {
+            return Ok(());
+        }
+        let watch = self.changes.subscribe();
+        let asked = self
+            .in_ledger(job, move |ledger| {
+                let state = state_of(ledger, job).ok_or(Error::JobNotFound(job))?;
+                not_started(job, state)?;
+                let ready = ledger.current(job).is_some();
+                if ready {
+                    ledger.job_effect(job, JobEffect::AskBack);
+                }
+                Ok(ready)
+            })
+            .await?;
+        if asked {
+            self.obeyed(watch, job, move |ledger| ledger.current(job).is_none())
+                .await?;
+        }
+        let app = Arc::clone(self);
+        let actor = caller.name.clone();
+        let work_key = key.clone();
+        let work = self.store.transaction(move |conn| {
+            Box::pin(async move {
+                RequestKey::remember(work_key.as_ref(), &app, conn, &[job]).await?;
+                app.apply_update(conn, job, &spec, &fields, &actor).await?;
+                Ok::<_, Error>(vec![job])
+            })
+        });
+        self.once(key.as_ref(), work).await?;
+        self.wake.dispatch();
+        self.changes.tell_jobs([job]);
+        Ok(())
+    }
+
+    async fn apply_update(
+        &self,
+        conn: &mut PgConnection,
+        job: JobId,
+        wanted: &JobSpec,
+        fields: &[Field],
+        actor: &str,
+    ) -> Result<(), Error> {
+        let mut ledger = Ledger::open(self, conn, Which::Jobs(&[job])).await?;
+        let state = state_of(&ledger, job).ok_or(Error::JobNotFound(job))?;
+        not_started(job, state)?;
+        if ledger.current(job).is_some() {
+            return Err(Error::JobRunning(job));
+        }
+        let mut spec = spec_of(conn, job).await?.ok_or(Error::JobNotFound(job))?;
+        for field in fields {
+            field.copy(wanted, &mut spec);
+        }
+        let spec = spec.normalised();
+        spec.validate().map_err(|error| Error::InvalidField {
+            field: format!("spec.{}", error.field),
+            problem: error.problem,
+            hint: error.hint,
+        })?;
+        if let Some(place) = spec
+            .after
+            .iter()
+            .position(|on| on.job.0 < 0 || on.job == job)
+        {
+            return Err(Error::field(
+                format!("spec.after[{place}]"),
+                "does not name another job",
+                "give the number of the job to wait for",
+            ));
+        }
+        let others: Vec<JobId> = spec.after.iter().map(|dependency| dependency.job).collect();
+        let states: HashMap<JobId, JobState> = match others.is_empty() {
+            true => HashMap::new(),
+            false => lock_states(conn, &others).await?,
+        };
+        let met = met_by("spec.", &spec, &states, &[])?;
+        if fields.contains(&Field::After) {
+            self.refuse_circle(conn, job, &others).await?;
+        }
+        replace_spec(conn, job, &spec, &met).await?;
+        let unmet = met.iter().filter(|met| !**met).count();
+        ledger
+            .job_event(
+                job,
+                &JobEvent::Edited {
+                    unmet_dependencies: i32::try_from(unmet).unwrap_or(i32::MAX),
+                    retries: spec.retries(),
+                    resumes: spec.resumes(),
+                },
+                actor,
+            )
+            .map_err(|refusal| refused(job, &ledger, refusal))?;
+        ledger.save(conn).await?;
+        Ok(())
+    }
+
+    /// Refuses dependencies through which a job would wait for itself.
+    async fn refuse_circle(
+        &self,
+        conn: &mut PgConnection,
+        job: JobId,
+        on: &[JobId],
+    ) -> Result<(), Error> {
+        if crate::store::dependencies::leads_to(conn, on, job).await? {
+            return Err(Error::field(
+                "spec.after",
+                format!("would make job {job} wait for itself"),
+                "take out the job that waits for this one",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Deletes an ended job with its history and output.
+    ///
+    /// # Errors
+    /// [`Error::JobNotFound`], [`Error::JobNotEnded`].
+    pub async fn delete(
+        self: &Arc<Self>,
+        caller: &Caller,
+        request_id: &str,
+        job: JobId,
+    ) -> Result<(), Error> {
+        caller.require(Role::Submit)?;
+        let key = RequestKey::new(caller, request_id, "delete", &job)?;
+        if self.replay(key.as_ref()).await?.is_some() {
+            return Ok(());
+        }
+        let app = Arc::clone(self);
+        let actor = caller.name.clone();
+        let work_key = key.clone();
+        let work = self.store.transaction(move |conn| {
+            Box::pin(async move {
+                RequestKey::remember(work_key.as_ref(), &app, conn, &[job]).await?;
+                let (jobs, _) = ledger::load(conn, Which::Jobs(&[job])).await?;
+                let row = jobs.first().ok_or(Error::JobNotFound(job))?;
+                if !row.job.state.is_final() {
+                    return Err(Error::JobNotEnded {
+                        job,
+                        state: row.job.state,
+                    });
+                }
+                delete_job(conn, job).await?;
+                let event =
+                    general_event("", "job_deleted", format!("job {job} was deleted"), &actor);
+                ledger::tell(conn, app.clock.now(), &[event]).await?;
+                Ok::<_, Error>(vec![job])
+            })
+        });
+        self.once(key.as_ref(), work).await?;
+        self.changes.tell_jobs([job]);
+        Ok(())
+    }
+
+    /// Has a worker start the next queued job now, although the queue may be paused or its slots
+    /// taken.
+    ///
+    /// # Errors
+    /// [`Error::WorkerNotFound`], [`Error::WorkerNotConnected`], [`Error::NothingQueued`].
+    pub async fn execute_next(
+        self: &Arc<Self>,
+        caller: &Caller,
+        request_id: &str,
+        worker: &str,
+    ) -> Result<JobId, Error> {
+        caller.require(Role::Operate)?;
+        let key = RequestKey::new(caller, request_id, "execute_next", &worker)?;
+        if let Some(jobs) = self.replay(key.as_ref()).await? {
+            return first(&jobs);
+        }
+        let (id, _) = self
+            .store
+            .worker_named(worker)
+            .await?
+            .ok_or_else(|| Error::WorkerNotFound(worker.to_owned()))?;
+        if !self.sessions.is_connected(id) {
+            return Err(Error::WorkerNotConnected(worker.to_owned()));
+        }
+        let nothing = || Error::NothingQueued {
+            worker: worker.to_owned(),
+        };
+        let job = self.next_for(id).await?.ok_or_else(nothing)?;
+        let app = Arc::clone(self);
+        let actor = caller.name.clone();
+        let worker_name = worker.to_owned();
+        let work_key = key.clone();
+        let work = self.store.transaction(move |conn| {
+            Box::pin(async move {
+                RequestKey::remember(work_key.as_ref(), &app, conn, &[job]).await?;
+                let mut ledger = Ledger::open(&app, conn, Which::Jobs(&[job])).await?;
+                match state_of(&ledger, job) {
+                    // Started in the meantime, which is what was wanted.
+                    Some(JobState::Running) => return Ok((AfterCommit::default(), vec![job])),
+                    Some(JobState::Queued) => {}
+                    _ => return Err(Error::Conflict(job)),
+                }
+                ledger.run_now(job, id);
+                // A worker has it ready behind others: it comes back and starts beside them.
+                ledger.job_effect(job, JobEffect::AskBack);
+                ledger.tell(NewEvent {
+                    job: Some(job),
+                    attempt: None,
+                    worker: worker_name.clone(),
+                    kind: "execute",
+                    message: format!(
+                        "worker `{worker_name}` is to start it now, asked for by {actor}"
+                    ),
+                    actor,
+                });
+                ledger.changed(job);
+                let after = ledger.save(conn).await?;
+                Ok::<_, Error>((after, vec![job]))
+            })
+        });
+        let app = Arc::clone(self);
+        let (jobs, _) = self
+            .once(key.as_ref(), async move {
+                let (after, jobs) = work.await?;
+                app.carry_out(after);
+                Ok(jobs)
+            })
+            .await?;
+        first(&jobs)
+    }
+
+    /// The first queued job in order that this worker could start beside its slots.
+    async fn next_for(&self, worker: WorkerId) -> Result<Option<JobId>, Error> {
+        let fleet = self.store.fleet(&[worker]).await?;
+        let Some(state) = fleet.workers.first() else {
+            return Ok(None);
+        };
+        let taken: Vec<String> = state
+            .held
+            .iter()
+            .flat_map(|holding| holding.gpus.iter().cloned())
+            .collect();
+        let free_gpus = state.gpus.iter().filter(|gpu| !taken.contains(gpu)).count();
+        // Beside the slots there is room for any number of them.
+        let roomy = qctl_server_core::placement::Worker {
+            slots: MAX_SLOTS,
+            gpus: state.gpus.iter().take(free_gpus).cloned().collect(),
+            ..state.clone()
+        };
+        let window = Window {
+            after: None,
+            limit: EXECUTE_WINDOW,
+        };
+        let queued = self
+            .store
+            .queued_jobs(std::slice::from_ref(&roomy), &window)
+            .await?;
+        let unassigned = queued
+            .iter()
+            .find(|queued| queued.candidate.checkpoint_on.is_none_or(|id| id == worker))
+            .map(|queued| (queued.candidate.order, queued.candidate.job));
+        let ready = state
+            .held
+            .iter()
+            .filter(|holding| holding.assigned && !holding.beside_slots)
+            .map(|holding| (holding.order, holding.order.job()))
+            .min();
+        Ok(unassigned
+            .into_iter()
+            .chain(ready)
+            .min()
+            .map(|(_, job)| job))
+    }
+
+    /// Stops or allows new starts everywhere.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn set_queue_paused(
+        self: &Arc<Self>,
+        caller: &Caller,
+        request_id: &str,
+        paused: bool,
+    ) -> Result<(), Error> {
+        caller.require(Role::Operate)?;
+        let key = RequestKey::new(caller, request_id, "set_queue_paused", &paused)?;
+        let (app, actor, work_key) = (Arc::clone(self), caller.name.clone(), key.clone());
+        let work = self.store.transaction(move |conn| {
+            Box::pin(async move {
+                RequestKey::remember(work_key.as_ref(), &app, conn, &[]).await?;
+                workers::pause_queue(conn, paused).await?;
+                let (kind, message) = match paused {
+                    true => ("queue_paused", "no new jobs are started"),
+                    false => ("queue_resumed", "jobs are started again"),
+                };
+                let event = general_event("", kind, message.to_owned(), &actor);
+                ledger::tell(conn, app.clock.now(), &[event]).await?;
+                Ok::<_, Error>(Vec::new())
+            })
+        });
+        self.once(key.as_ref(), work).await?;
+        self.wake.dispatch();
+        self.changes.tell(Change::Queue);
+        Ok(())
+    }
+
+    /// Changes how a worker takes jobs. `None` leaves a value as it is.
+    ///
+    /// # Errors
+    /// [`Error::WorkerNotFound`], [`Error::InvalidField`].
+    pub async fn update_worker(
+        self: &Arc<Self>,
+        caller: &Caller,
+        request_id: &str,
+        worker: &str,
+        mode: Option<WorkerMode>,
+        slots: Option<i32>,
+    ) -> Result<(), Error> {
+        caller.require(Role::Operate)?;
+        if slots.is_some_and(|slots| !(1..=MAX_SLOTS).contains(&slots)) {
+            return Err(Error::field(
+                "slots",
+                format!("is not between 1 and {MAX_SLOTS}"),
+                "pause the worker to give it no jobs",
+            ));
+        }
+        let word = mode.map(|mode| match mode {
+            WorkerMode::Active => "takes jobs",
+            WorkerMode::Paused => "takes no jobs until it is resumed",
+            WorkerMode::Draining => "takes no more jobs, and is paused once its last one has ended",
+        });
+        let key = RequestKey::new(caller, request_id, "update_worker", &(worker, word, slots))?;
+        let (id, _) = self
+            .store
+            .worker_named(worker)
+            .await?
+            .ok_or_else(|| Error::WorkerNotFound(worker.to_owned()))?;
+        let name = worker.to_owned();
+        let (app, actor, work_key) = (Arc::clone(self), caller.name.clone(), key.clone());
+        let work = self.store.transaction(move |conn| {
+            Box::pin(async move {
+                RequestKey::remember(work_key.as_ref(), &app, conn, &[]).await?;
+                if !workers::steer(conn, id, mode, slots).await? {
+                    return Err(Error::WorkerNotFound(name));
+                }
+                let mut events = Vec::new();
+                if let Some(word) = word {
+                    let message = format!("worker `{name}` {word}");
+                    events.push(general_event(&name, "worker_mode", message, &actor));
+                }
+                if let Some(slots) = slots {
+                    let message = format!("worker `{name}` has {slots} slots");
+                    events.push(general_event(&name, "worker_slots", message, &actor));
+                }
+                ledger::tell(conn, app.clock.now(), &events).await?;
+                Ok::<_, Error>(Vec::new())
+            })
+        });
+        self.once(key.as_ref(), work).await?;
+        if let Some(slots) = slots {
+            self.sessions.send(id, ToWorker::SetSlots(slots));
+        }
+        if mode == Some(WorkerMode::Draining) {
+            self.finish_drains().await?;
+        }
+        self.wake.dispatch();
+        self.changes.tell(Change::Workers);
+        Ok(())
+    }
+
+    /// Workers that drain and hold nothing any more become paused.
+    pub(crate) async fn finish_drains(&self) -> Result<(), Error> {
+        let names = self.store.finish_drains().await?;
+        if names.is_empty() {
+            return Ok(());
+        }
+        let events: Vec<NewEvent> = names
+            .iter()
+            .map(|name| {
+                let message = format!("worker `{name}` is drained and paused");
+                general_event(name, "worker_mode", message, super::ledger::COORDINATOR)
+            })
+            .collect();
+        let now = self.clock.now();
+        self.store
+            .transaction(move |conn| {
+                Box::pin(async move { Ok::<_, Error>(ledger::tell(conn, now, &events).await?) })
+            })
+            .await?;
+        self.changes.tell(Change::Workers);
+        Ok(())
+    }
+
+    /// Applies a change to one job, once for its request id.
+    async fn change_job<F>(
+        self: &Arc<Self>,
+        key: Option<RequestKey>,
+        job: JobId,
+        change: F,
+    ) -> Result<(), Error>
+    where
+        F: FnOnce(&mut Ledger) -> Result<(), Error> + Send + 'static,
+    {
+        if self.replay(key.as_ref()).await?.is_some() {
+            return Ok(());
+        }
+        let app = Arc::clone(self);
+        let work_key = key.clone();
+        let work = self.store.transaction(move |conn| {
+            Box::pin(async move {
+                RequestKey::remember(work_key.as_ref(), &app, conn, &[job]).await?;
+                let mut ledger = Ledger::open(&app, conn, Which::Jobs(&[job])).await?;
+                change(&mut ledger)?;
+                Ok::<_, Error>(ledger.save(conn).await?)
+            })
+        });
+        let app = Arc::clone(self);
+        self.once(key.as_ref(), async move {
+            app.carry_out(work.await?);
+            Ok(vec![job])
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// Reads or changes one job under its lock.
+    async fn in_ledger<T, F>(self: &Arc<Self>, job: JobId, work: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut Ledger) -> Result<T, Error> + Send + 'static,
+    {
+        let app = Arc::clone(self);
+        let (value, after) = self
+            .store
+            .transaction(move |conn| {
+                Box::pin(async move {
+                    let mut ledger = Ledger::open(&app, conn, Which::Jobs(&[job])).await?;
+                    let value = work(&mut ledger)?;
+                    Ok::<_, Error>((value, ledger.save(conn).await?))
+                })
+            })
+            .await?;
+        self.carry_out(after);
+        Ok(value)
+    }
+
+    /// Waits a short while until a job is as it should be.
+    async fn obeyed<F>(
+        self: &Arc<Self>,
+        mut watch: broadcast::Receiver<Change>,
+        job: JobId,
+        is_done: F,
+    ) -> Result<(), Error>
+    where
+        F: Fn(&Ledger) -> bool + Clone + Send + 'static,
+    {
+        let deadline = tokio::time::Instant::now() + OBEY_WITHIN;
+        loop {
+            let check = is_done.clone();
+            if self.in_ledger(job, move |ledger| Ok(check(ledger))).await? {
+                return Ok(());
+            }
+            loop {
+                match tokio::time::timeout_at(deadline, watch.recv()).await {
+                    Err(_) | Ok(Err(broadcast::error::RecvError::Closed)) => return Ok(()),
+                    Ok(Ok(Change::Jobs(jobs))) if !jobs.contains(&job) => {}
+                    Ok(Ok(Change::Progress { .. } | Change::Workers | Change::Queue)) => {}
+                    Ok(Ok(Change::Jobs(_)) | Err(broadcast::error::RecvError::Lagged(_))) => break,
+                }
+            }
+        }
+    }
+}
+
+fn first(jobs: &[JobId]) -> Result<JobId, Error> {
+    jobs.first()
+        .copied()
+        .ok_or_else(|| Error::Internal("a remembered request names no job".to_owned()))
+}
+
+fn state_of(ledger: &Ledger, job: JobId) -> Option<JobState> {
+    ledger.job(job).map(|row| row.job.state)
+}
+
+fn not_started(job: JobId, state: JobState) -> Result<(), Error> {
+    match state {
+        JobState::Running => Err(Error::JobRunning(job)),
+        state if state.is_final() => Err(Error::JobEnded { job, state }),
+        _ => Ok(()),
+    }
+}
+
+/// Turns a refusal of the core into what the caller is told.
+fn refused(job: JobId, ledger: &Ledger, refusal: JobRefusal) -> Error {
+    let Some(state) = state_of(ledger, job) else {
+        return Error::JobNotFound(job);
+    };
+    match refusal {
+        JobRefusal::Ended(state) => Error::JobEnded { job, state },
+        JobRefusal::Running => Error::JobRunning(job),
+        JobRefusal::NotHeld => Error::JobNotHeld { job, state },
+        JobRefusal::Already | JobRefusal::NoAttempt | JobRefusal::NotReady => Error::Conflict(job),
+    }
+}
+
+/// A field of a spec that can be changed before the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+enum Field {
+    Name,
+    Command,
+    Cwd,
+    Env,
+    Tracker,
+    Workspace,
+    Labels,
+    Priority,
+    After,
+    TimeLimit,
+    WarnBefore,
+    Retries,
+    Resumes,
+    Demand,
+    Worker,
+    Exclusive,
+}
+
+impl Field {
+    fn parse(text: &str) -> Result<Self, Error> {
+        Ok(match text {
+            "name" => Self::Name,
+            "command" => Self::Command,
+            "cwd" => Self::Cwd,
+            "env" => Self::Env,
+            "tracker" => Self::Tracker,
+            "workspace" => Self::Workspace,
+            "labels" => Self::Labels,
+            "priority" => Self::Priority,
+            "after" => Self::After,
+            "time_limit" => Self::TimeLimit,
+            "warn_before" => Self::WarnBefore,
+            "retries" => Self::Retries,
+            "resumes" => Self::Resumes,
+            "demand" => Self::Demand,
+            "worker" => Self::Worker,
+            "exclusive" => Self::Exclusive,
+            other => {
+                return Err(Error::field(
+                    "update_mask",
+                    format!("names `{other}`, which cannot be changed"),
+                    "submit a new job instead",
+                ));
+            }
+        })
+    }
+
+    fn copy(self, from: &JobSpec, to: &mut JobSpec) {
+        match self {
+            Self::Name => to.name.clone_from(&from.name),
+            Self::Command => {
+                to.command.clone_from(&from.command);
+                to.shell = from.shell;
+            }
+            Self::Cwd => to.cwd.clone_from(&from.cwd),
+            Self::Env => to.env.clone_from(&from.env),
+            Self::Tracker => to.tracker.clone_from(&from.tracker),
+            Self::Workspace => to.workspace.clone_from(&from.workspace),
+            Self::Labels => to.labels.clone_from(&from.labels),
+            Self::Priority => to.priority = from.priority,
+            Self::After => to.after.clone_from(&from.after),
+            Self::TimeLimit => to.time_limit = from.time_limit,
+            Self::WarnBefore => {
+                to.warn_before = from.warn_before;
+                to.warn_signal = from.warn_signal;
+            }
+            Self::Retries => to.retries = from.retries,
+            Self::Resumes => to.resumes = from.resumes,
+            Self::Demand => to.demand = from.demand,
+            Self::Worker => to.worker.clone_from(&from.worker),
+            Self::Exclusive => to.exclusive = from.exclusive,
+        }
+    }
+}

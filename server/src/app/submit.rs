@@ -1,0 +1,300 @@
+//! New jobs: checked, numbered, and stored in one transaction or not at all.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use qctl_server_core::dependency::{Standing, standing};
+use qctl_server_core::job::Job;
+use qctl_server_core::spec::MAX_BATCH;
+use qctl_server_core::{JobId, JobSpec, JobState};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use sqlx::PgConnection;
+
+use super::{App, Caller, Error, Role};
+use crate::store::StoreError;
+use crate::store::requests::remember;
+use crate::store::submit::{NewJob, insert_jobs, lock_states};
+
+/// Longest request id, in bytes.
+const MAX_REQUEST_ID: usize = 128;
+/// Name of the unique index on request ids.
+const REQUESTS_KEY: &str = "requests_pkey";
+
+/// What a submission made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Submitted {
+    /// The jobs in the order of the request.
+    pub jobs: Vec<JobId>,
+    /// True when the request id was seen before and nothing new was made.
+    pub replayed: bool,
+}
+
+/// A request id with the digest of what was asked for.
+#[derive(Clone, Debug)]
+pub(super) struct RequestKey {
+    submitter: String,
+    id: String,
+    digest: Vec<u8>,
+}
+
+impl RequestKey {
+    /// `None` when the caller gave no id: then nothing is remembered.
+    pub(super) fn new(
+        caller: &Caller,
+        id: &str,
+        method: &str,
+        payload: &impl Serialize,
+    ) -> Result<Option<Self>, Error> {
+        if id.is_empty() {
+            return Ok(None);
+        }
+        if id.len() > MAX_REQUEST_ID || id.chars().any(char::is_control) {
+            return Err(Error::field(
+                "request_id",
+                format!("is longer than {MAX_REQUEST_ID} bytes or has control characters"),
+                "a UUID is a good request id",
+            ));
+        }
+        let payload = serde_json::to_vec(payload)
+            .map_err(|error| Error::Internal(format!("a request cannot be digested: {error}")))?;
+        let mut digest = Sha256::new();
+        digest.update(method.as_bytes());
+        digest.update([0]);
+        digest.update(&payload);
+        Ok(Some(Self {
+            submitter: caller.name.clone(),
+            id: id.to_owned(),
+            digest: digest.finalize().to_vec(),
+        }))
+    }
+
+    /// Remembers the request inside the transaction that carries it out.
+    pub(super) async fn remember(
+        key: Option<&Self>,
+        app: &App,
+        conn: &mut PgConnection,
+        jobs: &[JobId],
+    ) -> Result<(), StoreError> {
+        match key {
+            None => Ok(()),
+            Some(key) => {
+                remember(
+                    conn,
+                    app.clock.now(),
+                    &key.submitter,
+                    &key.id,
+                    &key.digest,
+                    jobs,
+                )
+                .await
+            }
+        }
+    }
+}
+
+impl App {
+    /// What an earlier call with this request id did, if there was one.
+    ///
+    /// # Errors
+    /// [`Error::RequestIdReused`] when it asked for something else.
+    pub(super) async fn replay(
+        &self,
+        key: Option<&RequestKey>,
+    ) -> Result<Option<Vec<JobId>>, Error> {
+        let Some(key) = key else { return Ok(None) };
+        match self.store.request(&key.submitter, &key.id).await? {
+            None => Ok(None),
+            Some(known) if known.digest == key.digest => Ok(Some(known.jobs)),
+            Some(_) => Err(Error::RequestIdReused(key.id.clone())),
+        }
+    }
+
+    /// Runs a changing call once: `work` remembers the key in its transaction, and when that finds
+    /// the key known the earlier call's answer is given instead. The flag says that it was.
+    pub(super) async fn once<W>(
+        &self,
+        key: Option<&RequestKey>,
+        work: W,
+    ) -> Result<(Vec<JobId>, bool), Error>
+    where
+        W: Future<Output = Result<Vec<JobId>, Error>>,
+    {
+        match work.await {
+            Ok(jobs) => Ok((jobs, false)),
+            Err(Error::Store(StoreError::Exists(constraint))) if constraint == REQUESTS_KEY => {
+                match self.replay(key).await? {
+                    Some(jobs) => Ok((jobs, true)),
+                    // It was forgotten between the two statements.
+                    None => Err(Error::Internal("a request id came and went".to_owned())),
+                }
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Submits one job or a batch. A dependency may name an earlier job of the batch by the negative
+    /// of its position, counted from 1.
+    ///
+    /// # Errors
+    /// [`Error::InvalidField`], [`Error::DependencyImpossible`], [`Error::RequestIdReused`],
+    /// [`Error::LimitExceeded`]; nothing is stored then.
+    pub async fn submit(
+        self: &Arc<Self>,
+        caller: &Caller,
+        request_id: &str,
+        specs: Vec<JobSpec>,
+    ) -> Result<Submitted, Error> {
+        caller.require(Role::Submit)?;
+        if specs.is_empty() {
+            return Err(Error::field("jobs", "is empty", "name at least one job"));
+        }
+        if specs.len() > MAX_BATCH {
+            return Err(Error::LimitExceeded {
+                what: "the number of jobs in one submission".to_owned(),
+                limit: MAX_BATCH as u64,
+            });
+        }
+        let specs: Vec<JobSpec> = specs.into_iter().map(JobSpec::normalised).collect();
+        let names_others = check_batch(&specs)?;
+        let key = RequestKey::new(caller, request_id, "submit", &specs)?;
+        // A repeated call is answered as before, whatever became of the jobs it waits for.
+        if names_others && let Some(jobs) = self.replay(key.as_ref()).await? {
+            return Ok(Submitted {
+                jobs,
+                replayed: true,
+            });
+        }
+        let work = self.store_batch(caller, key.clone(), specs, None);
+        let (jobs, replayed) = self.once(key.as_ref(), work).await?;
+        if !replayed {
+            self.wake.dispatch();
+            self.changes.tell_jobs(jobs.iter().copied());
+        }
+        Ok(Submitted { jobs, replayed })
+    }
+
+    /// Stores checked jobs.
+    pub(super) async fn store_batch(
+        self: &Arc<Self>,
+        caller: &Caller,
+        key: Option<RequestKey>,
+        mut specs: Vec<JobSpec>,
+        retry_of: Option<JobId>,
+    ) -> Result<Vec<JobId>, Error> {
+        let ids = self.store.reserve_ids(specs.len()).await?;
+        for spec in &mut specs {
+            for dependency in &mut spec.after {
+                if let Ok(position) = usize::try_from(-dependency.job.0)
+                    && let Some(id) = position.checked_sub(1).and_then(|index| ids.get(index))
+                {
+                    dependency.job = *id;
+                }
+            }
+        }
+        let app = Arc::clone(self);
+        let submitter = caller.name.clone();
+        self.store
+            .transaction(move |conn| {
+                Box::pin(async move {
+                    RequestKey::remember(key.as_ref(), &app, conn, &ids).await?;
+                    let others: Vec<JobId> = specs
+                        .iter()
+                        .flat_map(|spec| spec.after.iter().map(|dependency| dependency.job))
+                        .filter(|job| ids.binary_search(job).is_err())
+                        .collect::<BTreeSet<_>>()
+                        .into_iter()
+                        .collect();
+                    let states = match others.is_empty() {
+                        true => HashMap::new(),
+                        false => lock_states(conn, &others).await?,
+                    };
+                    let jobs = specs
+                        .into_iter()
+                        .enumerate()
+                        .map(|(index, spec)| {
+                            let met = met_by(&format!("jobs[{index}]."), &spec, &states, &ids)?;
+                            let unmet = met.iter().filter(|met| !**met).count();
+                            let job = Job::submitted(
+                                spec.hold,
+                                i32::try_from(unmet).unwrap_or(i32::MAX),
+                                spec.retries(),
+                                spec.resumes(),
+                            );
+                            Ok(NewJob {
+                                id: ids[index],
+                                job,
+                                spec,
+                                met,
+                                retry_of,
+                            })
+                        })
+                        .collect::<Result<Vec<_>, Error>>()?;
+                    insert_jobs(conn, app.clock.now(), &submitter, &jobs).await?;
+                    Ok(ids)
+                })
+            })
+            .await
+    }
+}
+
+/// Checks every job of a batch. Returns whether any waits for a job outside of it.
+pub(super) fn check_batch(specs: &[JobSpec]) -> Result<bool, Error> {
+    let mut names_others = false;
+    for (index, spec) in specs.iter().enumerate() {
+        spec.validate().map_err(|error| Error::InvalidField {
+            field: format!("jobs[{index}].{}", error.field),
+            problem: error.problem,
+            hint: error.hint,
+        })?;
+        for (place, dependency) in spec.after.iter().enumerate() {
+            let job = dependency.job.0;
+            names_others |= job > 0;
+            let position = usize::try_from(job.unsigned_abs()).unwrap_or(usize::MAX);
+            if job < 0 && position > index {
+                return Err(Error::field(
+                    format!("jobs[{index}].after[{place}]"),
+                    format!("names position {position} of the batch, which is not an earlier one"),
+                    "a job can wait for jobs before it in the batch",
+                ));
+            }
+        }
+    }
+    Ok(names_others)
+}
+
+/// Which dependencies of a spec are met. Jobs of `batch` are new and have not ended.
+pub(super) fn met_by(
+    prefix: &str,
+    spec: &JobSpec,
+    states: &HashMap<JobId, JobState>,
+    batch: &[JobId],
+) -> Result<Vec<bool>, Error> {
+    spec.after
+        .iter()
+        .enumerate()
+        .map(|(place, dependency)| {
+            if batch.binary_search(&dependency.job).is_ok() {
+                return Ok(false);
+            }
+            let field = format!("{prefix}after[{place}]");
+            let Some(state) = states.get(&dependency.job) else {
+                return Err(Error::field(
+                    field,
+                    format!("names job {}, which does not exist", dependency.job),
+                    "look at the list of jobs",
+                ));
+            };
+            match standing(dependency.condition, Some(*state)) {
+                Standing::Met => Ok(true),
+                Standing::Open => Ok(false),
+                Standing::Impossible => Err(Error::DependencyImpossible {
+                    field,
+                    on: dependency.job,
+                    condition: dependency.condition,
+                    state: *state,
+                }),
+            }
+        })
+        .collect()
+}

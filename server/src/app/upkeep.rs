@@ -1,0 +1,402 @@
+//! What has to happen without anybody asking: waits that end, dependencies, silent workers, signs of
+//! life and progress on their way to the database. Each finds its work in the database, can be run at
+//! any time and any number of times, and is called by `reconcilers` on a timer.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use qctl_server_core::attempt::AttemptEvent;
+use qctl_server_core::dependency::{Standing, impossible, standing};
+use qctl_server_core::job::{JobEvent, JobRefusal};
+use qctl_server_core::lease::{Lapse, Leases, Limits};
+use qctl_server_core::outcome::End;
+use qctl_server_core::{Facts, Fence, JobId, WorkerId};
+
+use super::ledger::{Applied, COORDINATOR, EndReport, Ledger};
+use super::{App, Error};
+use crate::sessions::SessionId;
+use crate::store::dependencies::{self, Open};
+use crate::store::ledger::{NewEvent, Which};
+use crate::store::workers::{Current, SignOfLife};
+
+/// Jobs or attempts in one transaction.
+const BATCH: usize = 500;
+/// Attempts whose leases are watched.
+const MAX_CURRENT: i64 = 1_000_000;
+/// Request ids forgotten in one statement.
+const FORGET_BATCH: i64 = 5_000;
+
+/// Signs of life on their way to the database.
+#[derive(Debug, Default)]
+pub(super) struct SignsOfLife(Mutex<HashMap<WorkerId, SignOfLife>>);
+
+/// Whose silence is counted: a worker, or an attempt that its worker knows nothing of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Holder {
+    /// A worker, for all its attempts.
+    Worker(WorkerId),
+    /// An attempt of a spool that its worker does not own any more.
+    Orphan(Fence),
+}
+
+/// Counts silence between two looks.
+#[derive(Debug)]
+pub(crate) struct LeaseWatch {
+    leases: Leases<Holder>,
+    last: Option<tokio::time::Instant>,
+}
+
+impl App {
+    /// A worker lives.
+    pub fn heartbeat(
+        &self,
+        worker: WorkerId,
+        session: SessionId,
+        load: Option<f64>,
+        memory_used_bytes: Option<i64>,
+    ) {
+        let seen = self.clock.now();
+        self.sessions.heard(worker, session, seen);
+        let sign = SignOfLife {
+            seen,
+            load: load.filter(|load| load.is_finite()),
+            memory_used_bytes,
+        };
+        self.signs
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(worker, sign);
+    }
+
+    /// Writes what workers said about themselves and their progress since the last time.
+    pub(crate) async fn save_live(&self) -> Result<(), Error> {
+        let signs: Vec<(WorkerId, SignOfLife)> = {
+            let mut signs = self.signs.0.lock().unwrap_or_else(PoisonError::into_inner);
+            signs.drain().collect()
+        };
+        // A sign of life that cannot be written is followed by another one soon.
+        if !signs.is_empty() {
+            self.store.save_signs_of_life(&signs).await?;
+        }
+        let progress = self.live.take_unsaved(BATCH);
+        if progress.is_empty() {
+            return Ok(());
+        }
+        let fences: Vec<Fence> = progress.iter().map(|(fence, _)| *fence).collect();
+        match self.store.save_progress(&progress).await {
+            Ok(()) => {
+                self.live.saved(fences);
+                Ok(())
+            }
+            Err(error) => {
+                self.live.not_saved(fences);
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Queues jobs whose wait is over. Returns when the next wait ends.
+    pub(crate) async fn queue_due(&self) -> Result<Option<DateTime<Utc>>, Error> {
+        loop {
+            let (due, next) = self.store.due_jobs(self.clock.now(), BATCH as i64).await?;
+            if due.is_empty() {
+                return Ok(next);
+            }
+            self.change_jobs(&due, |ledger, job| {
+                let _ = ledger.job_event(job, &JobEvent::TimeCame, COORDINATOR);
+            })
+            .await?;
+            if due.len() < BATCH {
+                return Ok(next);
+            }
+        }
+    }
+
+    /// Tells jobs that wait for one of these, which have ended.
+    pub(crate) async fn resolve_dependents(&self, ended: &[JobId]) -> Result<(), Error> {
+        loop {
+            let jobs = self.store.dependents_of(ended, BATCH as i64).await?;
+            if jobs.is_empty() || !self.settle_dependencies(&jobs).await? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Finds jobs that wait for one that has ended, and were not told.
+    pub(crate) async fn resolve_overlooked(&self) -> Result<(), Error> {
+        loop {
+            let jobs = self.store.overlooked_dependents(BATCH as i64).await?;
+            if jobs.is_empty() || !self.settle_dependencies(&jobs).await? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Settles what these jobs wait for. Returns whether anything was changed.
+    async fn settle_dependencies(&self, jobs: &[JobId]) -> Result<bool, Error> {
+        let mut transaction = self.store.begin().await?;
+        let mut ledger = Ledger::open(self, &mut transaction, Which::Jobs(jobs)).await?;
+        let open = dependencies::open_of(&mut transaction, jobs).await?;
+        let mut met = Vec::new();
+        let mut counts: HashMap<JobId, i32> = HashMap::new();
+        let mut hopeless: HashMap<JobId, Open> = HashMap::new();
+        for dependency in open {
+            match standing(dependency.condition, dependency.state) {
+                Standing::Open => {}
+                Standing::Met => {
+                    met.push((dependency.job, dependency.on));
+                    *counts.entry(dependency.job).or_default() += 1;
+                }
+                Standing::Impossible => {
+                    hopeless.entry(dependency.job).or_insert(dependency);
+                }
+            }
+        }
+        let mut changed = !met.is_empty();
+        dependencies::meet(&mut transaction, &met).await?;
+        for (job, count) in counts {
+            let _ = ledger.job_event(job, &JobEvent::DependenciesMet(count), COORDINATOR);
+        }
+        for (job, on) in hopeless {
+            let message = impossible(on.condition, on.on, on.state);
+            let event = JobEvent::DependencyFailed(message);
+            changed |= ledger.job_event(job, &event, COORDINATOR).is_ok();
+        }
+        let after = ledger.save(&mut transaction).await?;
+        transaction
+            .commit()
+            .await
+            .map_err(crate::store::StoreError::from)?;
+        self.carry_out(after);
+        Ok(changed)
+    }
+
+    /// Begins to count silence.
+    pub(crate) fn lease_watch(&self) -> LeaseWatch {
+        LeaseWatch {
+            leases: Leases::new(Limits {
+                unreachable_after: self.settings.unreachable_after,
+                lost_after: self.settings.lost_after,
+            }),
+            last: None,
+        }
+    }
+
+    /// Counts the silence of everything that holds attempts, shows who is unreachable, and gives up
+    /// what is lost. A database that does not answer makes the time since the last look count nothing.
+    pub(crate) async fn watch_leases(&self, watch: &mut LeaseWatch) -> Result<(), Error> {
+        let current = match self.store.current_attempts(MAX_CURRENT).await {
+            Ok(current) => current,
+            Err(error) => {
+                watch.last = None;
+                return Err(error.into());
+            }
+        };
+        let looked = tokio::time::Instant::now();
+        let elapsed = watch
+            .last
+            .replace(looked)
+            .map_or(Duration::ZERO, |last| looked - last);
+        let now = self.clock.now();
+        let holders: BTreeSet<Holder> = current.iter().map(Current::holder).collect();
+        let silent_after = self.settings.heartbeat_interval * 2;
+        let heard = |holder: &Holder| match holder {
+            Holder::Orphan(_) => false,
+            Holder::Worker(worker) => self.sessions.get(*worker).is_some_and(|session| {
+                (now - session.last_contact).to_std().unwrap_or_default() <= silent_after
+            }),
+        };
+        let holders: Vec<(Holder, bool)> = holders
+            .into_iter()
+            .map(|holder| (holder, heard(&holder)))
+            .collect();
+        let mut silent = BTreeSet::new();
+        let mut lost = BTreeSet::new();
+        for lapse in watch.leases.tick(holders, elapsed, true) {
+            match lapse {
+                Lapse::Unreachable(holder) => silent.insert(holder),
+                Lapse::Lost(holder) => lost.insert(holder),
+            };
+        }
+        let unreachable: Vec<Fence> = current
+            .iter()
+            .filter(|attempt| !attempt.unreachable && silent.contains(&attempt.holder()))
+            .map(|attempt| attempt.fence)
+            .collect();
+        let back: Vec<Fence> = current
+            .iter()
+            .filter(|attempt| attempt.unreachable && heard(&attempt.holder()))
+            .map(|attempt| attempt.fence)
+            .collect();
+        let given_up: Vec<Fence> = current
+            .iter()
+            .filter(|attempt| lost.contains(&attempt.holder()))
+            .map(|attempt| attempt.fence)
+            .collect();
+        self.mark_unreachable(&unreachable).await?;
+        self.mark_reachable(&back).await?;
+        self.give_up(&given_up).await
+    }
+
+    async fn mark_unreachable(&self, fences: &[Fence]) -> Result<(), Error> {
+        let minutes = self.settings.unreachable_after.as_secs_f64() / 60.0;
+        self.change_attempts(fences, |ledger, fence| {
+            if ledger.attempt_event(fence, AttemptEvent::WorkerSilent) != Applied::Recorded {
+                return;
+            }
+            let Some(row) = ledger.attempt(fence) else { return };
+            let event = NewEvent {
+                job: Some(row.job),
+                attempt: Some(row.number),
+                worker: row.worker_name.clone(),
+                kind: "unreachable",
+                message: format!(
+                    "worker `{}` has not been heard of for {minutes:.0} min; the job may well be running",
+                    row.worker_name
+                ),
+                actor: COORDINATOR.to_owned(),
+            };
+            ledger.tell(event);
+        })
+        .await
+    }
+
+    async fn mark_reachable(&self, fences: &[Fence]) -> Result<(), Error> {
+        self.change_attempts(fences, |ledger, fence| {
+            ledger.attempt_event(fence, AttemptEvent::WorkerBack);
+        })
+        .await
+    }
+
+    /// Gives attempts up whose worker has been silent for too long: their jobs may run elsewhere.
+    async fn give_up(&self, fences: &[Fence]) -> Result<(), Error> {
+        self.change_attempts(fences, |ledger, fence| {
+            ledger.ended(fence, &Facts::of(End::GivenUp), EndReport::default());
+        })
+        .await
+    }
+
+    /// Holds queued jobs that have waited too long for the worker that has their checkpoint.
+    pub(crate) async fn hold_for_checkpoints(&self) -> Result<(), Error> {
+        let wait = self.settings.checkpoint_wait;
+        let before = self.clock.now() - wait;
+        let waiting = self.store.waiting_for_checkpoint(before).await?;
+        let away: HashMap<JobId, String> = waiting
+            .into_iter()
+            .filter(|(_, worker, _)| !self.sessions.is_connected(*worker))
+            .map(|(job, _, name)| (job, name))
+            .collect();
+        let jobs: Vec<JobId> = away.keys().copied().collect();
+        let hours = wait.as_secs() / 3_600;
+        self.change_jobs(&jobs, |ledger, job| {
+            let name = away.get(&job).map(String::as_str).unwrap_or_default();
+            let message = format!(
+                "held because its checkpoint is on worker `{name}`, which has been away for {hours} h; \
+                 release it to begin afresh on another worker"
+            );
+            let refusal = ledger.job_event(job, &JobEvent::HoldForCheckpoint(message), COORDINATOR);
+            debug_assert!(!matches!(refusal, Err(JobRefusal::Running)));
+        })
+        .await
+    }
+
+    /// Forgets request ids that are older than they are kept.
+    pub(crate) async fn forget_requests(&self) -> Result<(), Error> {
+        let before = self.clock.now() - self.settings.requests_kept;
+        while self.store.forget_requests(before, FORGET_BATCH).await? == FORGET_BATCH as u64 {}
+        Ok(())
+    }
+
+    /// Asks for a look at the queue.
+    pub(crate) fn wake_dispatcher(&self) {
+        self.wake.dispatch();
+    }
+
+    /// Returns jobs that have ended since the last time, once there are any.
+    pub(crate) async fn next_ended(&self) -> Vec<JobId> {
+        loop {
+            let ended = self.wake.take_ended(BATCH);
+            if !ended.is_empty() {
+                return ended;
+            }
+            self.wake.some_ended().await;
+        }
+    }
+
+    /// Puts jobs back that could not be announced.
+    pub(crate) fn ended_again(&self, jobs: &[JobId]) {
+        self.wake.ended(jobs);
+    }
+
+    /// Returns once the time of an earlier wait than `until` is announced, or `until` has come.
+    pub(crate) async fn time_passed(&self, until: DateTime<Utc>) {
+        let mut until = until;
+        loop {
+            if let Some(earlier) = self.wake.take_next() {
+                until = until.min(earlier);
+            }
+            let left = (until - self.clock.now()).to_std().unwrap_or_default();
+            if left.is_zero() {
+                return;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(left) => return,
+                () = self.wake.time_changed() => {}
+            }
+        }
+    }
+
+    async fn change_jobs(
+        &self,
+        jobs: &[JobId],
+        change: impl Fn(&mut Ledger, JobId),
+    ) -> Result<(), Error> {
+        for part in jobs.chunks(BATCH) {
+            let mut transaction = self.store.begin().await?;
+            let mut ledger = Ledger::open(self, &mut transaction, Which::Jobs(part)).await?;
+            for job in part {
+                change(&mut ledger, *job);
+            }
+            let after = ledger.save(&mut transaction).await?;
+            transaction
+                .commit()
+                .await
+                .map_err(crate::store::StoreError::from)?;
+            self.carry_out(after);
+        }
+        Ok(())
+    }
+
+    async fn change_attempts(
+        &self,
+        fences: &[Fence],
+        change: impl Fn(&mut Ledger, Fence),
+    ) -> Result<(), Error> {
+        for part in fences.chunks(BATCH) {
+            let mut transaction = self.store.begin().await?;
+            let mut ledger = Ledger::open(self, &mut transaction, Which::Attempts(part)).await?;
+            for fence in part {
+                change(&mut ledger, *fence);
+            }
+            let after = ledger.save(&mut transaction).await?;
+            transaction
+                .commit()
+                .await
+                .map_err(crate::store::StoreError::from)?;
+            self.carry_out(after);
+        }
+        Ok(())
+    }
+}
+
+impl Current {
+    fn holder(&self) -> Holder {
+        match self.same_spool {
+            true => Holder::Worker(self.worker),
+            false => Holder::Orphan(self.fence),
+        }
+    }
+}

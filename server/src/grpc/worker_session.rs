@@ -1,0 +1,420 @@
+//! Sessions of workers: greeting first, then both sides talk.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use futures_util::Stream;
+use prost::Message as _;
+use qctl_proto::v1::open_session_request::Message as FromWorker;
+use qctl_proto::v1::open_session_response::Message as ToWire;
+use qctl_proto::v1::worker_session_service_server::WorkerSessionService;
+use qctl_proto::{PROTOCOL_VERSION, v1};
+use qctl_server_core::outcome::End;
+use qctl_server_core::reconcile::Action;
+use qctl_server_core::{AttemptState, Facts, Fence, StopCause, WorkerId};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+use uuid::Uuid;
+
+use super::convert;
+use super::status::{caller, status};
+use crate::app::read::GpuRecord;
+use crate::app::{App, EndedReport, Error, Greeting, HeldHere, Hello, Report, Role, What};
+use crate::sessions::{Assignment, Outbox, SessionId, ToWorker};
+
+/// Time in which a worker must have said hello.
+const HELLO_WITHIN: Duration = Duration::from_secs(10);
+/// Messages on their way to the connection.
+const WIRE_QUEUE: usize = 16;
+/// Encoded bytes of assignments in one message, at most; a single larger one goes alone.
+const ASSIGN_BYTES: usize = 4 * 1024 * 1024;
+
+type Answers = Pin<Box<dyn Stream<Item = Result<v1::OpenSessionResponse, Status>> + Send>>;
+
+/// Serves workers.
+pub(super) struct WorkerSessions {
+    app: Arc<App>,
+}
+
+impl WorkerSessions {
+    /// Serves workers with these use cases.
+    pub(super) fn new(app: Arc<App>) -> Self {
+        Self { app }
+    }
+}
+
+#[tonic::async_trait]
+impl WorkerSessionService for WorkerSessions {
+    type OpenSessionStream = Answers;
+
+    async fn open_session(
+        &self,
+        request: Request<Streaming<v1::OpenSessionRequest>>,
+    ) -> Result<Response<Answers>, Status> {
+        caller(&request, Role::Worker)?;
+        let mut incoming = request.into_inner();
+        let hello = tokio::time::timeout(HELLO_WITHIN, incoming.message())
+            .await
+            .map_err(|_| Status::deadline_exceeded("no hello came"))??;
+        let hello = match hello.and_then(|request| request.message) {
+            Some(FromWorker::Hello(hello)) => hello_from(hello).map_err(status)?,
+            _ => {
+                return Err(status(Error::InvalidField {
+                    field: "message".to_owned(),
+                    problem: "is not the hello, which must come first".to_owned(),
+                    hint: "update the worker".to_owned(),
+                }));
+            }
+        };
+        let worker = hello.worker;
+        let name = hello.name.clone();
+        let greeting = self.app.greet(hello).await.map_err(status)?;
+        let (wire, answers) = mpsc::channel(WIRE_QUEUE);
+        let welcome = welcome(&self.app, &greeting);
+        // The queue is empty, so that this cannot fail.
+        let _ = wire.try_send(Ok(response(ToWire::Welcome(welcome))));
+        let session = Session {
+            app: Arc::clone(&self.app),
+            worker,
+            name,
+            id: greeting.outbox.session,
+        };
+        self.app.spawn(session.run(incoming, greeting.outbox, wire));
+        Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
+    }
+}
+
+struct Session {
+    app: Arc<App>,
+    worker: WorkerId,
+    name: String,
+    id: SessionId,
+}
+
+impl Session {
+    /// Carries messages both ways until either side or the coordinator ends it.
+    async fn run(
+        self,
+        mut incoming: Streaming<v1::OpenSessionRequest>,
+        mut outbox: Outbox,
+        wire: mpsc::Sender<Result<v1::OpenSessionResponse, Status>>,
+    ) {
+        let closed = outbox.closed.clone();
+        let stop = self.app.stop().clone();
+        let reading = async {
+            loop {
+                match incoming.message().await {
+                    Ok(Some(request)) => {
+                        if let Err(error) = self.take(request).await {
+                            return Some(status(error));
+                        }
+                    }
+                    Ok(None) => return None,
+                    Err(broken) => {
+                        tracing::debug!(worker = %self.name, session = %self.id, status = %broken, "worker `{}`: its connection broke: {broken}", self.name);
+                        return None;
+                    }
+                }
+            }
+        };
+        let writing = async {
+            while let Some(message) = outbox.messages.recv().await {
+                for response in to_wire(message) {
+                    if wire.send(Ok(response)).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        };
+        let last = tokio::select! {
+            last = reading => last,
+            () = writing => None,
+            () = wire.closed() => None,
+            () = closed.cancelled() => Some(Status::aborted("a newer session took this one's place")),
+            () = stop.cancelled() => Some(status(Error::ShuttingDown)),
+        };
+        self.app.farewell(self.worker, &outbox).await;
+        if let Some(last) = last {
+            // Nobody may be reading any more.
+            let _ = wire.try_send(Err(last));
+        }
+        tracing::info!(worker = %self.name, session = %self.id, "worker `{}` disconnected (session {})", self.name, self.id);
+    }
+
+    async fn take(&self, request: v1::OpenSessionRequest) -> Result<(), Error> {
+        let Some(message) = request.message else {
+            // A newer worker says something that this coordinator does not know.
+            return Ok(());
+        };
+        let (fence, what) = match message {
+            FromWorker::Hello(_) => {
+                return Err(Error::InvalidField {
+                    field: "hello".to_owned(),
+                    problem: "came a second time".to_owned(),
+                    hint: "open a new session".to_owned(),
+                });
+            }
+            FromWorker::Heartbeat(beat) => {
+                self.app
+                    .heartbeat(self.worker, self.id, beat.load, beat.memory_used_bytes);
+                let ack = ToWorker::HeartbeatAck {
+                    sequence: beat.sequence,
+                    term: self.app.term,
+                };
+                self.app.sessions.send_to(self.worker, self.id, ack);
+                return Ok(());
+            }
+            FromWorker::Progress(progress) => {
+                if let Some(told) = progress.progress {
+                    self.app
+                        .progressed(Fence(progress.fence), convert::read_progress(told));
+                }
+                return Ok(());
+            }
+            FromWorker::Started(started) => (
+                started.fence,
+                What::Started {
+                    pid: started.pid,
+                    started_at: time(started.started_at.as_ref()),
+                    not_enforced: started.not_enforced,
+                },
+            ),
+            FromWorker::Ended(ended) => (ended.fence, What::Ended(Box::new(ended_from(ended)?))),
+            FromWorker::SlotFreed(freed) => (freed.fence, What::SlotFreed),
+            FromWorker::Returned(returned) => (
+                returned.fence,
+                What::Returned {
+                    returned: returned.returned,
+                    message: returned.message,
+                },
+            ),
+            FromWorker::PauseChanged(change) => (change.fence, What::PauseChanged(change.paused)),
+        };
+        self.app
+            .report(Report {
+                worker: self.worker,
+                session: self.id,
+                fence: Fence(fence),
+                what,
+            })
+            .await
+    }
+}
+
+fn hello_from(hello: v1::Hello) -> Result<Hello, Error> {
+    if hello.protocol != PROTOCOL_VERSION {
+        return Err(Error::ProtocolMismatch {
+            theirs: hello.protocol,
+            ours: PROTOCOL_VERSION,
+        });
+    }
+    let uuid = |field: &str, text: &str| {
+        Uuid::parse_str(text).map_err(|_| Error::InvalidField {
+            field: format!("hello.{field}"),
+            problem: "is not a UUID".to_owned(),
+            hint: "remove the worker's identity file, so that it makes a new one".to_owned(),
+        })
+    };
+    let held = hello
+        .attempts
+        .iter()
+        .map(|held| HeldHere {
+            fence: Fence(held.fence),
+            state: match held.state() {
+                v1::held_attempt::State::Running => AttemptState::Running,
+                v1::held_attempt::State::Ended => AttemptState::Ended,
+                v1::held_attempt::State::Unspecified | v1::held_attempt::State::Assigned => {
+                    AttemptState::Assigned
+                }
+            },
+            slot_held: held.slot_held,
+        })
+        .collect();
+    Ok(Hello {
+        worker: WorkerId(uuid("worker_id", &hello.worker_id)?),
+        spool_id: uuid("spool_id", &hello.spool_id)?,
+        name: hello.name,
+        hostname: hello.hostname,
+        boot_id: hello.boot_id,
+        version: hello.version,
+        slots: (hello.slots != 0).then_some(hello.slots),
+        gpus: hello
+            .gpus
+            .into_iter()
+            .map(|gpu| GpuRecord {
+                uuid: gpu.uuid,
+                name: gpu.name,
+                memory_bytes: gpu.memory_bytes,
+            })
+            .collect(),
+        memory_bytes: hello.memory_bytes,
+        cpus: hello.cpus,
+        held,
+    })
+}
+
+fn welcome(app: &App, greeting: &Greeting) -> v1::Welcome {
+    let verdicts = greeting
+        .verdicts
+        .iter()
+        .map(|answer| {
+            let action = match answer.action {
+                Action::Continue => v1::verdict::Action::Continue,
+                Action::Stop => v1::verdict::Action::Stop,
+                Action::SendResult => v1::verdict::Action::SendResult,
+                Action::Forget => v1::verdict::Action::Forget,
+            };
+            v1::Verdict {
+                fence: answer.fence.0,
+                action: action.into(),
+                log_stored: answer.log_stored,
+            }
+        })
+        .collect();
+    v1::Welcome {
+        session_id: greeting.outbox.session.to_string(),
+        term: app.term.0,
+        verdicts,
+        heartbeat_interval: Some(convert::duration(app.settings.heartbeat_interval)),
+        lost_after: Some(convert::duration(app.settings.lost_after)),
+        slots: greeting.slots,
+    }
+}
+
+fn ended_from(ended: v1::AttemptEnded) -> Result<EndedReport, Error> {
+    use v1::attempt_ended::End as Wire;
+    let end = match ended.end() {
+        Wire::Waited => End::Waited,
+        Wire::CannotStart => End::CannotStart,
+        Wire::NeverStarted => End::NeverStarted,
+        Wire::ShimLost => End::ShimLost,
+        Wire::MachineLost => End::MachineLost,
+        Wire::Unspecified => {
+            return Err(Error::InvalidField {
+                field: "ended.end".to_owned(),
+                problem: "is not one that this coordinator knows".to_owned(),
+                hint: "update the coordinator".to_owned(),
+            });
+        }
+    };
+    let stopped = match ended.stop_cause() {
+        v1::StopCause::Unspecified => None,
+        v1::StopCause::Cancel => Some(StopCause::Cancel),
+        v1::StopCause::TimeLimit => Some(StopCause::TimeLimit),
+        v1::StopCause::Silence => Some(StopCause::Silence),
+        v1::StopCause::Lease => Some(StopCause::Lease),
+        v1::StopCause::Superseded => Some(StopCause::Superseded),
+    };
+    let facts = Facts {
+        exit_code: ended.exit_code,
+        signal: ended.signal,
+        stopped,
+        out_of_memory: ended.out_of_memory,
+        message: ended.message,
+        ..Facts::of(end)
+    };
+    Ok(EndedReport {
+        facts,
+        started_at: time(ended.started_at.as_ref()),
+        ended_at: time(ended.ended_at.as_ref()),
+        duration: ended
+            .duration
+            .and_then(|length| Duration::try_from(length).ok()),
+        pid: (ended.pid > 0).then_some(ended.pid),
+        checkpoint: ended.checkpoint,
+        log_end: ended.log_end.max(0),
+        log_crc32c: ended.log_crc32c,
+        not_enforced: ended.not_enforced,
+    })
+}
+
+fn to_wire(message: ToWorker) -> Vec<v1::OpenSessionResponse> {
+    let one = |message| vec![response(message)];
+    match message {
+        ToWorker::HeartbeatAck { sequence, term } => one(ToWire::HeartbeatAck(v1::HeartbeatAck {
+            sequence,
+            term: term.0,
+        })),
+        ToWorker::Assign(assignments) => assign(assignments),
+        ToWorker::Revoke(fence) => one(ToWire::Revoke(v1::Revoke { fence: fence.0 })),
+        ToWorker::Stop {
+            fence,
+            cause,
+            grace,
+        } => one(ToWire::Stop(v1::Stop {
+            fence: fence.0,
+            cause: stop_cause(cause).into(),
+            grace: grace.map(convert::duration),
+        })),
+        ToWorker::ResultCommitted(fence) => one(ToWire::ResultCommitted(v1::ResultCommitted {
+            fence: fence.0,
+        })),
+        ToWorker::SetSlots(slots) => one(ToWire::SetSlots(v1::SetSlots { slots })),
+        ToWorker::SetPaused { fence, paused } => one(ToWire::SetPaused(v1::SetPaused {
+            fence: fence.0,
+            paused,
+        })),
+    }
+}
+
+/// Packs assignments into messages of bounded size.
+fn assign(assignments: Vec<Assignment>) -> Vec<v1::OpenSessionResponse> {
+    let mut messages = Vec::new();
+    let mut pack = v1::Assign::default();
+    let mut bytes = 0;
+    for assignment in assignments {
+        let assignment = assignment_to_wire(assignment);
+        let size = assignment.encoded_len();
+        if bytes > 0 && bytes + size > ASSIGN_BYTES {
+            messages.push(response(ToWire::Assign(std::mem::take(&mut pack))));
+            bytes = 0;
+        }
+        bytes += size;
+        pack.assignments.push(assignment);
+    }
+    if !pack.assignments.is_empty() {
+        messages.push(response(ToWire::Assign(pack)));
+    }
+    messages
+}
+
+fn assignment_to_wire(assignment: Assignment) -> v1::Assignment {
+    v1::Assignment {
+        fence: assignment.fence.0,
+        job_id: assignment.job.0,
+        attempt: assignment.number.0,
+        spec: Some(convert::spec(assignment.spec)),
+        term: assignment.term.0,
+        boot_id: assignment.boot_id,
+        spool_id: assignment.spool_id.to_string(),
+        resume_from: assignment.resume_from,
+        gpus: assignment.gpus,
+        beside_slots: assignment.beside_slots,
+    }
+}
+
+fn stop_cause(cause: StopCause) -> v1::StopCause {
+    match cause {
+        StopCause::Cancel => v1::StopCause::Cancel,
+        StopCause::TimeLimit => v1::StopCause::TimeLimit,
+        StopCause::Silence => v1::StopCause::Silence,
+        StopCause::Lease => v1::StopCause::Lease,
+        StopCause::Superseded => v1::StopCause::Superseded,
+    }
+}
+
+fn response(message: ToWire) -> v1::OpenSessionResponse {
+    v1::OpenSessionResponse {
+        message: Some(message),
+    }
+}
+
+/// A time of the wire; `None` when it is absent or not one. The database keeps whole microseconds.
+fn time(at: Option<&prost_types::Timestamp>) -> Option<DateTime<Utc>> {
+    let at = at?;
+    let nanos = u32::try_from(at.nanos).ok()?;
+    DateTime::from_timestamp(at.seconds, nanos / 1_000 * 1_000)
+}
