@@ -1,4 +1,158 @@
 //! The worker agent, and the shim that owns a job's processes.
+//!
+//! The agent dials the coordinator (`session`), hands assignments to shims and tells what becomes
+//! of them (`supervisor`), and sends their output (`log_pump`). It may be killed at any moment: a
+//! job belongs to its shim, and what a shim wrote into its segment (`spool`) is everything that the
+//! next agent needs (`adoption`). Decisions are in `qctl-worker-core`.
 
+mod adoption;
+pub mod config;
+mod follower;
+mod held;
+pub mod inventory;
+mod log_pump;
 pub mod process;
+mod session;
 pub mod shim;
+mod shim_link;
+pub mod spool;
+mod supervisor;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use config::{Args, Command, Config, LogFormat};
+use inventory::gpu;
+use log_pump::Pump;
+use process::identity;
+use session::Dialler;
+use spool::Spool;
+use supervisor::{Supervisor, Surroundings};
+
+/// Threads of the agent. Everything heavy has a thread of its own.
+const THREADS: usize = 2;
+
+/// Events of a session that wait for the supervisor.
+const QUEUED_EVENTS: usize = 1024;
+
+/// The program `qctl-worker`.
+pub fn main() -> ExitCode {
+    let args = Args::parse();
+    match &args.command {
+        Some(Command::Shim(args)) => return shim::main(args),
+        Some(Command::Gpus) => return gpu::main(),
+        None => {}
+    }
+    match agent(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn agent(args: &Args) -> anyhow::Result<()> {
+    let config = Config::load(args)?;
+    if args.print_config {
+        print!("{config}");
+        return Ok(());
+    }
+    log_to_stderr(&config)?;
+    // Only fails when a provider is installed already, which is just as well.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(THREADS)
+        .thread_name("agent")
+        .enable_all()
+        .build()
+        .context("cannot start")?;
+    let result = runtime.block_on(run_until_signal(config));
+    // A sweep may block for long; the next agent goes on with it.
+    runtime.shutdown_background();
+    result
+}
+
+async fn run_until_signal(config: Config) -> anyhow::Result<()> {
+    let stop = CancellationToken::new();
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for signals")?;
+    let stopped = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping; jobs run on, and the next agent takes them over");
+        stopped.cancel();
+    });
+    run(config, stop).await
+}
+
+/// Runs an agent until `stop`. Jobs and their shims live on.
+///
+/// # Errors
+/// When the worker's folder cannot be used, or its segments cannot be read.
+pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
+    let spool = Arc::new(Spool::open(&config.home.worker_dir())?);
+    let boot_id = identity::boot_id().context("cannot read the machine's boot id")?;
+    let (tell_stored, stored) = mpsc::unbounded_channel();
+    let pump = Pump::start(move |fence| {
+        // Nobody listens any more once the agent is ending.
+        let _ = tell_stored.send(fence);
+    })
+    .context("cannot start the thread that sends output")?;
+    let (events, session) = mpsc::channel(QUEUED_EVENTS);
+    let supervisor = Supervisor::adopt(Surroundings {
+        spool: Arc::clone(&spool),
+        boot_id: boot_id.clone(),
+        shim_program: config.shim_program.clone(),
+        slots: config.slots.unwrap_or(1),
+        pump: pump.clone(),
+        stored,
+        session,
+    })
+    .await?;
+    let dialler = Dialler {
+        server: config.server,
+        address_file: config.home.address_file(),
+        token_file: config.token_file,
+        authority: config.authority,
+        name: config.name,
+        slots: config.slots,
+        boot_id,
+        program: config.shim_program,
+        spool,
+        pump,
+        supervisor: events,
+    };
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        folder = %config.home.worker_dir().display(),
+        "worker started"
+    );
+    tokio::join!(supervisor.run(stop.clone()), dialler.run(stop));
+    Ok(())
+}
+
+fn log_to_stderr(config: &Config) -> anyhow::Result<()> {
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::try_new(&config.log)?)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    let started = match config.log_format {
+        LogFormat::Compact => lines.compact().try_init(),
+        LogFormat::Json => lines.json().flatten_event(true).try_init(),
+    };
+    started
+        .map_err(|error| anyhow::anyhow!(error))
+        .context("cannot log")
+}

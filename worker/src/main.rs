@@ -1,3 +1,7 @@
 //! Thin main; everything is in the library.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    qctl_worker::main()
+}

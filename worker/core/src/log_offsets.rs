@@ -71,6 +71,11 @@ impl Upload {
         self.sent
     }
 
+    /// Chunks without an answer.
+    pub fn on_its_way(&self) -> usize {
+        self.open.len()
+    }
+
     /// Whether to send a chunk now, when `end` bytes are recorded, the oldest unsent ones since
     /// `waiting_since`, and a full chunk has `full` bytes. `last` says that no more will come.
     pub fn ready(

@@ -34,6 +34,8 @@ enum Shim {
         fence: i64,
         slots: u32,
     },
+    /// Its attempt's processes are gone; it says next that it is idle, or ends.
+    Ending,
     /// Takes no more.
     Retiring,
 }
@@ -153,20 +155,26 @@ impl Roster {
     pub fn freed(&mut self, fence: i64) {
         self.swept.remove(&fence);
         for state in self.shims.values_mut() {
-            if let Shim::Busy { fence: busy, slots } = state
-                && *busy == fence
-            {
-                *slots = 0;
+            if matches!(state, Shim::Busy { fence: busy, .. } if *busy == fence) {
+                *state = Shim::Ending;
             }
         }
     }
 
-    /// The shim that was given an attempt and has not become idle since.
+    /// The shim that was given an attempt of which processes may be left.
     pub fn shim_of(&self, fence: i64) -> Option<ShimId> {
         self.shims.iter().find_map(|(shim, state)| match state {
             Shim::Busy { fence: busy, .. } if *busy == fence => Some(*shim),
             _ => None,
         })
+    }
+
+    /// The attempt that a shim was given and of which processes may be left.
+    pub fn attempt_of(&self, shim: ShimId) -> Option<i64> {
+        match self.shims.get(&shim) {
+            Some(Shim::Busy { fence, .. }) => Some(*fence),
+            _ => None,
+        }
     }
 
     /// Slots that are taken.
@@ -242,7 +250,7 @@ impl Roster {
     fn balance(&mut self, unserved: usize, effects: &mut Vec<Effect>) {
         let free = self.slots.saturating_sub(self.taken()) as usize;
         let wanted = free.min(MAX_WARM).max(unserved);
-        let ready = |state: &Shim| matches!(state, Shim::Starting | Shim::Idle);
+        let ready = |state: &Shim| matches!(state, Shim::Starting | Shim::Idle | Shim::Ending);
         let have = self.shims.values().filter(|state| ready(state)).count();
         for _ in have..wanted {
             let shim = self.next_shim;

@@ -1,0 +1,338 @@
+//! Flags, environment and file, checked once.
+//!
+//! A flag beats its variable, which beats `worker.toml`, which beats the default.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use clap::{Parser, Subcommand, ValueEnum};
+use figment::Figment;
+use figment::providers::{Format, Serialized, Toml};
+use qctl_proto::home::{Home, HomeError};
+use qctl_worker_core::roster::MAX_SLOTS;
+use serde::{Deserialize, Serialize};
+
+use crate::shim;
+
+/// Longest name of a worker, in bytes.
+const MAX_NAME_BYTES: usize = 100;
+
+/// The worker: runs jobs of this machine and tells the coordinator about them.
+#[derive(Debug, Default, Parser, Serialize)]
+#[command(name = "qctl-worker", version, subcommand_negates_reqs = true)]
+pub struct Args {
+    /// Where the coordinator is, as HOST:PORT or https://HOST:PORT [default: where the one of this
+    /// installation listens]
+    #[arg(long, env = "QCTL_SERVER", value_name = "ADDRESS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    server: Option<String>,
+    /// File with the token [default: the installation's own]
+    #[arg(long, env = "QCTL_TOKEN_FILE", value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_file: Option<PathBuf>,
+    /// Authority to trust for https, PEM [default: those that the machine trusts]
+    #[arg(long, env = "QCTL_AUTHORITY", value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    authority: Option<PathBuf>,
+    /// Name of this worker [default: the host name]
+    #[arg(long, env = "QCTL_WORKER_NAME", value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    /// Jobs to run at once [default: what was set before, or 1]
+    #[arg(long, env = "QCTL_WORKER_SLOTS", value_name = "NUMBER")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    slots: Option<u32>,
+    /// What to log, such as `info` or `qctl_worker=debug,warn` [default: info]
+    #[arg(long, env = "QCTL_LOG", value_name = "FILTER")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log: Option<String>,
+    /// How log lines look [default: compact]
+    #[arg(long, env = "QCTL_LOG_FORMAT", value_name = "FORMAT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log_format: Option<LogFormat>,
+    /// Print the configuration and exit
+    #[arg(long)]
+    #[serde(skip)]
+    pub print_config: bool,
+    /// What else the program can be.
+    #[command(subcommand)]
+    #[serde(skip)]
+    pub command: Option<Command>,
+}
+
+/// What the program can be instead of an agent; the agent starts these itself.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Own the processes of jobs.
+    #[command(hide = true)]
+    Shim(shim::Args),
+    /// Print this machine's GPUs as JSON.
+    #[command(hide = true)]
+    Gpus,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// One line for people.
+    #[default]
+    Compact,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What `worker.toml` may say, after flags and variables were laid over it.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raw {
+    server: Option<String>,
+    token_file: Option<PathBuf>,
+    authority: Option<PathBuf>,
+    name: Option<String>,
+    slots: Option<u32>,
+    log: Option<String>,
+    log_format: Option<LogFormat>,
+}
+
+/// The checked configuration of one worker.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where its files are.
+    pub home: Home,
+    /// How to find the coordinator.
+    pub server: Server,
+    /// File with the token.
+    pub token_file: PathBuf,
+    /// Authority to trust for https, PEM.
+    pub authority: Option<PathBuf>,
+    /// Its name; none means the host name, changed if that is taken.
+    pub name: Option<String>,
+    /// Slots; none leaves what the coordinator remembers.
+    pub slots: Option<u32>,
+    /// Filter of the log.
+    pub log: String,
+    /// How log lines look.
+    pub log_format: LogFormat,
+    /// The program to run as shim: this one.
+    pub shim_program: PathBuf,
+}
+
+/// How to find the coordinator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Server {
+    /// At this address.
+    At(String),
+    /// Where the installation's own coordinator wrote that it listens; until it has, at `otherwise`.
+    OfHome {
+        /// `HOST:PORT`.
+        otherwise: String,
+    },
+}
+
+/// What is wrong with the configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// There is no place for qctl's files.
+    #[error("no folder for the worker's files")]
+    Home(#[from] HomeError),
+    /// The file cannot be read.
+    #[error("cannot read {path}")]
+    File {
+        /// `worker.toml`.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file, or a variable, says something that has no meaning.
+    #[error("the configuration has no meaning (flags, variables and {path})")]
+    Read {
+        /// `worker.toml`.
+        path: PathBuf,
+        /// Why.
+        source: Box<figment::Error>,
+    },
+    /// The name cannot be used.
+    #[error(
+        "--name `{given}` cannot be a worker's name: 1 to {MAX_NAME_BYTES} letters, digits, dots, hyphens or underscores"
+    )]
+    Name {
+        /// What was given, without control characters.
+        given: String,
+    },
+    /// The number of slots is out of its range.
+    #[error("--slots must be between 1 and {MAX_SLOTS}, not {given}")]
+    Slots {
+        /// What was given.
+        given: u32,
+    },
+    /// The filter of the log cannot be read.
+    #[error("--log `{given}` is not a filter such as `info` or `qctl_worker=debug`")]
+    Log {
+        /// What was given.
+        given: String,
+        /// Why.
+        source: tracing_subscriber::filter::ParseError,
+    },
+}
+
+impl Config {
+    /// Lays the flags and variables over `worker.toml` of this installation and checks the result.
+    ///
+    /// # Errors
+    /// When a value cannot be read or may not be used.
+    pub fn load(args: &Args) -> Result<Self, ConfigError> {
+        // The coordinator of this installation will listen there, even before it says so.
+        let listen = std::env::var("QCTL_LISTEN").ok();
+        Self::from_args(args, Home::from_env()?, listen)
+    }
+
+    fn from_args(args: &Args, home: Home, listen: Option<String>) -> Result<Self, ConfigError> {
+        let path = home.config_file("worker.toml");
+        let text = match std::fs::read_to_string(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            read => read.map_err(|source| ConfigError::File {
+                path: path.clone(),
+                source,
+            })?,
+        };
+        let raw: Raw = Figment::from(Serialized::defaults(Raw::default()))
+            .merge(Toml::string(&text))
+            .merge(Serialized::defaults(args))
+            .extract()
+            .map_err(|source| ConfigError::Read {
+                path,
+                source: Box::new(source),
+            })?;
+        Self::check(raw, home, listen)
+    }
+
+    fn check(raw: Raw, home: Home, listen: Option<String>) -> Result<Self, ConfigError> {
+        let given = |text: Option<String>| text.filter(|text| !text.is_empty());
+        let server = match given(raw.server) {
+            Some(address) => Server::At(address),
+            None => Server::OfHome {
+                otherwise: given(listen)
+                    .filter(|listen| !listen.ends_with(":0"))
+                    .unwrap_or_else(|| qctl_proto::DEFAULT_ADDRESS.to_owned()),
+            },
+        };
+        let name = given(raw.name).map(check_name).transpose()?;
+        if let Some(given) = raw.slots.filter(|slots| !(1..=MAX_SLOTS).contains(slots)) {
+            return Err(ConfigError::Slots { given });
+        }
+        let log = given(raw.log).unwrap_or_else(|| "info".to_owned());
+        tracing_subscriber::EnvFilter::try_new(&log).map_err(|source| ConfigError::Log {
+            given: log.clone(),
+            source,
+        })?;
+        let path = |path: Option<PathBuf>| path.filter(|path| !path.as_os_str().is_empty());
+        Ok(Self {
+            token_file: path(raw.token_file).unwrap_or_else(|| home.token_file()),
+            authority: path(raw.authority),
+            server,
+            name,
+            slots: raw.slots,
+            log,
+            log_format: raw.log_format.unwrap_or_default(),
+            // Survives an upgrade that replaces the file while this agent runs.
+            shim_program: PathBuf::from("/proc/self/exe"),
+            home,
+        })
+    }
+}
+
+fn check_name(given: String) -> Result<String, ConfigError> {
+    let fits = |c: char| c.is_alphanumeric() || matches!(c, '.' | '-' | '_');
+    if given.len() <= MAX_NAME_BYTES && given.chars().all(fits) {
+        return Ok(given);
+    }
+    Err(ConfigError::Name {
+        given: given
+            .chars()
+            .filter(|c| !c.is_control())
+            .take(100)
+            .collect(),
+    })
+}
+
+impl fmt::Display for Config {
+    /// The configuration as `worker.toml` would say it. It holds no secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let line = |f: &mut fmt::Formatter<'_>, key: &str, value: Option<String>| match value {
+            Some(value) => writeln!(f, "{key} = {value}"),
+            None => writeln!(f, "# {key} is not set"),
+        };
+        let text = |text: &str| Some(format!("{text:?}"));
+        let path = |path: &Path| Some(format!("{:?}", path.display().to_string()));
+        writeln!(f, "# worker of {}", self.home.data_dir().display())?;
+        match &self.server {
+            Server::At(address) => line(f, "server", text(address))?,
+            Server::OfHome { otherwise } => writeln!(
+                f,
+                "# server is what {} says, otherwise {otherwise}",
+                self.home.address_file().display()
+            )?,
+        }
+        line(f, "token_file", path(&self.token_file))?;
+        line(f, "authority", self.authority.as_deref().and_then(path))?;
+        line(f, "name", self.name.as_deref().and_then(text))?;
+        line(f, "slots", self.slots.map(|slots| slots.to_string()))?;
+        line(f, "log", text(&self.log))?;
+        let format = match self.log_format {
+            LogFormat::Compact => "compact",
+            LogFormat::Json => "json",
+        };
+        line(f, "log_format", text(format))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(flags: &[&str], file: &str) -> Result<Config, ConfigError> {
+        let folder = tempfile::tempdir().unwrap();
+        let home = Home::at(folder.path());
+        std::fs::create_dir_all(home.config_dir()).unwrap();
+        std::fs::write(home.config_file("worker.toml"), file).unwrap();
+        let args = Args::parse_from(std::iter::once(&"qctl-worker").chain(flags));
+        Config::from_args(&args, home, Some("127.0.0.1:0".to_owned()))
+    }
+
+    #[test]
+    fn a_flag_beats_the_file_and_the_file_the_default() {
+        let config = load(&["--name", "a"], "name = 'b'\nslots = 3\n").unwrap();
+        assert_eq!(config.name.as_deref(), Some("a"));
+        assert_eq!(config.slots, Some(3));
+        assert_eq!(
+            config.server,
+            Server::OfHome {
+                otherwise: qctl_proto::DEFAULT_ADDRESS.to_owned()
+            }
+        );
+        let config = load(&[], "server = 'https://queue:7420'").unwrap();
+        assert_eq!(config.server, Server::At("https://queue:7420".to_owned()));
+    }
+
+    #[test]
+    fn bad_values_are_named() {
+        for (flags, file, words) in [
+            (&["--slots", "0"][..], "", "between 1 and 1000"),
+            (&["--name", "a b"], "", "`a b`"),
+            (&["--log", "a=b=c"], "", "--log"),
+            (&[], "colour = 'red'", "worker.toml"),
+            (&[], "slots = -1", "worker.toml"),
+        ] {
+            let error = load(flags, file).unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_printed_can_be_read_again() {
+        let config = load(&["--name", "a", "--slots", "2"], "").unwrap();
+        let again = load(&[], &config.to_string()).unwrap();
+        assert_eq!((again.name, again.slots), (config.name, config.slots));
+    }
+}

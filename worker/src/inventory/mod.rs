@@ -1,0 +1,4 @@
+//! What this machine has.
+
+pub mod gpu;
+pub mod host;

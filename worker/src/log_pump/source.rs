@@ -1,0 +1,457 @@
+//! Reads one attempt's output from its segment, from any offset, in chunks.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use qctl_proto::v1::{LogRun, LogStream, UploadLogRequest};
+use qctl_proto::{MAX_CHUNK_BYTES, v1};
+use qctl_worker_core::colours::Colours;
+use qctl_worker_core::segment::{EventKind, Read, Reader, Record, Stream};
+
+use crate::follower::FollowError;
+use crate::held::timestamp;
+use crate::shim::records::{self, Event};
+
+/// Bytes read from the file at once.
+const PIECE_BYTES: usize = 256 * 1024;
+
+/// Buffer that is kept while no output arrives, in bytes.
+const KEPT_BYTES: usize = 16 * 1024;
+
+/// Output between two marks at first, in bytes. It doubles whenever there are too many marks.
+const MARK_BYTES: u64 = 1024 * 1024;
+
+/// Most marks that are kept.
+const MAX_MARKS: usize = 512;
+
+/// Output of one stream that was read within this time is one run, in microseconds.
+const RUN_US: i64 = 1000;
+
+/// Most runs of a chunk.
+const MAX_RUNS: usize = 2048;
+
+/// A place where reading can begin.
+#[derive(Clone, Debug)]
+struct Mark {
+    /// Position of a record in the file.
+    position: u64,
+    /// Position of its first byte in the output.
+    offset: u64,
+    lines: i64,
+    colours: Colours,
+}
+
+/// Output that was read from the file and not passed on yet.
+#[derive(Debug)]
+struct Rest {
+    stream: Stream,
+    wall_us: i64,
+    data: Vec<u8>,
+    passed: usize,
+}
+
+/// Missing output.
+#[derive(Clone, Copy, Debug)]
+struct Hole {
+    bytes: u64,
+    lines: i64,
+}
+
+/// One attempt's output.
+#[derive(Debug)]
+pub(super) struct Source {
+    file: Arc<File>,
+    fence: i64,
+    reader: Reader,
+    /// Position in the output of the next byte to pass on, with what stands before it.
+    offset: u64,
+    lines: i64,
+    colours: Colours,
+    rest: Option<Rest>,
+    hole: Option<Hole>,
+    /// Output before this is read but not passed on.
+    from: u64,
+    marks: Vec<Mark>,
+    mark_bytes: u64,
+}
+
+impl Source {
+    /// The output of the attempt whose records begin at `begin` in the file.
+    pub(super) fn new(file: Arc<File>, fence: i64, begin: u64) -> Self {
+        Self {
+            file,
+            fence,
+            reader: Reader::at(begin),
+            offset: 0,
+            lines: 0,
+            colours: Colours::default(),
+            rest: None,
+            hole: None,
+            from: 0,
+            marks: vec![Mark {
+                position: begin,
+                offset: 0,
+                lines: 0,
+                colours: Colours::default(),
+            }],
+            mark_bytes: MARK_BYTES,
+        }
+    }
+
+    /// Goes to a position of the output, forward or back.
+    pub(super) fn seek(&mut self, offset: u64) {
+        self.from = offset;
+        let known = self.marks.partition_point(|mark| mark.offset <= offset);
+        let mark = &self.marks[known.saturating_sub(1)];
+        if offset >= self.offset && mark.offset <= self.offset {
+            return;
+        }
+        self.reader = Reader::at(mark.position);
+        self.offset = mark.offset;
+        self.lines = mark.lines;
+        self.colours = mark.colours.clone();
+        self.rest = None;
+        self.hole = None;
+    }
+
+    /// The next chunk, without its data compressed; `None` when no more is recorded yet.
+    ///
+    /// # Errors
+    /// When the segment cannot be read or is damaged.
+    pub(super) fn next(&mut self) -> Result<Option<UploadLogRequest>, FollowError> {
+        let mut chunk: Option<UploadLogRequest> = None;
+        let mut data = Vec::new();
+        loop {
+            if let Some(hole) = self.hole {
+                if chunk.is_some() {
+                    break;
+                }
+                self.hole = None;
+                let offset = self.offset;
+                let first_line = self.lines;
+                self.offset += hole.bytes;
+                self.lines += hole.lines;
+                if self.offset > self.from {
+                    let offset = offset.max(self.from);
+                    return Ok(Some(UploadLogRequest {
+                        fence: self.fence,
+                        offset: offset as i64,
+                        first_line,
+                        hole_bytes: (self.offset - offset) as i64,
+                        hole_lines: hole.lines,
+                        colour_state: self.colours.restore().into(),
+                        ..UploadLogRequest::default()
+                    }));
+                }
+                continue;
+            }
+            let Some(rest) = &mut self.rest else {
+                if !self.fill()? {
+                    break;
+                }
+                continue;
+            };
+            let begun = self.offset < self.from;
+            let unread = &rest.data[rest.passed..];
+            let room = if begun {
+                (self.from - self.offset).min(unread.len() as u64) as usize
+            } else {
+                (MAX_CHUNK_BYTES - data.len()).min(unread.len())
+            };
+            let part = &unread[..room];
+            if !begun {
+                let chunk = chunk.get_or_insert_with(|| UploadLogRequest {
+                    fence: self.fence,
+                    offset: self.offset as i64,
+                    first_line: self.lines,
+                    colour_state: self.colours.restore().into(),
+                    ..UploadLogRequest::default()
+                });
+                add_run(&mut chunk.runs, rest.stream, rest.wall_us, part.len());
+                data.extend_from_slice(part);
+            }
+            self.lines += memchr::memchr_iter(b'\n', part).count() as i64;
+            self.colours.feed(part);
+            self.offset += part.len() as u64;
+            rest.passed += room;
+            if rest.passed == rest.data.len() {
+                self.rest = None;
+            }
+            let runs = chunk.as_ref().map_or(0, |chunk| chunk.runs.len());
+            if data.len() == MAX_CHUNK_BYTES || runs == MAX_RUNS {
+                break;
+            }
+        }
+        Ok(chunk.map(|chunk| UploadLogRequest {
+            length: data.len() as u32,
+            crc32c: crc32c::crc32c(&data),
+            data: data.into(),
+            ..chunk
+        }))
+    }
+
+    /// Reads the next record of output into `rest` or `hole`. False when there is none yet.
+    fn fill(&mut self) -> Result<bool, FollowError> {
+        loop {
+            let position = self.reader.position();
+            match self.reader.read()? {
+                Read::Record { record, .. } if record.fence() != self.fence => {}
+                Read::Record { record, .. } => match record {
+                    Record::Out {
+                        offset,
+                        stream,
+                        wall_us,
+                        data,
+                        ..
+                    } => {
+                        let known = self.offset.saturating_sub(offset).min(data.len() as u64);
+                        let missing = offset.saturating_sub(self.offset);
+                        self.rest = Some(Rest {
+                            stream,
+                            wall_us,
+                            data: data.to_vec(),
+                            passed: known as usize,
+                        })
+                        .filter(|rest| rest.passed < rest.data.len());
+                        self.hole = (missing > 0).then_some(Hole {
+                            bytes: missing,
+                            lines: 0,
+                        });
+                        self.mark(position, offset);
+                        return Ok(true);
+                    }
+                    Record::Event {
+                        kind: EventKind::Hole,
+                        payload,
+                        ..
+                    } => {
+                        if let Ok((_, Event::Hole(hole))) = records::decode(payload) {
+                            let end = (hole.offset + hole.bytes).max(0) as u64;
+                            self.hole = end.checked_sub(self.offset).map(|bytes| Hole {
+                                bytes,
+                                lines: hole.lines,
+                            });
+                            return Ok(true);
+                        }
+                    }
+                    Record::Event { .. } => {}
+                },
+                Read::Incomplete { .. } => {
+                    let from = self.reader.feed_position();
+                    let read = self.file.read_at(self.reader.space(PIECE_BYTES), from);
+                    let length = *read.as_ref().unwrap_or(&0);
+                    self.reader.unfill(PIECE_BYTES - length);
+                    if read? == 0 {
+                        self.reader.shrink(KEPT_BYTES);
+                        return Ok(false);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Remembers a record as a place to begin at, when the last such place is far behind.
+    fn mark(&mut self, position: u64, offset: u64) {
+        let last = self.marks.last().map_or(0, |mark| mark.offset);
+        // Behind missing output the lines are not known yet.
+        if offset != self.offset || offset < last + self.mark_bytes {
+            return;
+        }
+        if self.marks.len() == MAX_MARKS {
+            let mut kept = false;
+            self.marks.retain(|_| {
+                kept = !kept;
+                kept
+            });
+            self.mark_bytes *= 2;
+        }
+        self.marks.push(Mark {
+            position,
+            offset,
+            lines: self.lines,
+            colours: self.colours.clone(),
+        });
+    }
+}
+
+fn add_run(runs: &mut Vec<LogRun>, stream: Stream, wall_us: i64, length: usize) {
+    let stream = match stream {
+        Stream::Stdout => LogStream::Stdout,
+        Stream::Stderr => LogStream::Stderr,
+    };
+    let time = timestamp(wall_us);
+    let close = |before: &v1::LogRun| {
+        let micros =
+            |time: &prost_types::Timestamp| time.seconds * 1_000_000 + i64::from(time.nanos) / 1000;
+        let before = before.time.as_ref().map_or(0, micros);
+        (0..RUN_US).contains(&(wall_us - before))
+    };
+    match runs.last_mut() {
+        Some(last) if last.stream() == stream && close(last) => last.length += length as u32,
+        _ => runs.push(LogRun {
+            stream: stream.into(),
+            length: length as u32,
+            time,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use proptest::prelude::*;
+    use qctl_proto::v1::SegmentHole;
+    use qctl_worker_core::segment;
+
+    use super::*;
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Out(Vec<u8>),
+        Hole(u16),
+        Other,
+    }
+
+    /// A segment, the output with its holes as `None`, and where the attempt begins.
+    fn written(steps: &[Step]) -> (Arc<File>, Vec<Option<u8>>) {
+        let mut bytes = segment::header().to_vec();
+        let mut output = Vec::new();
+        for (index, step) in steps.iter().enumerate() {
+            match step {
+                Step::Out(data) => {
+                    let record = Record::Out {
+                        fence: 7,
+                        offset: output.len() as u64,
+                        stream: Stream::Stdout,
+                        wall_us: index as i64 * 700,
+                        data,
+                    };
+                    segment::encode(&record, &mut bytes).unwrap();
+                    output.extend(data.iter().map(|byte| Some(*byte)));
+                }
+                Step::Hole(length) => {
+                    let hole = SegmentHole {
+                        offset: output.len() as i64,
+                        bytes: i64::from(*length),
+                        lines: 3,
+                    };
+                    records::encode(7, &Event::Hole(hole), &mut bytes).unwrap();
+                    output.extend(std::iter::repeat_n(None, usize::from(*length)));
+                }
+                Step::Other => records::encode(8, &Event::Void("x".into()), &mut bytes).unwrap(),
+            }
+        }
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&bytes).unwrap();
+        (Arc::new(file), output)
+    }
+
+    /// Reads everything from `offset` and checks each chunk against the output.
+    fn check(source: &mut Source, output: &[Option<u8>], offset: usize) {
+        source.seek(offset as u64);
+        let mut at = offset;
+        while let Some(chunk) = source.next().unwrap() {
+            assert_eq!(chunk.offset as usize, at);
+            if chunk.hole_bytes > 0 {
+                let end = at + chunk.hole_bytes as usize;
+                assert!(output[at..end].iter().all(Option::is_none));
+                at = end;
+                continue;
+            }
+            let data: Vec<_> = chunk.data.iter().map(|byte| Some(*byte)).collect();
+            assert_eq!(data, output[at..at + data.len()]);
+            assert_eq!(chunk.length as usize, data.len());
+            assert_eq!(chunk.crc32c, crc32c::crc32c(&chunk.data));
+            let runs: u32 = chunk.runs.iter().map(|run| run.length).sum();
+            assert_eq!(runs, chunk.length);
+            at += data.len();
+        }
+        assert_eq!(at, output.len());
+    }
+
+    #[test]
+    fn chunks_are_bounded_and_say_their_line_and_colours() {
+        let line = b"0123456789\n".repeat(60_000);
+        let (file, output) = written(&[
+            Step::Out(b"\x1b[31mred\n".to_vec()),
+            Step::Out(line.clone()),
+            Step::Other,
+            Step::Hole(100),
+            Step::Out(b"end".to_vec()),
+        ]);
+        let mut source = Source::new(file, 7, 16);
+        let first = source.next().unwrap().unwrap();
+        assert_eq!((first.data.len(), first.first_line), (MAX_CHUNK_BYTES, 0));
+        assert!(first.colour_state.is_empty());
+        let second = source.next().unwrap().unwrap();
+        let lines = first.data.iter().filter(|byte| **byte == b'\n').count();
+        assert_eq!(second.first_line, lines as i64);
+        assert_eq!(&second.colour_state[..], b"\x1b[31m");
+        check(&mut source, &output, 0);
+        source.seek(output.len() as u64 - 3);
+        let last = source.next().unwrap().unwrap();
+        assert_eq!(last.first_line, 1 + 60_000 + 3);
+    }
+
+    #[test]
+    fn output_that_arrives_later_is_read_later() {
+        let (file, _) = written(&[Step::Out(b"one".to_vec())]);
+        let mut source = Source::new(Arc::clone(&file), 7, 16);
+        assert_eq!(source.next().unwrap().unwrap().data, &b"one"[..]);
+        assert!(source.next().unwrap().is_none());
+        let mut more = Vec::new();
+        let record = Record::Out {
+            fence: 7,
+            offset: 3,
+            stream: Stream::Stderr,
+            wall_us: 0,
+            data: b"two",
+        };
+        segment::encode(&record, &mut more).unwrap();
+        let end = file.metadata().unwrap().len();
+        file.write_all_at(&more[..10], end).unwrap();
+        assert!(source.next().unwrap().is_none());
+        file.write_all_at(&more[10..], end + 10).unwrap();
+        let chunk = source.next().unwrap().unwrap();
+        assert_eq!((chunk.offset, &chunk.data[..]), (3, &b"two"[..]));
+        assert_eq!(chunk.runs[0].stream(), LogStream::Stderr);
+    }
+
+    #[test]
+    fn going_back_far_needs_few_marks() {
+        let mut steps = vec![Step::Out(vec![b'x'; 256 * 1024]); 40];
+        steps.insert(20, Step::Hole(1000));
+        let (file, output) = written(&steps);
+        let mut source = Source::new(file, 7, 16);
+        source.mark_bytes = 1;
+        check(&mut source, &output, 0);
+        assert!(source.marks.len() >= 40);
+        for offset in [0, 5_000_000, 1, 9_999_999, 7_000_000] {
+            check(&mut source, &output, offset);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_place_can_be_read_again(
+            steps in proptest::collection::vec(
+                prop_oneof![
+                    4 => proptest::collection::vec(any::<u8>(), 1..2000).prop_map(Step::Out),
+                    1 => (1_u16..500).prop_map(Step::Hole),
+                    1 => Just(Step::Other),
+                ],
+                1..30,
+            ),
+            places in proptest::collection::vec(any::<proptest::sample::Index>(), 1..8),
+        ) {
+            let (file, output) = written(&steps);
+            let mut source = Source::new(file, 7, 16);
+            source.mark_bytes = 500;
+            for place in places {
+                check(&mut source, &output, place.index(output.len() + 1));
+            }
+        }
+    }
+}

@@ -1,0 +1,420 @@
+//! The agent's connection to the coordinator: dials out, greets, keeps alive, and dials again for
+//! as long as the agent lives.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use qctl_proto::client::{AuthorizedChannel, ConnectError, Target};
+use qctl_proto::error::{Fault, Reason};
+use qctl_proto::v1::open_session_request::Message as Say;
+use qctl_proto::v1::open_session_response::Message as Said;
+use qctl_proto::v1::worker_session_service_client::WorkerSessionServiceClient;
+use qctl_proto::v1::{Heartbeat, Hello, OpenSessionRequest, OpenSessionResponse, Welcome};
+use qctl_proto::{MAX_MESSAGE_BYTES, PROTOCOL_VERSION};
+use qctl_worker_core::lease_guard::Heartbeats;
+use qctl_worker_core::session::{TermPassed, accept_term, redial_delay};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, MissedTickBehavior, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, Streaming};
+
+use crate::config::Server;
+use crate::inventory::gpu::{self, Gpu};
+use crate::inventory::host::{Host, Observer};
+use crate::log_pump::{Pump, uplink};
+use crate::spool::{Spool, SpoolError};
+use crate::supervisor::{SessionEvent, Welcomed};
+
+/// Messages that wait to be sent. A session that falls further behind is begun anew.
+const OUTBOX: usize = 65_536;
+
+/// How long the coordinator may take to answer the greeting.
+const GREETING_WITHIN: Duration = Duration::from_secs(20);
+
+/// Time between heartbeats, until the coordinator says another.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// Shortest time between heartbeats, whatever the coordinator says.
+const SHORTEST_HEARTBEAT: Duration = Duration::from_millis(100);
+
+/// Age of the list of GPUs at which it is asked for again.
+const GPUS_FRESH: Duration = Duration::from_secs(60);
+
+/// What the session works with.
+#[derive(Debug)]
+pub(crate) struct Dialler {
+    pub(crate) server: Server,
+    pub(crate) address_file: PathBuf,
+    pub(crate) token_file: PathBuf,
+    pub(crate) authority: Option<PathBuf>,
+    pub(crate) name: Option<String>,
+    pub(crate) slots: Option<u32>,
+    pub(crate) boot_id: String,
+    pub(crate) program: PathBuf,
+    pub(crate) spool: Arc<Spool>,
+    pub(crate) pump: Pump,
+    pub(crate) supervisor: mpsc::Sender<SessionEvent>,
+}
+
+/// Why there is no session.
+#[derive(Debug, thiserror::Error)]
+enum SessionError {
+    #[error("cannot read the token file {path}")]
+    Token {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("cannot connect")]
+    Connect(#[from] ConnectError),
+    #[error("the coordinator refuses: {0}")]
+    Refused(Fault),
+    #[error("the connection broke")]
+    Broken(#[source] Status),
+    #[error("the coordinator closed the session")]
+    Closed,
+    #[error("the coordinator did not answer for {}s", .0.as_secs())]
+    Silent(Duration),
+    #[error("the coordinator did not answer the greeting")]
+    NoWelcome,
+    #[error("a coordinator that no longer leads")]
+    Term(#[from] TermPassed),
+    #[error("the coordinator now leads in term {0}")]
+    NewTerm(i64),
+    #[error("the leadership term cannot be remembered")]
+    Spool(#[from] SpoolError),
+    #[error("too much waits to be told")]
+    Overflow,
+    #[error("the agent is ending")]
+    Ending,
+}
+
+impl From<Status> for SessionError {
+    fn from(status: Status) -> Self {
+        match Fault::from_status(&status) {
+            Some(fault) => Self::Refused(fault),
+            None => Self::Broken(status),
+        }
+    }
+}
+
+/// What is kept from one session to the next.
+struct Memory {
+    observer: Observer,
+    host: Host,
+    gpus: Option<(Instant, Vec<Gpu>)>,
+    /// The host name belongs to another worker; ours gets an addition.
+    name_taken: bool,
+    term: i64,
+    connections: u64,
+}
+
+impl Dialler {
+    /// Keeps a session until `stop`.
+    pub(crate) async fn run(self, stop: CancellationToken) {
+        let observer = Observer::new();
+        let mut memory = Memory {
+            host: observer.host(),
+            observer,
+            gpus: None,
+            name_taken: false,
+            term: self.spool.term(),
+            connections: 0,
+        };
+        let mut failures = 0;
+        let mut told = String::new();
+        loop {
+            let mut welcomed = false;
+            let error = tokio::select! {
+                () = stop.cancelled() => return,
+                result = self.session(&mut memory, &mut welcomed) => match result {
+                    Ok(never) => match never {},
+                    Err(error) => error,
+                },
+            };
+            if self.supervisor.send(SessionEvent::Closed).await.is_err() {
+                return;
+            }
+            if welcomed {
+                failures = 0;
+                told.clear();
+            }
+            if let SessionError::Refused(fault) = &error
+                && fault.reason == Reason::WorkerNameTaken
+                && self.name.is_none()
+                && !memory.name_taken
+            {
+                memory.name_taken = true;
+                continue;
+            }
+            let delay = redial_delay(failures, random());
+            failures = failures.saturating_add(1);
+            let message = chain(&error);
+            // A coordinator that is away for hours is one line in the log, not thousands.
+            if message == told {
+                tracing::debug!(error = %message, ?delay, "no session yet");
+            } else {
+                tracing::warn!(error = %message, ?delay, "no session; dialling again");
+                told = message;
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(delay) => {}
+            }
+        }
+    }
+
+    /// One session, from dialling to its end.
+    async fn session(
+        &self,
+        memory: &mut Memory,
+        welcomed: &mut bool,
+    ) -> Result<std::convert::Infallible, SessionError> {
+        self.look_for_gpus(memory).await;
+        let target = self.target()?;
+        let channel = target.connect().await?;
+        let mut client = WorkerSessionServiceClient::new(channel)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let (outbox, queue) = mpsc::channel(OUTBOX);
+        let hello = self.hello(memory).await?;
+        let greeted_at = Instant::now();
+        say(&outbox, Say::Hello(hello))?;
+        let opened = async {
+            let mut inbound = client
+                .open_session(ReceiverStream::new(queue))
+                .await?
+                .into_inner();
+            let welcome = greet(&mut inbound).await?;
+            Ok::<_, SessionError>((inbound, welcome))
+        };
+        let (inbound, welcome) = timeout(GREETING_WITHIN, opened)
+            .await
+            .map_err(|_| SessionError::NoWelcome)??;
+        let term = accept_term(memory.term, welcome.term)?;
+        if term > memory.term {
+            self.spool.set_term(term)?;
+            memory.term = term;
+        }
+        *welcomed = true;
+        tracing::info!(
+            address = %target.address,
+            session = %welcome.session_id,
+            term,
+            slots = welcome.slots,
+            "connected to the coordinator"
+        );
+        let interval = welcome
+            .heartbeat_interval
+            .and_then(|time| Duration::try_from(time).ok())
+            .unwrap_or(HEARTBEAT)
+            .max(SHORTEST_HEARTBEAT);
+        let overflow = CancellationToken::new();
+        self.tell(SessionEvent::Welcomed(Box::new(Welcomed {
+            welcome,
+            greeted_at,
+            outbox: outbox.clone(),
+            overflow: overflow.clone(),
+        })))
+        .await?;
+        memory.connections += 1;
+        let first_connection = memory.connections << 32;
+        tokio::select! {
+            ended = self.talk(memory, inbound, &outbox, interval, term) => ended,
+            () = overflow.cancelled() => Err(SessionError::Overflow),
+            never = self.carry_output(&target, first_connection) => match never {},
+        }
+    }
+
+    /// Hears the coordinator and sends heartbeats.
+    async fn talk(
+        &self,
+        memory: &mut Memory,
+        mut inbound: Streaming<OpenSessionResponse>,
+        outbox: &mpsc::Sender<OpenSessionRequest>,
+        interval: Duration,
+        term: i64,
+    ) -> Result<std::convert::Infallible, SessionError> {
+        let begun = Instant::now();
+        let mut heartbeats = Heartbeats::default();
+        let mut tick = tokio::time::interval(interval);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                message = inbound.message() => {
+                    let message = message?.ok_or(SessionError::Closed)?;
+                    match message.message {
+                        Some(Said::HeartbeatAck(ack)) => {
+                            if ack.term != term {
+                                accept_term(term, ack.term)?;
+                                return Err(SessionError::NewTerm(ack.term));
+                            }
+                            if let Some(sent) = heartbeats.answer(ack.sequence) {
+                                self.tell(SessionEvent::Answered(begun + sent)).await?;
+                            }
+                        }
+                        Some(said) => self.tell(SessionEvent::Said(said)).await?,
+                        None => tracing::debug!("the coordinator said something unknown"),
+                    }
+                }
+                _ = tick.tick() => {
+                    let now = begun.elapsed();
+                    if heartbeats.silent(now, interval) {
+                        return Err(SessionError::Silent(now));
+                    }
+                    let load = memory.observer.load();
+                    say(outbox, Say::Heartbeat(Heartbeat {
+                        sequence: heartbeats.send(now),
+                        load: load.load,
+                        memory_used_bytes: load.memory_used_bytes,
+                    }))?;
+                }
+            }
+        }
+    }
+
+    /// Keeps a connection for output while the session lasts.
+    async fn carry_output(&self, target: &Target, first: u64) -> std::convert::Infallible {
+        let mut connection = first;
+        let mut failures = 0;
+        loop {
+            connection += 1;
+            let begun = Instant::now();
+            let error = match target.connect().await {
+                Ok(channel) => self.carry_once(channel, connection).await,
+                Err(error) => chain(&error),
+            };
+            failures = if begun.elapsed() > GREETING_WITHIN {
+                0
+            } else {
+                failures + 1
+            };
+            let delay = redial_delay(failures, random()).max(uplink::PAUSE);
+            tracing::warn!(%error, ?delay, "the connection for output broke; dialling again");
+            tokio::time::sleep(delay).await;
+        }
+    }
+
+    async fn carry_once(&self, channel: AuthorizedChannel, connection: u64) -> String {
+        match uplink::carry(channel, &self.pump, connection).await {
+            Ok(()) => "the coordinator closed it".to_owned(),
+            Err(status) => chain(&SessionError::from(status)),
+        }
+    }
+
+    async fn look_for_gpus(&self, memory: &mut Memory) {
+        let fresh = memory
+            .gpus
+            .as_ref()
+            .is_some_and(|(at, _)| at.elapsed() < GPUS_FRESH);
+        if fresh {
+            return;
+        }
+        match gpu::list(&self.program).await {
+            Ok(gpus) => memory.gpus = Some((Instant::now(), gpus)),
+            Err(error) => {
+                let error = chain(&error);
+                tracing::warn!(error, "the GPUs of this machine are not known");
+                // Those that were seen before are still announced.
+                let known = memory.gpus.take().map(|(_, gpus)| gpus).unwrap_or_default();
+                memory.gpus = Some((Instant::now(), known));
+            }
+        }
+    }
+
+    async fn hello(&self, memory: &Memory) -> Result<Hello, SessionError> {
+        let (reply, held) = oneshot::channel();
+        self.tell(SessionEvent::Greeting(reply)).await?;
+        let attempts = held.await.map_err(|_| SessionError::Ending)?;
+        let host = &memory.host;
+        let worker_id = self.spool.worker_id();
+        let name = match &self.name {
+            Some(name) => name.clone(),
+            None if memory.name_taken => format!("{}-{}", host.name, &worker_id[..4]),
+            None => host.name.clone(),
+        };
+        Ok(Hello {
+            protocol: PROTOCOL_VERSION,
+            worker_id,
+            name,
+            hostname: host.name.clone(),
+            boot_id: self.boot_id.clone(),
+            spool_id: self.spool.spool_id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            slots: self.slots.map_or(0, |slots| slots as i32),
+            gpus: memory
+                .gpus
+                .iter()
+                .flat_map(|(_, gpus)| gpus.iter().cloned().map(Into::into))
+                .collect(),
+            memory_bytes: host.memory_bytes,
+            cpus: host.cpus,
+            attempts,
+        })
+    }
+
+    /// Reads address and token anew: a coordinator that was started again may have others.
+    fn target(&self) -> Result<Target, SessionError> {
+        let address = match &self.server {
+            Server::At(address) => address.clone(),
+            Server::OfHome { otherwise } => {
+                read_line(&self.address_file).unwrap_or_else(|| otherwise.clone())
+            }
+        };
+        let token = std::fs::read_to_string(&self.token_file);
+        let token = token.map_err(|source| SessionError::Token {
+            path: self.token_file.clone(),
+            source,
+        })?;
+        Ok(Target {
+            address,
+            token: token.trim().to_owned(),
+            authority: self.authority.clone(),
+        })
+    }
+
+    async fn tell(&self, event: SessionEvent) -> Result<(), SessionError> {
+        let told = self.supervisor.send(event).await;
+        told.map_err(|_| SessionError::Ending)
+    }
+}
+
+async fn greet(inbound: &mut Streaming<OpenSessionResponse>) -> Result<Welcome, SessionError> {
+    let first = inbound.message().await?.ok_or(SessionError::Closed)?;
+    match first.message {
+        Some(Said::Welcome(welcome)) => Ok(welcome),
+        _ => Err(SessionError::NoWelcome),
+    }
+}
+
+fn say(outbox: &mpsc::Sender<OpenSessionRequest>, message: Say) -> Result<(), SessionError> {
+    let message = OpenSessionRequest {
+        message: Some(message),
+    };
+    outbox.try_send(message).map_err(|_| SessionError::Overflow)
+}
+
+fn read_line(path: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let line = text.lines().next()?.trim();
+    (!line.is_empty()).then(|| line.to_owned())
+}
+
+/// An error and its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut message = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        message.push_str(": ");
+        message.push_str(&error.to_string());
+        cause = error.source();
+    }
+    message
+}
+
+/// A number in `0.0..1.0`.
+fn random() -> f64 {
+    let bits = getrandom::u32().unwrap_or(u32::MAX / 2);
+    f64::from(bits) / (f64::from(u32::MAX) + 1.0)
+}

@@ -1,0 +1,300 @@
+//! The agent's end of one shim: hears its bell, reads its segment, passes requests on.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use prost::Message;
+use qctl_proto::v1::{ShimEvent, ShimRequest};
+use qctl_worker_core::roster::ShimId;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::follower::{Follower, Note};
+use crate::shim;
+use crate::spool;
+
+/// Longest message of a shim, in bytes; its bell is far shorter.
+const MAX_EVENT_BYTES: usize = 1024;
+
+/// Bounds of the pause between two attempts to reach a shim that is neither connected nor gone.
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// What a link tells the supervisor.
+#[derive(Debug)]
+pub(crate) enum LinkEvent {
+    /// The segment told something.
+    Notes(Vec<Note>),
+    /// The shim can take an assignment.
+    Idle,
+    /// The shim takes no more.
+    Retiring,
+    /// The shim is gone, and this agent owns its segment. Nothing follows.
+    Gone(Box<Follower>),
+}
+
+/// Where a link tells it, with the shim's name.
+pub(crate) type Events = mpsc::Sender<(ShimId, LinkEvent)>;
+
+/// A shim's link. Dropping it ends the link, not the shim.
+#[derive(Debug)]
+pub(crate) struct Link {
+    requests: mpsc::UnboundedSender<ShimRequest>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Link {
+    /// Links to a shim over `stream`, or over its socket when there is none yet.
+    pub(crate) fn start(
+        shim: ShimId,
+        stream: Option<UnixStream>,
+        socket: PathBuf,
+        follower: Follower,
+        events: Events,
+        clock: Instant,
+    ) -> Self {
+        let (requests, queue) = mpsc::unbounded_channel();
+        let runner = Runner {
+            shim,
+            socket,
+            follower,
+            events,
+            clock,
+            inbox: Vec::new(),
+        };
+        Self {
+            requests,
+            task: tokio::spawn(runner.run(stream, queue)),
+        }
+    }
+
+    /// Passes a request on. The number of requests is bounded by the number of assignments and of
+    /// heartbeats, and a shim that takes none is gone soon.
+    pub(crate) fn send(&self, request: ShimRequest) {
+        let _ = self.requests.send(request);
+    }
+}
+
+struct Runner {
+    shim: ShimId,
+    socket: PathBuf,
+    follower: Follower,
+    events: Events,
+    clock: Instant,
+    inbox: Vec<u8>,
+}
+
+/// Why a connection is over.
+#[derive(Debug, thiserror::Error)]
+enum LinkError {
+    #[error("the connection to the shim broke")]
+    Io(#[from] io::Error),
+    #[error("the shim said something that cannot be read")]
+    Message(#[from] prost::DecodeError),
+    #[error("the shim announced a message of {0} bytes")]
+    TooLong(usize),
+    #[error("the agent is ending")]
+    Ending,
+}
+
+impl Runner {
+    async fn run(
+        mut self,
+        mut stream: Option<UnixStream>,
+        mut requests: mpsc::UnboundedReceiver<ShimRequest>,
+    ) {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            if let Some(stream) = stream.take() {
+                match self.talk(stream, &mut requests).await {
+                    Ok(()) => pause = FIRST_PAUSE,
+                    Err(LinkError::Ending) => return,
+                    Err(error) => {
+                        let shim = self.shim;
+                        tracing::debug!(shim, %error, "a shim is gone or must be reached again");
+                    }
+                }
+            }
+            // A shim that closes its connection is ending, and its lock says when it has.
+            match spool::try_lock(self.follower.file()) {
+                Ok(Some(())) => return self.gone().await,
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::error!(shim = self.shim, %error, "a segment's lock cannot be tried");
+                }
+            }
+            let connected = shim::connect(&self.socket).and_then(|stream| {
+                stream.set_nonblocking(true)?;
+                UnixStream::from_std(stream)
+            });
+            stream = connected.ok();
+            if stream.is_none() {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+        }
+    }
+
+    /// Reads what is left and tells that the shim is gone.
+    async fn gone(mut self) {
+        let mut notes = Vec::new();
+        if let Err(error) = self.follower.read_all(wall_now(), &mut notes) {
+            tracing::error!(shim = self.shim, %error, "a segment is read up to its last good record");
+        }
+        if !notes.is_empty() && self.tell(LinkEvent::Notes(notes)).await.is_err() {
+            return;
+        }
+        let gone = LinkEvent::Gone(Box::new(self.follower));
+        let _ = self.events.send((self.shim, gone)).await;
+    }
+
+    /// Serves one connection until the shim closes it.
+    async fn talk(
+        &mut self,
+        mut stream: UnixStream,
+        requests: &mut mpsc::UnboundedReceiver<ShimRequest>,
+    ) -> Result<(), LinkError> {
+        self.inbox.clear();
+        let (mut reader, mut writer) = stream.split();
+        let mut outbox = Vec::new();
+        loop {
+            let monotonic = self.clock.elapsed();
+            let progress = self.follower.progress_wait(monotonic);
+            tokio::select! {
+                read = reader.read_buf(&mut self.inbox) => {
+                    if read? == 0 {
+                        return Ok(());
+                    }
+                    self.rung().await?;
+                }
+                written = writer.write(&outbox), if !outbox.is_empty() => {
+                    outbox.drain(..written?);
+                }
+                request = requests.recv(), if outbox.is_empty() => {
+                    let request = request.ok_or(LinkError::Ending)?;
+                    outbox = request.encode_length_delimited_to_vec();
+                }
+                () = tokio::time::sleep(progress.unwrap_or_default()), if progress.is_some() => {
+                    let note = self.follower.progress(self.clock.elapsed());
+                    if let Some(note) = note {
+                        self.tell(LinkEvent::Notes(vec![note])).await?;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes the shim's messages. Only the last one counts: each says everything.
+    async fn rung(&mut self) -> Result<(), LinkError> {
+        let mut last = None;
+        while let Some(event) = next_event(&mut self.inbox)? {
+            last = Some(event);
+        }
+        let Some(event) = last else {
+            return Ok(());
+        };
+        self.follow().await?;
+        if event.idle {
+            self.tell(LinkEvent::Idle).await?;
+        }
+        if event.retiring {
+            self.tell(LinkEvent::Retiring).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads the segment to its end, telling what it says piece by piece.
+    async fn follow(&mut self) -> Result<(), LinkError> {
+        loop {
+            let mut notes = Vec::new();
+            let more = self.follower.read(wall_now(), &mut notes);
+            notes.extend(self.follower.progress(self.clock.elapsed()));
+            if !notes.is_empty() {
+                self.tell(LinkEvent::Notes(notes)).await?;
+            }
+            match more {
+                Ok(false) => return Ok(()),
+                Ok(true) => tokio::task::yield_now().await,
+                Err(error) => {
+                    let shim = self.shim;
+                    tracing::error!(shim, %error, "a segment cannot be read on");
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    async fn tell(&self, event: LinkEvent) -> Result<(), LinkError> {
+        let told = self.events.send((self.shim, event)).await;
+        told.map_err(|_| LinkError::Ending)
+    }
+}
+
+/// Takes the next whole message from the inbox.
+fn next_event(inbox: &mut Vec<u8>) -> Result<Option<ShimEvent>, LinkError> {
+    let Ok(length) = prost::decode_length_delimiter(inbox.as_slice()) else {
+        // A length that is cut has no meaning yet; one that never ends has none at all.
+        return if inbox.len() < 10 {
+            Ok(None)
+        } else {
+            Err(LinkError::TooLong(usize::MAX))
+        };
+    };
+    if length > MAX_EVENT_BYTES {
+        return Err(LinkError::TooLong(length));
+    }
+    let begin = prost::length_delimiter_len(length);
+    let Some(body) = inbox.get(begin..begin + length) else {
+        return Ok(None);
+    };
+    let event = ShimEvent::decode(body)?;
+    inbox.drain(..begin + length);
+    Ok(Some(event))
+}
+
+/// Time by the wall clock since the Unix epoch.
+pub(crate) fn wall_now() -> Duration {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_taken_in_pieces() {
+        let event = ShimEvent {
+            segment_end: 77,
+            idle: true,
+            retiring: false,
+        };
+        let bytes = event.encode_length_delimited_to_vec();
+        let mut inbox = Vec::new();
+        for byte in &bytes[..bytes.len() - 1] {
+            inbox.push(*byte);
+            assert!(next_event(&mut inbox).unwrap().is_none());
+        }
+        inbox.push(bytes[bytes.len() - 1]);
+        inbox.extend(&bytes);
+        assert_eq!(next_event(&mut inbox).unwrap(), Some(event));
+        assert_eq!(next_event(&mut inbox).unwrap(), Some(event));
+        assert!(inbox.is_empty());
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        assert!(next_event(&mut vec![0xff; 10]).is_err());
+        assert!(next_event(&mut vec![0xff, 0xff, 0xff, 0x7f, 0]).is_err());
+    }
+}
