@@ -298,6 +298,11 @@ impl Logs {
             readers: Arc::new(Semaphore::new(MAX_READERS)),
         }
     }
+
+    /// Readers that are being served.
+    pub fn open_readers(&self) -> usize {
+        MAX_READERS - self.readers.available_permits()
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Deleting what is old: ended jobs with everything about them, output alone, and events of nobody.
 
 use chrono::{DateTime, NaiveDate, Utc};
-use qctl_server_core::{Fence, JobId};
+use qctl_server_core::Fence;
 use sqlx::PgConnection;
 
 use super::{Store, StoreError};
@@ -211,9 +211,4 @@ impl Store {
         .await?;
         Ok(deleted.rows_affected())
     }
-}
-
-/// Deletes one ended job with everything about it, inside the caller's transaction.
-pub(crate) async fn delete_job(conn: &mut PgConnection, job: JobId) -> Result<Deleted, StoreError> {
-    delete_locked(conn, &[job.0]).await
 }
