@@ -69,7 +69,7 @@ pub struct Args {
     #[arg(long, env = "QCTL_LOG_BYTES_KEPT", value_name = "SIZE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     log_bytes_kept: Option<String>,
-    /// What to log, such as `info` or `qctl_server=debug,warn` [default: info]
+    /// What to log, such as `info` or `qctl_server=debug,warn` [default: info,sqlx=warn]
     #[arg(long, env = "QCTL_LOG", value_name = "FILTER")]
     #[serde(skip_serializing_if = "Option::is_none")]
     log: Option<String>,
@@ -129,7 +129,8 @@ impl Default for Raw {
             retry_base: None,
             history_kept: None,
             log_bytes_kept: None,
-            log: "info".to_owned(),
+            // sqlx repeats every notice of the database as information.
+            log: "info,sqlx=warn".to_owned(),
             log_format: LogFormat::Compact,
         }
     }

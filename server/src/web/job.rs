@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, Query, State};
 use axum::response::{IntoResponse, Response};
+use chrono::{DateTime, Utc};
 use http::{HeaderValue, header};
 use maud::{Markup, html};
 use qctl_server_core::{AttemptState, JobId, JobState};
@@ -85,16 +86,17 @@ async fn live(pages: &Pages, id: JobId, attempt: Option<i32>) -> Result<Live, Pa
             Every::Seconds(3)
         },
         parts: vec![
-            ("state", head(&detail, &sentences)),
-            ("facts", facts(pages, job)),
-            ("attempts", attempts(&detail.attempts, attempt)),
-            ("results", results),
+            ("state", head(&detail, &sentences, pages.app.clock.now())),
+            // What changes first, what explains it after: a phone shows the top.
             ("output", output(job, log.as_ref())),
+            ("results", results),
+            ("attempts", attempts(&detail.attempts, attempt)),
+            ("facts", facts(job)),
         ],
     })
 }
 
-fn head(detail: &JobDetail, sentences: &[String]) -> Markup {
+fn head(detail: &JobDetail, sentences: &[String], now: DateTime<Utc>) -> Markup {
     let job = &detail.job.job;
     html! {
         @if !job.spec.tracker.is_empty() {
@@ -108,6 +110,15 @@ fn head(detail: &JobDetail, sentences: &[String]) -> Markup {
             " "
             @for sentence in sentences { (sentence) " " }
             @if sentences.is_empty() { (ending(job)) }
+        }
+        @if let Some(started) = job.started_at {
+            p.counts {
+                @match job.ended_at {
+                    Some(ended) => (text::ran(&format::between(started, ended))),
+                    None => (text::for_time(&format::between(started, now))),
+                }
+                @if !job.worker.is_empty() { " · " (job.worker) }
+            }
         }
         @if job.paused { p.notice { (layout::with_code(text::PAUSED)) } }
         @if job.unreachable { p.notice { (text::UNREACHABLE) } }
@@ -127,14 +138,12 @@ fn ending(job: &JobRecord) -> String {
     }
 }
 
-fn facts(pages: &Pages, job: &JobRecord) -> Markup {
+fn facts(job: &JobRecord) -> Markup {
     let spec = &job.spec;
-    let now = pages.app.clock.now();
     html! {
+        h2 { (text::DETAILS) }
         dl.facts {
             @if let Some(started) = job.started_at {
-                dt { (text::RUN_TIME) }
-                dd { (format::between(started, job.ended_at.unwrap_or(now))) }
                 dt { (text::STARTED) }
                 dd { (format::time(started)) }
             }

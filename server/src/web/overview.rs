@@ -8,8 +8,9 @@ use super::layout::{self, Every, Live};
 use super::{PageError, Pages, format, parts, text};
 use crate::app::read::{JobFilter, JobPage, JobView, PageRequest, WorkerView};
 
-/// Jobs of each kind that are listed.
-const LISTED: usize = 20;
+/// Running jobs that are listed, and waiting or ended ones.
+const RUNNING: usize = 20;
+const OTHERS: usize = 8;
 
 /// Waiting jobs that are looked at to find the ones that come next. Beyond that many, the newest
 /// are listed.
@@ -37,7 +38,7 @@ async fn live(pages: &Pages) -> Result<Live, PageError> {
         };
         app.jobs(&filter, &page).await
     };
-    let running = jobs(&[JobState::Running], LISTED).await?;
+    let running = jobs(&[JobState::Running], RUNNING).await?;
     let mut waiting = jobs(
         &[JobState::Queued, JobState::Waiting, JobState::Held],
         SORTED,
@@ -51,12 +52,12 @@ async fn live(pages: &Pages) -> Result<Live, PageError> {
     }
     let ended = jobs(
         &[JobState::Succeeded, JobState::Failed, JobState::Cancelled],
-        LISTED / 2,
+        OTHERS,
     )
     .await?;
     let now = app.clock.now();
     let list = |jobs: &[JobView]| {
-        html! { ul.jobs { @for view in jobs.iter().take(LISTED) { (parts::job_entry(view, now)) } } }
+        html! { ul.jobs { @for view in jobs { (parts::job_entry(view, now)) } } }
     };
     let is_empty = running.jobs.is_empty() && waiting.jobs.is_empty() && ended.jobs.is_empty();
     let parts = vec![
@@ -75,7 +76,7 @@ async fn live(pages: &Pages) -> Result<Live, PageError> {
                 h2 { (text::RUNNING) }
                 @if running.jobs.is_empty() { p.counts { (text::NOTHING_RUNS) } }
                 (list(&running.jobs))
-                (rest(&running))
+                (rest(&running, RUNNING))
             },
         ),
         (
@@ -83,8 +84,8 @@ async fn live(pages: &Pages) -> Result<Live, PageError> {
             html! {
                 @if !waiting.jobs.is_empty() {
                     h2 { (text::WAITING) }
-                    (list(&waiting.jobs))
-                    (rest(&waiting))
+                    (list(&waiting.jobs[..waiting.jobs.len().min(OTHERS)]))
+                    (rest(&waiting, OTHERS))
                 }
             },
         ),
@@ -113,9 +114,9 @@ async fn live(pages: &Pages) -> Result<Live, PageError> {
     })
 }
 
-fn rest(page: &JobPage) -> Markup {
+fn rest(page: &JobPage, most: usize) -> Markup {
     let selected: i64 = page.counts.iter().map(|(_, count)| count).sum();
-    let listed = page.jobs.len().min(LISTED) as i64;
+    let listed = page.jobs.len().min(most) as i64;
     html! { @if selected > listed { p.counts { (text::and_more(selected - listed)) } } }
 }
 

@@ -24,7 +24,8 @@ pub(super) fn progress(progress: &Progress) -> Markup {
         div.progress {
             @if let Some(percent) = percent {
                 progress max="100" value=(format!("{percent:.1}")) {}
-                span.percent { (format!("{percent:.0}")) " %" }
+                // Rounded down: what is nearly done is not done.
+                span.percent { (format!("{:.0}", percent.floor())) " %" }
             }
             @if !words.is_empty() { p.counts { (words) } }
             @if !progress.message.is_empty() { p.counts { (progress.message) } }

@@ -65,6 +65,7 @@ pub(super) const TRACKER: &str = "Tracker";
 pub(super) const LATEST_OUTCOME: &str = "Latest outcome";
 pub(super) const JOBS: &str = "Jobs";
 
+pub(super) const DETAILS: &str = "Details";
 pub(super) const SUBMITTED: &str = "Submitted";
 pub(super) const STARTED: &str = "Started";
 pub(super) const ENDED: &str = "Ended";
@@ -168,6 +169,10 @@ pub(super) fn and_more(count: i64) -> String {
 
 pub(super) fn for_time(time: &str) -> String {
     format!("for {time}")
+}
+
+pub(super) fn ran(time: &str) -> String {
+    format!("ran {time}")
 }
 
 pub(super) fn last_seen() -> &'static str {
