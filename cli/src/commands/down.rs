@@ -265,7 +265,9 @@ async fn running_jobs(coordinator: &Coordinator) -> Result<Vec<v1::Job>, Error> 
         page_token: String::new(),
     };
     let answer = coordinator.jobs().list_jobs(unary(request)).await?;
-    Ok(answer.into_inner().jobs)
+    let mut jobs = answer.into_inner().jobs;
+    jobs.sort_unstable_by_key(|job| job.id);
+    Ok(jobs)
 }
 
 async fn cancel(coordinator: &Coordinator, id: i64, force: bool) -> Result<(), Error> {

@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A coordinator that ended this often in a row will not come up by waiting.
 const HOPELESS: u32 = 3;
 /// Lines of a log that are shown with a failure.
-const SHOWN_LINES: usize = 8;
+const SHOWN_LINES: usize = 5;
 
 /// Arguments of `qctl up`.
 #[derive(Debug, clap::Args)]
@@ -100,19 +100,23 @@ pub async fn run(context: &Context, args: Args) -> Result<ExitCode, Error> {
     installation::prepare(&home).map_err(|error| installation_problem(&error))?;
     let programs = installation::programs().map_err(|error| installation_problem(&error))?;
     let remembered = Settings::load(&home).map_err(|error| settings_problem(&error, &home))?;
-    let settings = remembered.overlaid(args.settings()?);
+    let settings = remembered.clone().overlaid(args.settings()?);
     let keeper =
         lock::holder(&home.keeper_lock()).map_err(Error::file("look at", home.keeper_lock()))?;
     if let Some(keeper) = keeper {
         if args.foreground {
             return Err(already_runs(keeper.pid()).into());
         }
+        if settings.listen != remembered.listen {
+            refuse_taken_port(&home, &settings)?;
+        }
         settings
             .save(&home)
             .map_err(|error| settings_problem(&error, &home))?;
         // It reads the options again and starts what is missing.
         keeper.signal(Signal::HUP);
-        return wait_and_tell(context, &home, &settings, Keeper::Found).await;
+        let keeper = Keeper::Found(keeper);
+        return wait_and_tell(context, &home, &settings, &remembered, keeper).await;
     }
     if Process::adopt(&Program::Server.record(&home)).is_none() {
         refuse_foreign_coordinator(context, &home).await?;
@@ -125,7 +129,8 @@ pub async fn run(context: &Context, args: Args) -> Result<ExitCode, Error> {
         return in_foreground(context, &home, &settings, &programs).await;
     }
     let child = detach::start(&home).map_err(Error::file("start", "the keeper"))?;
-    wait_and_tell(context, &home, &settings, Keeper::Started(child)).await
+    let keeper = Keeper::Started(child);
+    wait_and_tell(context, &home, &settings, &remembered, keeper).await
 }
 
 /// Runs the keeper in this process, and tells when everything answers.
@@ -136,8 +141,8 @@ async fn in_foreground(
     programs: &Path,
 ) -> Result<ExitCode, Error> {
     let told = async {
-        let own = Keeper::Found;
-        if let Err(error) = wait_and_tell(context, home, settings, own).await {
+        let told = wait_and_tell(context, home, settings, settings, Keeper::Own).await;
+        if let Err(error) = told {
             // The keeper goes on trying, so this is not the end of the program.
             context
                 .output
@@ -155,7 +160,9 @@ async fn in_foreground(
 /// The keeper that this command relies on.
 enum Keeper {
     /// It ran before.
-    Found,
+    Found(Process),
+    /// It runs in this process.
+    Own,
     /// This command started it.
     Started(Child),
 }
@@ -185,35 +192,60 @@ enum Failure {
     TimeUp(Missing),
 }
 
+/// What a failed start left behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Left {
+    /// Everything is stopped again.
+    Nothing,
+    /// What ran before goes on with the options it had.
+    EarlierOptions,
+    /// The keeper goes on trying.
+    Trying,
+}
+
 async fn wait_and_tell(
     context: &Context,
     home: &Home,
     settings: &Settings,
+    remembered: &Settings,
     mut keeper: Keeper,
 ) -> Result<ExitCode, Error> {
-    let was_running = matches!(keeper, Keeper::Found);
-    let since = Instant::now();
-    match wait(context, home, settings, &mut keeper, since + PATIENCE).await {
+    let was_running = matches!(keeper, Keeper::Found(_));
+    let deadline = Instant::now() + PATIENCE;
+    let failure = match wait(context, home, settings, &mut keeper, deadline).await {
         Ok(ready) => {
             tell(context, home, settings, was_running, &ready)?;
-            Ok(ExitCode::SUCCESS)
+            return Ok(ExitCode::SUCCESS);
         }
-        Err(failure) => {
-            let coordinator_is_up = matches!(
-                failure,
-                Failure::TimeUp(Missing::Worker) | Failure::Hopeless(Program::Worker)
-            );
-            let mut stopped = false;
-            if let Keeper::Started(child) = keeper
-                && !coordinator_is_up
-            {
-                // What this command began and could not finish must not go on by itself.
-                stopped = stop_keeper(home, child).await;
-            }
-            let (problem, log) = failed(home, &failure, stopped);
-            show_end(context, &log);
-            Err(problem.into())
+        Err(failure) => failure,
+    };
+    let ending = last_ending(home, &failure);
+    let left = undo(home, settings, remembered, keeper, &failure).await;
+    let (problem, log) = failed(home, &failure, &ending, left);
+    show_end(context, &log);
+    Err(problem.into())
+}
+
+/// What this command began and could not finish must not go on by itself, nor be remembered.
+async fn undo(
+    home: &Home,
+    settings: &Settings,
+    remembered: &Settings,
+    keeper: Keeper,
+    failure: &Failure,
+) -> Left {
+    let coordinator_is_up = matches!(
+        failure,
+        Failure::TimeUp(Missing::Worker) | Failure::Hopeless(Program::Worker)
+    );
+    let restored = settings != remembered && remembered.save(home).is_ok();
+    match keeper {
+        Keeper::Started(_) if !coordinator_is_up && stop_keeper(home).await => Left::Nothing,
+        Keeper::Found(keeper) if restored => {
+            keeper.signal(Signal::HUP);
+            Left::EarlierOptions
         }
+        _ => Left::Trying,
     }
 }
 
@@ -227,8 +259,8 @@ async fn wait(
     let mut missing = Missing::Coordinator;
     // A keeper that was just told to try again still reports its earlier failures.
     let stale_until = match keeper {
-        Keeper::Found => Instant::now() + Duration::from_secs(1),
-        Keeper::Started(_) => Instant::now(),
+        Keeper::Found(_) => Instant::now() + Duration::from_secs(1),
+        Keeper::Started(_) | Keeper::Own => Instant::now(),
     };
     let ready = process::until(deadline, async || {
         if keeper_ended(keeper, home) {
@@ -255,7 +287,7 @@ async fn wait(
 
 fn keeper_ended(keeper: &mut Keeper, home: &Home) -> bool {
     match keeper {
-        Keeper::Found => false,
+        Keeper::Found(_) | Keeper::Own => false,
         // Another `up` at the same time may have been quicker; then its keeper serves us.
         Keeper::Started(child) => {
             !matches!(child.try_wait(), Ok(None))
@@ -419,8 +451,7 @@ fn tell(
     Ok(())
 }
 
-async fn stop_keeper(home: &Home, child: Child) -> bool {
-    drop(child);
+async fn stop_keeper(home: &Home) -> bool {
     let Ok(Some(mut keeper)) = lock::holder(&home.keeper_lock()) else {
         return true;
     };
@@ -445,50 +476,59 @@ fn show_end(context: &Context, log: &Path) {
     }
 }
 
+/// How the program that failed ended last.
+fn last_ending(home: &Home, failure: &Failure) -> String {
+    let Failure::Hopeless(program) = failure else {
+        return String::new();
+    };
+    Report::load(home)
+        .programs
+        .remove(program.name())
+        .map(|report| report.last_ending)
+        .unwrap_or_default()
+}
+
 /// What to tell, and the log that says more.
-fn failed(home: &Home, failure: &Failure, stopped: bool) -> (Problem, PathBuf) {
+fn failed(home: &Home, failure: &Failure, ending: &str, left: Left) -> (Problem, PathBuf) {
+    let seconds = PATIENCE.as_secs();
     let (what, log) = match failure {
         Failure::KeeperEnded => (
             "the keeper ended right after its start".to_owned(),
             home.logs_dir().join("keeper.log"),
         ),
-        Failure::Hopeless(program) => {
-            let report = Report::load(home);
-            let ending = report
-                .programs
-                .get(program.name())
-                .map_or("ended", |report| report.last_ending.as_str())
-                .to_owned();
-            let title = program.title();
-            (
-                format!("the {title} does not run: it {ending}"),
-                program.log(home),
-            )
-        }
+        Failure::Hopeless(program) => (
+            format!("the {} does not run: it {ending}", program.title()),
+            program.log(home),
+        ),
         Failure::TimeUp(Missing::Coordinator) => (
-            format!(
-                "the coordinator did not answer within {} seconds",
-                PATIENCE.as_secs()
-            ),
+            format!("the coordinator did not answer within {seconds} seconds"),
             Program::Server.log(home),
         ),
         Failure::TimeUp(Missing::Worker) => (
             format!(
-                "the coordinator runs, but its worker did not connect within {} seconds",
-                PATIENCE.as_secs()
+                "the coordinator runs, but its worker did not connect within {seconds} seconds"
             ),
             Program::Worker.log(home),
         ),
     };
-    let hint = if stopped {
-        "nothing was left running; put right what the log tells, then start again"
-    } else {
-        "the keeper goes on trying; `qctl status` shows how it stands, `qctl down` ends it"
+    let (hint, next) = match left {
+        Left::Nothing => (
+            "nothing was left running; put right what the log tells, then start again",
+            "qctl up",
+        ),
+        Left::EarlierOptions => (
+            "the options it had before are in force again",
+            "qctl status",
+        ),
+        Left::Trying => (
+            "the keeper goes on trying; `qctl down` ends it",
+            "qctl status",
+        ),
     };
     let message = format!("{what} (its log is {})", log.display());
     let problem = Problem::new("NOT_UP", exit::ERROR, message)
         .hint(hint)
-        .next("qctl up");
+        .next(next);
     (problem, log)
 }
 
@@ -526,6 +566,10 @@ fn refuse_taken_port(home: &Home, settings: &Settings) -> Result<(), Error> {
     let Some(owner) = surroundings::port_owner(address) else {
         return Ok(());
     };
+    let own = process::read_record(&Program::Server.record(home));
+    if own.is_some_and(|own| owner.pid == Some(own.identity.pid)) {
+        return Ok(());
+    }
     Err(Problem::new(
         "ADDRESS_IN_USE",
         exit::ERROR,
@@ -678,11 +722,17 @@ mod tests {
     fn a_failure_names_the_log_and_what_was_left_running() {
         let home = Home::at("/nowhere");
         let waited = Failure::TimeUp(Missing::Coordinator);
-        let (problem, log) = failed(&home, &waited, true);
+        let (problem, log) = failed(&home, &waited, "", Left::Nothing);
         assert_eq!(log, Program::Server.log(&home));
         assert!(problem.message.contains("/nowhere/data/logs/server.log"));
         assert!(problem.hint.unwrap().contains("nothing was left running"));
-        let (problem, log) = failed(&home, &Failure::Hopeless(Program::Worker), false);
+        let (problem, log) = failed(
+            &home,
+            &Failure::Hopeless(Program::Worker),
+            "exited with 1",
+            Left::Trying,
+        );
+        assert!(problem.message.contains("does not run: it exited with 1"));
         assert_eq!(log, Program::Worker.log(&home));
         assert!(problem.hint.unwrap().contains("goes on trying"));
     }

@@ -199,7 +199,7 @@ impl Screen {
             Self::Plain { output, pace } => {
                 let progress = model
                     .job()
-                    .filter(|job| !model::has_ended(job))
+                    .filter(|job| job.state() == v1::job::State::Running)
                     .and_then(|job| job.progress.as_ref());
                 if let Some(line) = progress.and_then(|progress| pace.progress(progress, now)) {
                     output.remark(&format!("--- {line}"));

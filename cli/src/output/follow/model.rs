@@ -191,13 +191,14 @@ impl Model {
         if !self.output_complete {
             out.push_str("--- the end of the output has not arrived yet\n");
         }
-        out.push_str(&job::ended(job, view));
+        let ended = job::ended(job, view);
+        out.push_str(&ended);
         let explains = job
             .outcome
             .as_ref()
             .filter(|_| job.state() != State::Succeeded)
             .map(|outcome| text::printable(&outcome.message))
-            .filter(|message| !message.is_empty());
+            .filter(|message| !message.is_empty() && !ended.contains(message.as_str()));
         if let Some(message) = explains {
             let _ = writeln!(out, "  {message}");
         }
@@ -337,17 +338,13 @@ impl Model {
 fn changes(old: &v1::Job, new: &v1::Job) -> Vec<String> {
     let mut told = Vec::new();
     if old.state() == State::Running && is_pending(new) {
-        let how = new
-            .outcome
-            .as_ref()
-            .map(|outcome| outcome.message.as_str())
-            .filter(|message| !message.is_empty())
+        let outcome = new.outcome.as_ref().map_or("", |it| it.message.as_str());
+        // The job's own sentence begins with the outcome and goes on with what follows from it.
+        let how = [new.message.as_str(), outcome]
+            .into_iter()
+            .find(|text| !text.is_empty())
             .unwrap_or("it ended");
-        let mut line = format!("attempt {} is over: {how}", old.attempt);
-        if !new.message.is_empty() {
-            let _ = write!(line, "; {}", new.message);
-        }
-        told.push(line);
+        told.push(format!("attempt {} is over: {how}", old.attempt));
     }
     if new.state() == State::Held && old.state() != State::Held {
         told.push(format!(
@@ -657,7 +654,15 @@ mod tests {
             message: "exited with 3".to_owned(),
             ..Default::default()
         });
-        waiting.message = "retry 1 of 2 starts in 4 s".to_owned();
+        assert_eq!(
+            texts(
+                changes(&job(State::Running), &waiting)
+                    .into_iter()
+                    .map(Line::Remark)
+            ),
+            ["attempt 1 is over: exited with 3"]
+        );
+        waiting.message = "exited with 3; retry 1 of 2 starts in 4 s".to_owned();
         assert_eq!(
             texts(model.job_changed(waiting, at(1))),
             ["--- attempt 1 is over: exited with 3; retry 1 of 2 starts in 4 s"]
