@@ -9,6 +9,7 @@ mod pages;
 mod secret;
 
 use std::collections::HashMap;
+use std::error::Error;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -89,7 +90,23 @@ impl Tokens {
         }
         // Never closed, so this only waits.
         let _turn = self.lookups.acquire().await;
-        match app.store.token(&hash, app.clock.now()).await {
+        let found = app.store.token(&hash, app.clock.now()).await;
+        let known = found.map(|token| {
+            let token = token?;
+            let Some(role) = Role::parse(&token.role) else {
+                tracing::error!(
+                    "the token of {} has the unknown role {}",
+                    token.name,
+                    token.role
+                );
+                return None;
+            };
+            Some(Caller {
+                name: token.name,
+                role,
+            })
+        });
+        match known {
             Ok(Some(caller)) => {
                 self.remember(hash, &caller);
                 Ok(caller)
@@ -99,7 +116,7 @@ impl Tokens {
                 "it may have expired or been revoked, or belong to another coordinator",
             )),
             Err(error) => {
-                tracing::warn!(error = %error, "cannot look up a token");
+                tracing::warn!(error = &error as &dyn Error, "cannot look up a token");
                 Err(Fault::new(
                     Reason::DatabaseUnavailable,
                     "the token cannot be looked up, because the database cannot be reached",
@@ -146,7 +163,12 @@ impl OwnToken {
         }
         match secret::read(&self.path) {
             Ok(token) => self.take(&token),
-            Err(error) => tracing::warn!(error = %error, "the token file is not read again"),
+            Err(error) => {
+                tracing::warn!(
+                    error = &error as &dyn Error,
+                    "the token file is not read again"
+                );
+            }
         }
     }
 

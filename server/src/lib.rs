@@ -10,9 +10,9 @@ pub mod auth;
 pub mod config;
 pub mod database;
 mod grpc;
+mod readiness;
 mod reconcilers;
 mod serve;
-mod service_manager;
 pub mod sessions;
 pub mod store;
 mod telemetry;
@@ -207,7 +207,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
         database.description,
         database.term
     );
-    service_manager::notify("READY=1");
+    readiness::notify("READY=1");
 
     let mut serving = std::pin::pin!(listener.serve(calls.merge(pages), stop.clone()));
     let ended = tokio::select! {
@@ -219,7 +219,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
             Err(lost.into())
         }
     };
-    service_manager::notify("STOPPING=1");
+    readiness::notify("STOPPING=1");
     drop(address_file);
     stop.cancel();
     let stopped = async {

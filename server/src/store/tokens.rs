@@ -1,10 +1,16 @@
 //! Tokens beside the installation's own.
 
 use chrono::{DateTime, Utc};
-use sqlx::query;
+use sqlx::query_as;
 
 use super::{Store, StoreError};
-use crate::app::{Caller, Role};
+
+/// Whose token it is.
+pub(crate) struct TokenRecord {
+    pub(crate) name: String,
+    /// The stored word.
+    pub(crate) role: String,
+}
 
 impl Store {
     /// Whose token has this hash; none when there is no such token, it has expired or was revoked.
@@ -12,8 +18,9 @@ impl Store {
         &self,
         hash: &[u8],
         now: DateTime<Utc>,
-    ) -> Result<Option<Caller>, StoreError> {
-        let row = query!(
+    ) -> Result<Option<TokenRecord>, StoreError> {
+        let row = query_as!(
+            TokenRecord,
             "select name, role from tokens
              where hash = $1 and revoked_at is null and (expires_at is null or expires_at > $2)",
             hash,
@@ -21,14 +28,6 @@ impl Store {
         )
         .fetch_optional(&self.pool)
         .await?;
-        row.map(|row| {
-            let role =
-                Role::parse(&row.role).ok_or_else(|| StoreError::unreadable("role", &row.role))?;
-            Ok(Caller {
-                name: row.name,
-                role,
-            })
-        })
-        .transpose()
+        Ok(row)
     }
 }

@@ -27,7 +27,6 @@ use tonic::Status;
 
 use crate::app::{App, Error};
 use crate::auth::{PageDoor, admit_to_pages};
-use crate::store::StoreError;
 
 /// Nothing is loaded from elsewhere, nothing runs that we did not write, nobody frames us.
 const CONTENT_SECURITY_POLICY: HeaderValue = HeaderValue::from_static(
@@ -134,13 +133,19 @@ impl From<Error> for PageError {
     fn from(error: Error) -> Self {
         match error {
             Error::JobNotFound(_) => Self::NoSuchJob,
-            Error::Store(StoreError::Unavailable(_) | StoreError::Conflict(_))
-            | Error::ShuttingDown => {
-                tracing::warn!(error = %error, "a page could not be read from the database");
+            Error::Store(error) if error.is_transient() => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "a page could not be read from the database"
+                );
                 Self::Unavailable
             }
+            Error::ShuttingDown => Self::Unavailable,
             error => {
-                tracing::error!(error = ?error, "a page could not be made");
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "a page could not be made"
+                );
                 Self::Broken
             }
         }

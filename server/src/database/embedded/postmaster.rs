@@ -166,7 +166,7 @@ pub(super) fn supervise(plan: &Plan, control: &Control, phase: &watch::Sender<Ph
         let error = Arc::new(error);
         if !control.lock().stopping {
             tracing::error!(
-                error = %error,
+                error = &*error as &dyn std::error::Error,
                 "the embedded Postgres is down; starting it again in {back_off:?}"
             );
             phase.send_replace(Phase::Down(error));
