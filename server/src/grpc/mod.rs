@@ -2,6 +2,8 @@
 
 mod convert;
 mod job_service;
+#[cfg(test)]
+mod job_tests;
 mod log_service;
 #[cfg(test)]
 mod log_tests;

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use qctl_proto::v1;
 use qctl_proto::v1::job_service_client::JobServiceClient;
 use qctl_proto::v1::log_service_client::LogServiceClient;
 use qctl_proto::v1::log_upload_service_client::LogUploadServiceClient;
 use qctl_proto::v1::queue_service_client::QueueServiceClient;
+use qctl_proto::{MAX_MESSAGE_BYTES, v1};
 use qctl_server_core::{Fence, Term};
 use sqlx::PgPool;
 use tokio::net::TcpListener;
@@ -93,7 +93,7 @@ impl Coordinator {
     }
 
     pub(crate) fn jobs(&self) -> JobServiceClient<Channel> {
-        JobServiceClient::new(self.channel.clone())
+        JobServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
     }
 
     pub(crate) fn queue(&self) -> QueueServiceClient<Channel> {
