@@ -362,6 +362,40 @@ fn every_reason_is_explained() {
     assert_none("docs/errors.md explains what does not exist", &unknown);
 }
 
+/// Words such as `NO_TOKEN` in string literals.
+fn reason_words(text: &str) -> Vec<String> {
+    text.split('"')
+        .skip(1)
+        .step_by(2)
+        .filter(|word| word.len() > 3 && word.bytes().all(|b| b.is_ascii_uppercase() || b == b'_'))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn every_reason_of_the_command_line_itself_is_explained() {
+    let text = read("docs/errors.md");
+    let mut words = BTreeSet::new();
+    for path in sources("cli/src") {
+        let lines: Vec<_> = shipped(&path).into_iter().map(|(_, line)| line).collect();
+        let all = lines.join("\n");
+        if path.ends_with("error.rs") {
+            words.extend(reason_words(&all));
+        }
+        for call in all.split("Problem::new(").skip(1) {
+            // The reason is the first argument.
+            words.extend(reason_words(call.split(',').next().unwrap_or("")));
+        }
+    }
+    assert!(words.contains("NO_TOKEN"), "{words:?}");
+    let missing: Vec<_> = words
+        .into_iter()
+        .filter(|word| qctl_proto::error::Reason::parse(word).is_none())
+        .filter(|word| !text.contains(&format!("\n| `{word}` |")))
+        .collect();
+    assert_none("docs/errors.md does not explain", &missing);
+}
+
 #[test]
 fn every_exit_code_is_explained() {
     let text = read("docs/errors.md");
