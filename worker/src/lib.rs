@@ -47,7 +47,11 @@ const QUEUED_EVENTS: usize = 1024;
 pub fn main() -> ExitCode {
     let args = Args::parse();
     match &args.command {
-        Some(Command::Shim(args)) => return shim::main(args),
+        Some(Command::Shim(args)) => {
+            // It was started as /proc/self/exe, which would be its name in `ps` and `top`.
+            let _ = rustix::thread::set_name(c"qctl-shim");
+            return shim::main(args);
+        }
         Some(Command::Gpus) => return gpu::main(),
         None => {}
     }

@@ -27,7 +27,7 @@ use qctl_worker_core::session::{
 };
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::{Instant, MissedTickBehavior, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::adoption::{Loss, Noticed, conclude};
@@ -50,6 +50,9 @@ const SETTLED_FOR: Duration = Duration::from_secs(30);
 /// Bounds of the pause after a shim that could not be started.
 const FIRST_SPAWN_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_SPAWN_PAUSE: Duration = Duration::from_secs(30);
+
+/// How long idle shims may take to end when the agent does. Whoever takes longer ends alone.
+const RETIRE_WITHIN: Duration = Duration::from_secs(1);
 
 /// Silence after which a coordinator gives attempts away, until it says how long it waits.
 const LOST_AFTER: Duration = Duration::from_secs(30 * 60);
@@ -240,14 +243,14 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Works until `stop`. Shims and jobs live on.
+    /// Works until `stop`. Jobs and their shims live on; shims without a job are sent home.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         housekeeping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 biased;
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => return self.retire_idle().await,
                 Some((shim, event)) = self.links.recv() => self.heard(shim, event),
                 Some(event) = self.with.session.recv() => self.session(event),
                 Some(notes) = self.concluded.recv() => self.concluded(notes),
@@ -256,6 +259,32 @@ impl Supervisor {
             }
             self.plan();
         }
+    }
+
+    /// Ends the shims that have no job, so that a worker that is stopped leaves nothing behind but
+    /// jobs.
+    async fn retire_idle(mut self) {
+        let mut idle = BTreeSet::new();
+        for (shim, known) in &mut self.shims {
+            if let Some(link) = &known.link
+                && self.roster.attempt_of(*shim).is_none()
+            {
+                link.send(request(Ask::Retire(ShimRetire {})));
+                known.ready = true;
+                idle.insert(*shim);
+            }
+        }
+        let deadline = Instant::now() + RETIRE_WITHIN;
+        while !idle.is_empty() {
+            let Ok(Some((shim, event))) = timeout_at(deadline, self.links.recv()).await else {
+                break;
+            };
+            if matches!(event, LinkEvent::Gone(_)) {
+                idle.remove(&shim);
+            }
+            self.heard(shim, event);
+        }
+        self.housekeep();
     }
 
     // What shims tell.

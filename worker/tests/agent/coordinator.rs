@@ -43,6 +43,8 @@ pub(crate) struct State {
     pub(crate) withhold: bool,
     /// Sessions are refused with this.
     pub(crate) refuse: Option<Status>,
+    /// How many were.
+    pub(crate) refused: usize,
     session: Option<mpsc::Sender<Result<OpenSessionResponse, Status>>>,
 }
 
@@ -188,6 +190,13 @@ impl Coordinator {
         self.assign_spec(fence, spec);
     }
 
+    /// The same, once so many greetings have come.
+    pub(crate) async fn assign_after_greeting(&self, greetings: usize, fence: i64, script: &str) {
+        self.wait("a greeting", |state| state.hellos.len() >= greetings)
+            .await;
+        self.assign(fence, script);
+    }
+
     pub(crate) fn assign_spec(&self, fence: i64, spec: JobSpec) {
         self.say(Said::Assign(Assign {
             assignments: vec![self.assignment(fence, spec)],
@@ -282,7 +291,11 @@ impl WorkerSessionService for Coordinator {
         &self,
         request: Request<Streaming<OpenSessionRequest>>,
     ) -> Result<Response<Self::OpenSessionStream>, Status> {
-        if let Some(status) = self.state().refuse.clone() {
+        let refuse = self.change(|state| {
+            state.refused += usize::from(state.refuse.is_some());
+            state.refuse.clone()
+        });
+        if let Some(status) = refuse {
             return Err(status);
         }
         let mut inbound = request.into_inner();

@@ -6,9 +6,11 @@ mod worker;
 use qctl_proto::v1::open_session_request::Message as Say;
 use qctl_proto::v1::open_session_response::Message as Said;
 use qctl_proto::v1::{
-    Assign, Assignment, Demand, JobSpec, Revoke, SetPaused, SetSlots, Stop, StopCause,
-    attempt_ended, held_attempt,
+    Assign, Assignment, Demand, JobSpec, Revoke, SegmentPid, SegmentStarting, SetPaused, SetSlots,
+    Stop, StopCause, attempt_ended, held_attempt,
 };
+use qctl_worker::shim::records::{self, Event};
+use qctl_worker_core::segment::{self, Record, Stream};
 
 use coordinator::{Coordinator, spec};
 use worker::{Worker, lives, signal, until};
@@ -166,6 +168,85 @@ async fn a_stopped_agent_leaves_quickly_and_its_jobs_run_on() {
     worker.restart();
     std::fs::write(go, "").unwrap();
     assert_eq!(coordinator.complete(7).await.exit_code, Some(3));
+}
+
+#[tokio::test]
+async fn a_stopped_agent_leaves_no_idle_shim_behind() {
+    let (coordinator, mut worker) = connected().await;
+    coordinator.assign(1, "true");
+    coordinator.complete(1).await;
+    assert!(worker.terminate().success());
+    until("the shim is gone", || worker.shims().is_empty()).await;
+    worker.restart();
+    coordinator.assign_after_greeting(2, 2, "exit 6").await;
+    assert_eq!(coordinator.complete(2).await.exit_code, Some(6));
+}
+
+#[tokio::test]
+async fn a_machine_that_was_restarted_ends_what_ran() {
+    let (coordinator, mut worker) = connected().await;
+    worker.kill();
+    for shim in worker.shims() {
+        signal(shim, libc::SIGKILL);
+    }
+    until("the shim is gone", || worker.shims().is_empty()).await;
+    let assignment = |fence: i64| Assignment {
+        boot_id: "the boot before".to_owned(),
+        ..coordinator.assignment(fence, spec(&["true"]))
+    };
+    let mut bytes = segment::header().to_vec();
+    let mut put = |fence, event| records::encode(fence, &event, &mut bytes).unwrap();
+    put(1, Event::Assigned(assignment(1)));
+    put(
+        1,
+        Event::Starting(SegmentStarting {
+            wall_us: 1_000_000,
+            checkpoint_dir: String::new(),
+        }),
+    );
+    put(
+        1,
+        Event::Pid(SegmentPid {
+            pid: 4242,
+            start_ticks: 1,
+            wall_us: 2_000_000,
+            not_enforced: Vec::new(),
+        }),
+    );
+    let output = b"before the crash\n";
+    let record = Record::Out {
+        fence: 1,
+        offset: 0,
+        stream: Stream::Stdout,
+        wall_us: 3_000_000,
+        data: output,
+    };
+    segment::encode(&record, &mut bytes).unwrap();
+    // The record behind it was cut off by the crash, and the file system left zeros.
+    bytes.extend_from_slice(&[1, 2, 3]);
+    bytes.extend_from_slice(&[0; 4096]);
+    std::fs::write(worker.spool().join("40.segment"), bytes).unwrap();
+
+    let mut bytes = segment::header().to_vec();
+    records::encode(2, &Event::Assigned(assignment(2)), &mut bytes).unwrap();
+    std::fs::write(worker.spool().join("41.segment"), bytes).unwrap();
+    // An agent died between making this file and starting its shim.
+    std::fs::write(worker.spool().join("42.segment"), b"").unwrap();
+
+    worker.restart();
+    let lost = coordinator.complete(1).await;
+    assert_eq!(lost.end(), attempt_ended::End::MachineLost);
+    assert_eq!((lost.exit_code, lost.pid), (None, 4242));
+    assert_eq!(coordinator.log(1), output);
+    assert_eq!(lost.log_crc32c, crc32c::crc32c(output));
+    let never = coordinator.complete(2).await;
+    assert_eq!(never.end(), attempt_ended::End::NeverStarted);
+    until("the empty segment is removed", || {
+        !worker.spool().join("42.segment").exists()
+    })
+    .await;
+    coordinator.assign(3, "true");
+    coordinator.complete(3).await;
 }
 
 #[tokio::test]
@@ -535,12 +616,7 @@ async fn a_taken_host_name_gets_an_addition() {
     let coordinator = Coordinator::start().await;
     coordinator.state().refuse = Some(Fault::new(Reason::WorkerNameTaken, "taken").into());
     let _worker = Worker::start(&coordinator.address);
-    until("a refusal was read", || {
-        // The refusal is withdrawn once the agent has had the chance to see it.
-        coordinator.state().refuse.is_some()
-    })
-    .await;
-    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    coordinator.wait("a refusal", |s| s.refused > 0).await;
     coordinator.state().refuse = None;
     coordinator
         .wait("a greeting", |s| s.hellos.len() == 1)

@@ -33,6 +33,12 @@ impl Worker {
         self.home().worker_dir()
     }
 
+    /// Folder of the segments.
+    pub(crate) fn spool(&self) -> PathBuf {
+        let mut spools = std::fs::read_dir(self.folder().join("spool")).unwrap();
+        spools.next().unwrap().unwrap().path()
+    }
+
     pub(crate) fn set_address(&self, address: &str) {
         std::fs::write(self.home().address_file(), format!("{address}\n")).unwrap();
     }
