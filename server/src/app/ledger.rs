@@ -340,6 +340,7 @@ impl Ledger {
         }
         self.after.over.push((fence, worker, report.duration));
         self.after.dispatch = true;
+        let came_back = outcome.kind == OutcomeKind::NeverStarted;
         let event = JobEvent::AttemptEnded(
             Ended {
                 outcome,
@@ -351,7 +352,7 @@ impl Ledger {
             },
             self.backoff,
         );
-        if self.job_event(job, &event, &actor).is_ok() {
+        if self.job_event(job, &event, &actor).is_ok() && came_back {
             self.adopt_late_result(job);
         }
         Applied::Recorded

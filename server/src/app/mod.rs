@@ -18,6 +18,8 @@ mod retention;
 mod settings;
 mod submit;
 pub mod templates;
+#[cfg(test)]
+mod tests;
 mod transitions;
 mod upkeep;
 mod wake;
