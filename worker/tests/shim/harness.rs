@@ -26,6 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A record, owned.
 #[derive(Debug, Clone)]
+#[expect(clippy::large_enum_variant, reason = "tests hold few of them")]
 pub(crate) enum Entry {
     Out {
         fence: i64,
