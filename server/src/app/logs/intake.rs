@@ -91,9 +91,16 @@ impl Acks {
         state.pending += 1;
     }
 
-    fn put(&self, fence: Fence, stored: Option<i64>) {
+    /// One chunk fewer waits for its answer.
+    fn answered(&self) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.pending = state.pending.saturating_sub(1);
+        drop(state);
+        self.ready.notify_one();
+    }
+
+    fn put(&self, fence: Fence, stored: Option<i64>) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.latest.insert(fence, stored);
         drop(state);
         self.ready.notify_one();
@@ -175,10 +182,15 @@ impl Writer {
                 for fence in tails.keys() {
                     self.wake.wake(*fence);
                 }
+                // Once a batch: an answer that repeats the one before says that a chunk was refused.
+                let mut told = HashSet::new();
                 for submission in batch {
                     let fence = submission.chunk.chunk.fence;
-                    let stored = tails.get(&fence).map(|tail| tail.stored);
-                    submission.acks.put(fence, stored);
+                    if told.insert((Arc::as_ptr(&submission.acks), fence)) {
+                        let stored = tails.get(&fence).map(|tail| tail.stored);
+                        submission.acks.put(fence, stored);
+                    }
+                    submission.acks.answered();
                 }
             }
             Err(error) => {
@@ -402,6 +414,7 @@ mod tests {
         acks.expect();
         acks.finish();
         acks.put(Fence(1), Some(10));
+        acks.answered();
         assert!(acks.next().await.unwrap().is_some());
         assert_eq!(acks.next().await.unwrap(), None);
     }
