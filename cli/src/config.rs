@@ -105,6 +105,15 @@ impl Config {
         (written.unwrap_or_else(|| DEFAULT_ADDRESS.to_owned()), false)
     }
 
+    /// The data folder of this installation, when its own coordinator is meant and does not run:
+    /// it writes its address there for as long as it does. Another one that happens to listen
+    /// on the default address must not be sent this installation's token.
+    pub fn down_here(&self) -> Option<&Path> {
+        let home = self.home.as_ref().ok()?;
+        let own = self.server.is_none() && self.token_file.is_none();
+        (own && !home.address_file().exists()).then(|| home.data_dir())
+    }
+
     /// The file that holds the token.
     ///
     /// # Errors
@@ -199,6 +208,25 @@ mod tests {
         assert_eq!(
             merged(None, "").address(),
             (DEFAULT_ADDRESS.to_owned(), false)
+        );
+    }
+
+    #[test]
+    fn an_own_coordinator_that_wrote_no_address_is_down() {
+        assert_eq!(
+            merged(None, "").down_here(),
+            Some(Path::new("/nowhere/data"))
+        );
+        assert_eq!(merged(Some("lab:1"), "").down_here(), None);
+        assert_eq!(merged(None, "token_file = '/t'").down_here(), None);
+        let folder = tempfile::tempdir().unwrap();
+        let home = Home::at(folder.path());
+        std::fs::create_dir(home.data_dir()).unwrap();
+        std::fs::write(home.address_file(), "127.0.0.1:1").unwrap();
+        let given = Connection::default();
+        assert_eq!(
+            Config::merge(given, File::default(), Ok(home)).down_here(),
+            None
         );
     }
 

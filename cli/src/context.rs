@@ -16,6 +16,9 @@ use crate::error::{Error, Problem};
 use crate::exit;
 use crate::output::Output;
 
+/// Reason of the problem that this installation's coordinator does not run.
+const DOWN_HERE: &str = "UNREACHABLE";
+
 /// How long one call may take before it counts as unanswered.
 const CALL_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -64,6 +67,9 @@ impl Context {
     /// # Errors
     /// When there is no token, or nobody answers.
     pub async fn connect(&self) -> Result<Client, Error> {
+        if let Some(folder) = self.config.down_here() {
+            return Err(down_here(folder).into());
+        }
         let (address, chosen) = self.config.address();
         let path = self.config.token_file()?;
         let token = match std::fs::read_to_string(&path) {
@@ -93,6 +99,16 @@ impl Context {
     pub fn address(&self) -> String {
         self.config.address().0
     }
+}
+
+fn down_here(folder: &Path) -> Problem {
+    Problem::new(
+        DOWN_HERE,
+        exit::UNREACHABLE,
+        format!("no coordinator runs here (files in {})", folder.display()),
+    )
+    .hint("start it, or name another one by --server or QCTL_SERVER")
+    .next("qctl up")
 }
 
 fn no_token(address: &str, path: &Path) -> Problem {
@@ -146,5 +162,9 @@ pub fn request_id() -> String {
 
 /// True when a connection error means that nobody listens, rather than that the call was wrong.
 pub fn nobody_listens(error: &Error) -> bool {
-    matches!(error, Error::Connect { source, .. } if matches!(**source, ConnectError::Unreachable { .. }))
+    match error {
+        Error::Connect { source, .. } => matches!(**source, ConnectError::Unreachable { .. }),
+        Error::Problem(problem) => problem.reason == DOWN_HERE,
+        _ => false,
+    }
 }

@@ -524,6 +524,12 @@ fn nobody_listening_and_wrong_tokens_are_told_apart() {
         ran.stderr.contains("127.0.0.1:1") && ran.stderr.contains("qctl up"),
         "{ran:?}"
     );
+    let ran = run(command(home.path(), &["list"]));
+    assert_eq!(ran.code, 69);
+    assert!(
+        ran.stderr.starts_with("error: no coordinator runs here"),
+        "{ran:?}"
+    );
     let ran = run(command(home.path(), &["--server", "localhost", "list"]));
     assert_eq!(ran.code, 2, "{ran:?}");
 

@@ -159,7 +159,7 @@ pub fn list(jobs: &[v1::Job], view: &View) -> String {
     let mut table = Table::new(&[
         Column::right("JOB"),
         Column::left("STATE").shrinking(9),
-        Column::left("NAME").shrinking(12),
+        Column::left("NAME").shrinking(12).plain_at_most(40),
         Column::right("PROGRESS"),
         Column::right("TIME"),
         Column::left("SUBMITTED"),
@@ -269,7 +269,7 @@ pub fn show(job: &v1::Job, attempts: &[v1::Attempt], events: &[v1::Event], view:
         printable(&spec.name),
         paint(job).on(&state(job), view.colour)
     );
-    if !message.is_empty() {
+    if !message.is_empty() && job.state() != State::Succeeded {
         let _ = writeln!(out, "{}", printable(&message));
     }
     out.push('\n');
@@ -461,18 +461,20 @@ fn attempts_table(attempts: &[v1::Attempt], view: &View) -> String {
     table.render(view)
 }
 
-/// Events, oldest first; with the job's number where they are of several.
+/// Events, oldest first; with the job's number where they are of several, else with the attempt's.
 pub fn history(events: &[v1::Event], of_several: bool, view: &View) -> String {
     let mut table = Table::new(&[
         Column::left("TIME"),
-        Column::right("JOB"),
+        Column::right(if of_several { "JOB" } else { "ATTEMPT" }),
         Column::left("EVENT"),
         Column::left("WHAT").shrinking(20),
         Column::left("BY").shrinking(8),
     ]);
     for event in events {
-        let job = match (event.job_id, event.attempt) {
+        let subject = match (event.job_id, event.attempt) {
             (0, _) => String::new(),
+            (_, 0) if !of_several => String::new(),
+            (_, attempt) if !of_several => attempt.to_string(),
             (job, 0) => job.to_string(),
             (job, attempt) => format!("{job}.{attempt}"),
         };
@@ -483,11 +485,7 @@ pub fn history(events: &[v1::Event], of_several: bool, view: &View) -> String {
                     .unwrap_or_default(),
                 Paint::Dim,
             ),
-            if of_several || event.attempt != 0 {
-                job.into()
-            } else {
-                Cell::default()
-            },
+            subject.into(),
             event.kind.replace('_', " ").into(),
             Cell::from(&event.message),
             Cell::painted(&event.actor, Paint::Dim),

@@ -75,6 +75,7 @@ pub struct Column {
     title: &'static str,
     right: bool,
     shrinks_to: Option<usize>,
+    plain_most: Option<usize>,
 }
 
 impl Column {
@@ -84,6 +85,7 @@ impl Column {
             title,
             right: false,
             shrinks_to: None,
+            plain_most: None,
         }
     }
 
@@ -93,6 +95,7 @@ impl Column {
             title,
             right: true,
             shrinks_to: None,
+            plain_most: None,
         }
     }
 
@@ -100,6 +103,13 @@ impl Column {
     #[must_use]
     pub const fn shrinking(mut self, least: usize) -> Self {
         self.shrinks_to = Some(least);
+        self
+    }
+
+    /// Is cut at so many columns where there is no terminal, whose readers pay for every word.
+    #[must_use]
+    pub const fn plain_at_most(mut self, most: usize) -> Self {
+        self.plain_most = Some(most);
         self
     }
 }
@@ -164,6 +174,11 @@ impl Table {
             })
             .collect();
         let Some(limit) = limit else {
+            for (width, &index) in widths.iter_mut().zip(used) {
+                *width = self.columns[index]
+                    .plain_most
+                    .map_or(*width, |most| most.min(*width));
+            }
             return widths;
         };
         let gaps = GAP * used.len().saturating_sub(1);
@@ -270,6 +285,16 @@ mod tests {
         assert_eq!(
             table().render(&view(None)),
             "JOB  NAME        STATE\n  7  画像抽出    running\n123  plain name  queued\n"
+        );
+    }
+
+    #[test]
+    fn without_a_terminal_long_texts_are_cut_where_told() {
+        let mut table = Table::new(&[Column::left("NAME").plain_at_most(8), Column::left("X")]);
+        table.row(vec!["a long name".into(), "a long text".into()]);
+        assert_eq!(
+            table.render(&view(None)),
+            "NAME      X\na long …  a long text\n"
         );
     }
 

@@ -99,7 +99,7 @@ fn gpus(gpus: &[v1::Gpu]) -> String {
 pub fn running(workers: &[v1::Worker], view: &View) -> String {
     let mut table = Table::new(&[
         Column::right("RUNNING"),
-        Column::left("NAME").shrinking(12),
+        Column::left("NAME").shrinking(12).plain_at_most(40),
         Column::left("WORKER").shrinking(8),
         Column::right("TIME"),
         Column::left("PROGRESS").shrinking(16),
