@@ -176,7 +176,7 @@ pub fn explain(situation: &Situation, now: DateTime<Utc>) -> Vec<String> {
                 ));
             } else {
                 sentences.push(format!(
-                    "It runs on worker `{worker}`, since {}.",
+                    "It has been running on worker `{worker}` for {}.",
                     span(now - *since)
                 ));
             }

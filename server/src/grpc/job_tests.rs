@@ -620,8 +620,12 @@ async fn why_names_what_a_job_waits_for(pool: PgPool) {
         .job_of(large, JobState::Queued, noon())
         .await;
     let told = why(&coordinator, large).await;
-    // The demand's columns are what placing looks at; the spec is what people asked for.
     assert_eq!(told, ["It needs 2 GPUs; the only worker, `alpha`, has 0."]);
+
+    // A job that can never run is not in anybody's way.
+    let behind = coordinator.rows.job("e", JobState::Queued).await;
+    let told = why(&coordinator, behind).await;
+    assert_eq!(told[1], "2 jobs are ahead of it.");
 
     let waiting = coordinator.rows.job("d", JobState::Waiting).await;
     coordinator.rows.depends(waiting, holder, "ok").await;

@@ -65,9 +65,9 @@ impl Fixtures {
         let id: i64 = sqlx::query_scalar(
             "insert into jobs (day, state, name, tracker, tracker_key, labels, priority,
                                pinned_worker, slots, not_before, retries, retries_left, resumes,
-                               resumes_left, submitted_by, created_at, ended_at, fence)
+                               resumes_left, submitted_by, created_at, ended_at, fence, gpus)
              values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 2, 2, 3, 3, 'tester', $11, $12,
-                     case when $2 = 'running' then 0 end)
+                     case when $2 = 'running' then 0 end, $13)
              returning id",
         )
         .bind(created_at.date_naive())
@@ -82,6 +82,7 @@ impl Fixtures {
         .bind(not_before)
         .bind(created_at)
         .bind(ended_at)
+        .bind(spec.demand.gpus)
         .fetch_one(&self.pool)
         .await
         .expect("job");

@@ -548,7 +548,7 @@ impl Store {
     }
 
     /// How many queued jobs come before a queued one and are not given to a worker yet, and the
-    /// first of them.
+    /// first of them. Jobs that no known worker can ever take block nobody and do not count.
     pub(crate) async fn queue_ahead(
         &self,
         job: JobId,
@@ -560,6 +560,11 @@ impl Store {
                  where j.state = 'queued' and (j.priority > $2 or (j.priority = $2 and j.id < $1))
                    and not exists (
                        select from attempts a where a.job_id = j.id and a.state <> 'ended')
+                   and exists (
+                       select from workers w
+                       where w.slots >= j.slots and jsonb_array_length(w.gpus) >= j.gpus
+                         and (w.memory_bytes = 0 or w.memory_bytes >= j.memory_bytes)
+                         and j.pinned_worker in ('', w.name))
                )
                select (select count(*) from ahead) as "count!",
                       (select id from ahead order by priority desc, id limit 1) as first"#,
