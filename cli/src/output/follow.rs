@@ -22,10 +22,12 @@ use crate::output::Output;
 
 mod model;
 mod output_lines;
+mod quiet_keys;
 #[cfg(test)]
 mod tests;
 
 use model::{Line, Model, Pace};
+use quiet_keys::QuietKeys;
 
 /// Events that may wait for the screen. A screen that is slower than the output slows the reading.
 const WAITING_EVENTS: usize = 8;
@@ -129,6 +131,7 @@ enum Screen {
         bar: ProgressBar,
         output: Output,
         beat: usize,
+        keys: Option<QuietKeys>,
     },
     /// A file or pipe: lines that stay.
     Plain { output: Output, pace: Pace },
@@ -152,6 +155,7 @@ impl Screen {
             bar,
             output,
             beat: 0,
+            keys: QuietKeys::begin(),
         }
     }
 
@@ -189,7 +193,9 @@ impl Screen {
     /// Draws what moves, as it is now.
     fn draw(&mut self, model: &Model, now: DateTime<Utc>) -> Result<(), Error> {
         match self {
-            Self::Moving { bar, output, beat } => {
+            Self::Moving {
+                bar, output, beat, ..
+            } => {
                 let width = columns().or(output.width).unwrap_or(80);
                 let frame = model.frame(now, width, *beat).join("\n");
                 if bar.message() != frame {
@@ -221,8 +227,9 @@ impl Screen {
 
     /// Takes the moving lines away.
     fn close(&mut self) {
-        if let Self::Moving { bar, .. } = self {
+        if let Self::Moving { bar, keys, .. } = self {
             bar.finish_and_clear();
+            *keys = None;
         }
     }
 }
