@@ -115,28 +115,16 @@ mod tests {
                 "attempt",
                 v1::ReadLogRequest {
                     attempt: -1,
-                    ..base.clone()
+                    ..base
                 },
             ),
-            (
-                "offset",
-                v1::ReadLogRequest {
-                    offset: -1,
-                    ..base.clone()
-                },
-            ),
-            (
-                "stream",
-                v1::ReadLogRequest {
-                    stream: 9,
-                    ..base.clone()
-                },
-            ),
+            ("offset", v1::ReadLogRequest { offset: -1, ..base }),
+            ("stream", v1::ReadLogRequest { stream: 9, ..base }),
             (
                 "tail_lines",
                 v1::ReadLogRequest {
                     tail_lines: Some(-1),
-                    ..base.clone()
+                    ..base
                 },
             ),
             (
@@ -144,7 +132,7 @@ mod tests {
                 v1::ReadLogRequest {
                     tail_lines: Some(3),
                     offset: 7,
-                    ..base.clone()
+                    ..base
                 },
             ),
         ];

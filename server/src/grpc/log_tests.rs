@@ -252,9 +252,9 @@ async fn one_stream_a_time_and_an_offset_select(pool: PgPool) {
     let base = from_start(job);
     let stderr = v1::ReadLogRequest {
         stream: Stderr.into(),
-        ..base.clone()
+        ..base
     };
-    let pieces = read(&coordinator, stderr.clone()).await;
+    let pieces = read(&coordinator, stderr).await;
     assert_eq!(text(&pieces), "e1\ne2\n");
     let offsets: Vec<i64> = pieces.iter().map(|piece| piece.offset).collect();
     assert_eq!(offsets, [3, 9]);
@@ -268,7 +268,7 @@ async fn one_stream_a_time_and_an_offset_select(pool: PgPool) {
             seconds: 20,
             nanos: 0,
         }),
-        ..base.clone()
+        ..base
     };
     assert_eq!(text(&read(&coordinator, since).await), "e1\no2\ne2\no3\n");
     let future = v1::ReadLogRequest {
@@ -276,7 +276,7 @@ async fn one_stream_a_time_and_an_offset_select(pool: PgPool) {
             seconds: 51,
             nanos: 0,
         }),
-        ..base.clone()
+        ..base
     };
     assert_eq!(text(&read(&coordinator, future).await), "");
     let middle = v1::ReadLogRequest { offset: 7, ..base };

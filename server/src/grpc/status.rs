@@ -1,6 +1,5 @@
 //! The one mapping from a refusal of the application to a status on the wire.
 
-use std::error::Error as _;
 use std::time::Duration;
 
 use qctl_proto::error::{Fault, Reason};
