@@ -209,6 +209,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
     );
     readiness::notify("READY=1");
 
+    let withdrawing = tokio::spawn(withdraw(stop.clone(), address_file));
     let mut serving = std::pin::pin!(listener.serve(calls.merge(pages), stop.clone()));
     let ended = tokio::select! {
         served = &mut serving => served.map_err(RunError::from),
@@ -219,11 +220,11 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
             Err(lost.into())
         }
     };
-    readiness::notify("STOPPING=1");
-    drop(address_file);
     stop.cancel();
     let stopped = async {
         app.stopped().await;
+        // Only a panic keeps the address from being withdrawn, and that is told already.
+        let _ = withdrawing.await;
         database.pool.close().await;
         database.leadership.release().await;
     };
@@ -234,4 +235,11 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
         embedded.stop().await;
     }
     ended
+}
+
+/// Says that we stop as soon as we do: to the service manager, and to programs that would call.
+async fn withdraw(stop: CancellationToken, address_file: AddressFile) {
+    stop.cancelled().await;
+    readiness::notify("STOPPING=1");
+    drop(address_file);
 }

@@ -233,8 +233,10 @@ impl Embedded {
         let thread = {
             let (control, lock) = (Arc::clone(&control), Arc::clone(&lock));
             move || {
-                postmaster::supervise(&plan, &control, &report);
+                let failure = postmaster::supervise(&plan, &control, &report);
+                // Before the end is told: who hears of it may start the next one at once.
                 drop(lock);
+                report.send_replace(Phase::Over(failure));
             }
         };
         std::thread::Builder::new()
