@@ -5,16 +5,17 @@ use std::time::Duration;
 use chrono::{DateTime, SecondsFormat, Utc};
 use maud::{Markup, html};
 
-/// A duration with two units at most: `0.4 s`, `12 s`, `3 min 05 s`, `2 h 04 min`, `3 d 2 h`.
+/// A duration with two units at most: `7 ms`, `0.4 s`, `12 s`, `3 min 05 s`, `2 h 04 min`, `3 d 2 h`.
 pub(super) fn duration(duration: Duration) -> String {
     let seconds = duration.as_secs();
     match seconds {
-        0..10 if duration.subsec_millis() >= 50 => {
+        0 if duration.as_millis() < 100 => format!("{} ms", duration.as_millis()),
+        0..10 => {
             // Rounded down, so that 9.96 s does not show as 10.0 s.
             let tenths = duration.as_millis() / 100;
             format!("{}.{} s", tenths / 10, tenths % 10)
         }
-        0..60 => format!("{seconds} s"),
+        10..60 => format!("{seconds} s"),
         60..3_600 => format!("{} min {:02} s", seconds / 60, seconds % 60),
         3_600..86_400 => format!("{} h {:02} min", seconds / 3_600, seconds / 60 % 60),
         _ => format!("{} d {} h", seconds / 86_400, seconds / 3_600 % 24),
@@ -105,8 +106,10 @@ mod tests {
     #[test]
     fn durations_have_two_units_at_most() {
         for (millis, text) in [
-            (0, "0 s"),
+            (0, "0 ms"),
+            (7, "7 ms"),
             (430, "0.4 s"),
+            (9_000, "9.0 s"),
             (9_960, "9.9 s"),
             (12_700, "12 s"),
             (185_000, "3 min 05 s"),
