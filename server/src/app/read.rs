@@ -175,19 +175,19 @@ impl App {
     /// # Errors
     /// When the database is away.
     pub async fn job_views(&self, ids: &[JobId]) -> Result<Vec<JobView>, Error> {
-        let filter = JobFilter {
-            ids: ids.to_vec(),
-            ..JobFilter::default()
-        };
         let mut found = BTreeMap::new();
-        let mut before = None;
-        while !ids.is_empty() {
-            let rows = self.store.jobs(&filter, before, PAGE_MOST).await?;
-            before = rows.jobs.last().map(|job| job.id);
+        let mut left = ids.to_vec();
+        left.sort_unstable();
+        while !left.is_empty() {
+            let batch = &left[left.len().saturating_sub(PAGE_MOST)..];
+            let rows = self.store.jobs_by_id(batch).await?;
+            // An answer that was cut short holds the newest of the batch.
+            let done = match rows.jobs.last() {
+                Some(last) if rows.more => last.id,
+                _ => batch[0],
+            };
+            left.retain(|id| *id < done);
             found.extend(rows.jobs.into_iter().map(|job| (job.id, job)));
-            if !rows.more {
-                break;
-            }
         }
         Ok(ids
             .iter()

@@ -225,7 +225,7 @@ const PAGE_BYTES: usize = 8 * 1024 * 1024;
 pub struct JobRows {
     /// Newest first.
     pub jobs: Vec<JobRecord>,
-    /// Whether the filter selects more.
+    /// Whether more were asked for or selected.
     pub more: bool,
 }
 
@@ -237,7 +237,61 @@ impl Store {
         before: Option<JobId>,
         limit: usize,
     ) -> Result<JobRows, StoreError> {
+        let mut ids = self.job_ids(filter, before, limit + 1).await?;
+        let more = ids.len() > limit;
+        ids.truncate(limit);
+        let mut page = self.jobs_by_id(&ids).await?;
+        page.more |= more;
+        Ok(page)
+    }
+
+    /// The ids alone. Finding them and reading the jobs are two statements because the planner
+    /// takes long to plan them as one, and plans it badly far down a long history.
+    async fn job_ids(
+        &self,
+        filter: &JobFilter,
+        before: Option<JobId>,
+        limit: usize,
+    ) -> Result<Vec<JobId>, StoreError> {
         let query = FilterArguments::new(filter);
+        let ids = sqlx::query_scalar!(
+            r#"select j.id from jobs j
+               where ($1::text[] is null or j.state = any($1))
+                 and (not $2::boolean or j.ended_at is null)
+                 and ($3::text is null or (j.tracker_key = $3 and j.tracker_key <> ''))
+                 and ($4::jsonb is null or (j.labels @> $4 and j.labels <> '{}'))
+                 and ($5::text[] is null or (j.labels ?& $5 and j.labels <> '{}'))
+                 and ($6::text is null or exists (select from workers where name = $6))
+                 and ($6::text is null or exists (
+                     select from attempts a join workers w on w.id = a.worker_id
+                     where a.fence = j.fence and w.name = $6))
+                 and ($7::timestamptz is null or j.created_at >= $7)
+                 and ($8::timestamptz is null or j.created_at < $8)
+                 and ($9::bigint[] is null or j.id = any($9))
+                 and ($10::bigint is null or j.id < $10)
+               order by j.id desc
+               limit $11"#,
+            query.states as _,
+            query.live,
+            query.tracker_key as _,
+            query.labels as _,
+            query.label_names as _,
+            query.worker as _,
+            query.created_after as _,
+            query.created_before as _,
+            query.ids as _,
+            before.map(|id| id.0) as _,
+            limit as i64,
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(ids.into_iter().map(JobId).collect())
+    }
+
+    /// These jobs, newest first. `more` says that the answer would have become too long, so that
+    /// the oldest are left out.
+    pub(crate) async fn jobs_by_id(&self, ids: &[JobId]) -> Result<JobRows, StoreError> {
+        let ids: Vec<i64> = ids.iter().map(|id| id.0).collect();
         let mut rows = sqlx::query_as!(
             JobRow,
             r#"select j.id, j.state, j.reason, j.message, s.spec as "spec: Json<JobSpec>",
@@ -248,8 +302,7 @@ impl Store {
                       a.unreachable as "unreachable?", a.paused as "paused?", w.name as "worker?",
                       l.progress as "progress: Json<Progress>",
                       e.outcome_kind, e.outcome_cause, e.outcome_message, e.exit_code, e.signal,
-                      c.checkpoint as "checkpoint?",
-                      c.worker as "checkpoint_worker?"
+                      c.checkpoint as "checkpoint?", c.worker as "checkpoint_worker?"
                from jobs j
                join job_specs s on s.job_id = j.id
                left join attempts a on a.fence = j.fence
@@ -264,33 +317,15 @@ impl Store {
                    from attempts t join workers cw on cw.id = t.worker_id
                    where t.job_id = j.id and t.checkpoint <> ''
                    order by t.number desc limit 1) c on true
-               where ($1::text[] is null or j.state = any($1))
-                 and ($2::text is null or j.tracker_key = $2)
-                 and ($3::jsonb is null or j.labels @> $3)
-                 and ($4::text[] is null or j.labels ?& $4)
-                 and ($5::text is null or w.name = $5)
-                 and ($6::timestamptz is null or j.created_at >= $6)
-                 and ($7::timestamptz is null or j.created_at < $7)
-                 and ($8::bigint[] is null or j.id = any($8))
-                 and ($9::bigint is null or j.id < $9)
-               order by j.id desc
-               limit $10"#,
-            query.states as _,
-            query.tracker_key as _,
-            query.labels as _,
-            query.label_names as _,
-            query.worker as _,
-            query.created_after as _,
-            query.created_before as _,
-            query.ids as _,
-            before.map(|id| id.0) as _,
-            limit as i64 + 1,
+               where j.id = any($1)
+               order by j.id desc"#,
+            &ids,
         )
         .fetch(&self.pool);
         let mut page = JobRows::default();
         let mut bytes = 0;
         while let Some(row) = rows.try_next().await? {
-            if page.jobs.len() == limit || (bytes >= PAGE_BYTES && !page.jobs.is_empty()) {
+            if bytes >= PAGE_BYTES {
                 page.more = true;
                 break;
             }
@@ -311,17 +346,19 @@ impl Store {
             r#"select j.state, count(*) as "count!"
                from jobs j
                where ($1::text[] is null or j.state = any($1))
-                 and ($2::text is null or j.tracker_key = $2)
-                 and ($3::jsonb is null or j.labels @> $3)
-                 and ($4::text[] is null or j.labels ?& $4)
-                 and ($5::text is null or exists (
+                 and (not $2::boolean or j.ended_at is null)
+                 and ($3::text is null or (j.tracker_key = $3 and j.tracker_key <> ''))
+                 and ($4::jsonb is null or (j.labels @> $4 and j.labels <> '{}'))
+                 and ($5::text[] is null or (j.labels ?& $5 and j.labels <> '{}'))
+                 and ($6::text is null or exists (
                      select from attempts a join workers w on w.id = a.worker_id
-                     where a.fence = j.fence and w.name = $5))
-                 and ($6::timestamptz is null or j.created_at >= $6)
-                 and ($7::timestamptz is null or j.created_at < $7)
-                 and ($8::bigint[] is null or j.id = any($8))
+                     where a.fence = j.fence and w.name = $6))
+                 and ($7::timestamptz is null or j.created_at >= $7)
+                 and ($8::timestamptz is null or j.created_at < $8)
+                 and ($9::bigint[] is null or j.id = any($9))
                group by j.state"#,
             query.states as _,
+            query.live,
             query.tracker_key as _,
             query.labels as _,
             query.label_names as _,
@@ -605,6 +642,8 @@ const NOTHING: Demand = Demand {
 /// A filter in the form that the statements take: `None` where it selects everything.
 struct FilterArguments {
     states: Option<Vec<String>>,
+    /// Only states that are not final, which a small index finds.
+    live: bool,
     tracker_key: Option<String>,
     labels: Option<serde_json::Value>,
     label_names: Option<Vec<String>>,
@@ -628,6 +667,7 @@ impl FilterArguments {
                     .map(|state| state.as_str().to_owned())
                     .collect()
             }),
+            live: !filter.states.is_empty() && !filter.states.iter().any(|state| state.is_final()),
             tracker_key: filter.tracker_key.clone(),
             labels: (!valued.is_empty()).then(|| {
                 valued

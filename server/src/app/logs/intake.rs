@@ -178,32 +178,34 @@ impl Writer {
 
     async fn take_in(&mut self, batch: &[Submission]) {
         match self.write_with_retries(batch).await {
-            Ok(tails) => {
-                for fence in tails.keys() {
-                    self.wake.wake(*fence);
-                }
-                // Once a batch: an answer that repeats the one before says that a chunk was refused.
-                let mut told = HashSet::new();
+            Ok(tails) => self.answer(batch, &tails),
+            // One chunk that the database refuses must not keep others from being stored.
+            Err(error) if !error.is_transient() && batch.len() > 1 => {
                 for submission in batch {
-                    let fence = submission.chunk.chunk.fence;
-                    if told.insert((Arc::as_ptr(&submission.acks), fence)) {
-                        let stored = tails.get(&fence).map(|tail| tail.stored);
-                        submission.acks.put(fence, stored);
+                    let alone = std::slice::from_ref(submission);
+                    match self.write_with_retries(alone).await {
+                        Ok(tails) => self.answer(alone, &tails),
+                        Err(error) => fail(alone, &error),
                     }
-                    submission.acks.answered();
                 }
             }
-            Err(error) => {
-                tracing::warn!(
-                    chunks = batch.len(),
-                    error = &error as &dyn std::error::Error,
-                    "{} chunks of output could not be stored; their workers send them again",
-                    batch.len()
-                );
-                for submission in batch {
-                    submission.acks.fail(&error);
-                }
+            Err(error) => fail(batch, &error),
+        }
+    }
+
+    fn answer(&self, batch: &[Submission], tails: &BTreeMap<Fence, LogTail>) {
+        for fence in tails.keys() {
+            self.wake.wake(*fence);
+        }
+        // Once a batch: an answer that repeats the one before says that a chunk was refused.
+        let mut told = HashSet::new();
+        for submission in batch {
+            let fence = submission.chunk.chunk.fence;
+            if told.insert((Arc::as_ptr(&submission.acks), fence)) {
+                let stored = tails.get(&fence).map(|tail| tail.stored);
+                submission.acks.put(fence, stored);
             }
+            submission.acks.answered();
         }
     }
 
@@ -255,6 +257,19 @@ impl Writer {
             self.store.flush().await?;
         }
         Ok(tails)
+    }
+}
+
+/// Ends the connections of chunks that could not be stored; their workers begin again.
+fn fail(batch: &[Submission], error: &StoreError) {
+    tracing::warn!(
+        chunks = batch.len(),
+        error = error as &dyn std::error::Error,
+        "{} chunks of output could not be stored; their workers send them again",
+        batch.len()
+    );
+    for submission in batch {
+        submission.acks.fail(error);
     }
 }
 
