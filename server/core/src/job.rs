@@ -217,8 +217,8 @@ pub struct JobStep {
     pub job: Job,
     /// What to do once it is committed.
     pub effects: Vec<JobEffect>,
-    /// What its history says.
-    pub entry: Entry,
+    /// What its history says, in order.
+    pub entries: Vec<Entry>,
 }
 
 /// Why an event does not apply to a job.
@@ -465,7 +465,16 @@ fn attempt_ended(job: &Job, ended: &Ended, backoff: &Backoff, now: DateTime<Utc>
         "" => ended.outcome.message.clone(),
         message => message.to_owned(),
     };
-    stepped(next, effects, kind, message)
+    let mut step = stepped(next, effects, kind, message);
+    if matches!(kind, "retry_scheduled" | "resume_scheduled" | "held") {
+        // The end is a fact of its own, whatever follows it.
+        let end = Entry {
+            kind: "ended",
+            message: ended.outcome.message.clone(),
+        };
+        step.entries.insert(0, end);
+    }
+    step
 }
 
 fn late_result(job: &Job, outcome: &Outcome, now: DateTime<Utc>) -> Result<JobStep, JobRefusal> {
@@ -515,10 +524,10 @@ fn stepped(
     JobStep {
         job,
         effects,
-        entry: Entry {
+        entries: vec![Entry {
             kind,
             message: message.into(),
-        },
+        }],
     }
 }
 
@@ -813,7 +822,7 @@ mod tests {
                 prop_assert_eq!(job.state == JobState::Running, job.attempt == Some(AttemptState::Running));
                 prop_assert!(!job.state.is_final() || job.attempt.is_none());
                 prop_assert!(!job.cancel_requested || job.attempt.is_some());
-                prop_assert!(job.state == JobState::Queued || job.reason != "" || job.state == JobState::Running);
+                prop_assert!(matches!(job.state, JobState::Queued | JobState::Running) || !job.reason.is_empty());
             }
         }
     }

@@ -3,8 +3,8 @@
 //! Jobs are offered in their order: priority, then sequence number. Each takes the least loaded
 //! worker with room. The first job that a worker could take but has no room for *reserves* that
 //! worker: later jobs fill in there only where they cannot delay it. A worker that turns jobs over
-//! quickly may keep one more ready than it has slots; such a job can be taken back until it starts,
-//! and is, when a better place or a better job turns up.
+//! quickly may keep some ready beyond its slots; such a job can be taken back until it starts, and
+//! is, when a better place or a better job turns up.
 
 use std::cmp::Reverse;
 
@@ -44,8 +44,9 @@ pub struct Worker {
     pub gpus: Vec<String>,
     /// Its memory in bytes; 0 when unknown, which limits nothing.
     pub memory_bytes: i64,
-    /// Its jobs have been short lately, so that keeping one ready pays.
-    pub quick: bool,
+    /// Jobs that it may keep ready beyond its slots: none while its jobs take long, more the shorter
+    /// they have been lately.
+    pub ready: usize,
     /// What occupies it, in the order of assignment.
     pub held: Vec<Holding>,
 }
@@ -271,8 +272,7 @@ impl State {
 
     fn has_ready_place(&self) -> bool {
         self.worker.accepts
-            && self.worker.quick
-            && self.ready.is_empty()
+            && self.ready.len() < self.worker.ready
             && self.reserved.is_none()
             && self.free.slots <= 0
     }
@@ -383,7 +383,7 @@ impl Placement {
                 .iter()
                 .filter(|ready| {
                     !state.worker.accepts
-                        || (!state.worker.quick
+                        || (state.worker.ready == 0
                             && !ready.bound
                             && self.workers.iter().enumerate().any(|(other, state)| {
                                 other != index
@@ -449,6 +449,8 @@ impl Placement {
             })
     }
 
+    /// A worker that keeps the job ready behind others. Workers start what is ready in the order of
+    /// assignment, so that a job never goes behind one that it is ahead of.
     fn ready_place(&self, suitable: &[usize], candidate: &Candidate) -> Option<usize> {
         let plain = Demand::default();
         if candidate.demand != plain {
@@ -457,7 +459,11 @@ impl Placement {
         suitable
             .iter()
             .copied()
-            .filter(|index| self.workers[*index].has_ready_place())
+            .filter(|index| {
+                let state = &self.workers[*index];
+                let ahead = |ready: &Holding| ready.order < candidate.order;
+                state.has_ready_place() && state.ready.iter().all(ahead)
+            })
             .max_by_key(|index| self.workers[*index].worker.slots)
     }
 
@@ -516,7 +522,7 @@ mod tests {
             slots,
             gpus: Vec::new(),
             memory_bytes: 0,
-            quick: false,
+            ready: 0,
             held: Vec::new(),
         }
     }
@@ -689,23 +695,34 @@ mod tests {
     }
 
     #[test]
-    fn a_quick_worker_keeps_one_plain_job_ready() {
+    fn a_quick_worker_keeps_plain_jobs_ready() {
         let mut quick = worker(1, 1);
-        quick.quick = true;
+        quick.ready = 2;
         quick.held.push(holding(1, needs(1, 0)));
         let mut placement = Placement::new(vec![quick], at(0));
         assert!(placement.wants_more());
         assert_eq!(placement.offer(&job(2, needs(1, 0))), to(1));
+        assert_eq!(placement.offer(&job(3, needs(1, 0))), to(1));
         assert!(matches!(
-            placement.offer(&job(3, needs(1, 0))),
+            placement.offer(&job(4, needs(1, 0))),
             Placed::Reserved { .. }
         ));
         assert_eq!(placement.finish(), []);
     }
 
-    fn with_ready(number: u128, quick: bool, running: i64, ready: i64) -> Worker {
+    #[test]
+    fn a_job_never_goes_behind_one_that_it_is_ahead_of() {
+        let mut placement = Placement::new(vec![with_ready(1, 5, 1, 3)], at(0));
+        assert!(matches!(
+            placement.offer(&job(2, needs(1, 0))),
+            Placed::Reserved { .. }
+        ));
+        assert_eq!(placement.finish(), [Fence(3)]);
+    }
+
+    fn with_ready(number: u128, ready_places: usize, running: i64, ready: i64) -> Worker {
         let mut state = worker(number, 1);
-        state.quick = quick;
+        state.ready = ready_places;
         state.held.push(holding(running, needs(1, 0)));
         let mut waiting = holding(ready, needs(1, 0));
         waiting.assigned = true;
@@ -715,19 +732,19 @@ mod tests {
 
     #[test]
     fn a_ready_job_gives_way_to_a_better_one() {
-        let mut placement = Placement::new(vec![with_ready(1, true, 1, 2)], at(0));
+        let mut placement = Placement::new(vec![with_ready(1, 1, 1, 2)], at(0));
         let mut urgent = job(3, needs(1, 0));
         urgent.order = Order::new(5, JobId(3));
         assert!(matches!(placement.offer(&urgent), Placed::Reserved { .. }));
         assert_eq!(placement.finish(), [Fence(2)]);
-        let mut later = Placement::new(vec![with_ready(1, true, 1, 2)], at(0));
+        let mut later = Placement::new(vec![with_ready(1, 1, 1, 2)], at(0));
         later.offer(&job(3, needs(1, 0)));
         assert_eq!(later.finish(), []);
     }
 
     #[test]
     fn a_ready_job_moves_to_free_room_before_later_ones_take_it() {
-        let mut placement = Placement::new(vec![with_ready(1, true, 1, 2), worker(2, 1)], at(0));
+        let mut placement = Placement::new(vec![with_ready(1, 1, 1, 2), worker(2, 1)], at(0));
         // The free room is kept for job 2, and job 3 becomes the ready one.
         assert_eq!(placement.offer(&job(3, needs(1, 0))), to(1));
         assert_eq!(placement.finish(), [Fence(2)]);
@@ -737,17 +754,17 @@ mod tests {
     fn a_ready_job_does_not_stay_behind_a_long_one_or_at_a_paused_worker() {
         let mut other = worker(2, 1);
         other.held.push(holding(9, needs(1, 0)));
-        let stuck = Placement::new(vec![with_ready(1, false, 1, 2), other.clone()], at(0));
+        let stuck = Placement::new(vec![with_ready(1, 0, 1, 2), other.clone()], at(0));
         assert_eq!(stuck.finish(), [Fence(2)]);
         assert_eq!(
-            Placement::new(vec![with_ready(1, true, 1, 2), other], at(0)).finish(),
+            Placement::new(vec![with_ready(1, 1, 1, 2), other], at(0)).finish(),
             []
         );
         assert_eq!(
-            Placement::new(vec![with_ready(1, false, 1, 2)], at(0)).finish(),
+            Placement::new(vec![with_ready(1, 0, 1, 2)], at(0)).finish(),
             []
         );
-        let mut paused = with_ready(1, true, 1, 2);
+        let mut paused = with_ready(1, 1, 1, 2);
         paused.accepts = false;
         assert_eq!(Placement::new(vec![paused], at(0)).finish(), [Fence(2)]);
     }
@@ -779,13 +796,13 @@ mod tests {
     proptest! {
         #[test]
         fn capacity_is_never_oversold_and_order_is_kept_among_equals(
-            sizes in prop::collection::vec((1..5i32, 0..3usize, any::<bool>()), 1..5),
+            sizes in prop::collection::vec((1..5i32, 0..3usize, 0..4usize), 1..5),
             jobs in prop::collection::vec((1..5i32, 0..3i32, prop::option::of(1..100i64)), 0..40),
         ) {
             let workers: Vec<Worker> = sizes
                 .iter()
                 .enumerate()
-                .map(|(index, (slots, gpus, quick))| Worker { quick: *quick, ..gpu_worker(index as u128 + 1, *slots, *gpus) })
+                .map(|(index, (slots, gpus, ready))| Worker { ready: *ready, ..gpu_worker(index as u128 + 1, *slots, *gpus) })
                 .collect();
             let mut placement = Placement::new(workers.clone(), at(0));
             let mut taken = vec![(0, Vec::<String>::new(), 0); workers.len()];
@@ -809,7 +826,7 @@ mod tests {
                         } else {
                             *used += slots;
                         }
-                        prop_assert!(*ready <= i32::from(workers[index].quick));
+                        prop_assert!(*ready <= workers[index].ready);
                     }
                     Placed::Reserved { .. } | Placed::Behind => plain_waits |= plain,
                     Placed::Impossible => {

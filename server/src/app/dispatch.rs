@@ -74,12 +74,16 @@ impl App {
         let mut fleet = self.store.fleet(&ids).await?;
         for (worker, oldest) in fleet.workers.iter_mut().zip(&fleet.oldest_start) {
             let oldest = oldest.map(|start| (now - start).to_std().unwrap_or_default());
-            worker.quick = self.turnover.is_quick(worker.id, oldest);
+            worker.ready = self.turnover.ready_places(worker.id, oldest);
         }
         let mut placement = Placement::new(fleet.workers.clone(), now);
         let mut picked = Vec::new();
         let mut taken = HashSet::new();
-        for queued in self.store.run_now_jobs().await? {
+        let run_now = match fleet.run_now {
+            true => self.store.run_now_jobs().await?,
+            false => Vec::new(),
+        };
+        for queued in run_now {
             let target = queued.run_now_on.and_then(|worker| connected.get(&worker));
             let Some(target) = target else { continue };
             if let Some(gpus) = placement.place_now(target.worker, &queued.candidate.demand) {

@@ -329,8 +329,11 @@ fn wishes(ledger: &Ledger, fence: Fence) -> Option<ToWorker> {
 
 fn former_name(owner: &KnownWorker) -> String {
     let id = owner.id.0.simple().to_string();
+    // Room for the suffix.
     let mut name = owner.name.clone();
-    name.truncate(name.floor_char_boundary(MAX_NAME - 10));
+    while name.len() > MAX_NAME - 9 {
+        name.pop();
+    }
     format!("{name}~{}", &id[..8])
 }
 

@@ -171,14 +171,16 @@ impl Ledger {
             Some(attempt) => (Some(attempt.number), attempt.worker_name.clone()),
             None => (None, String::new()),
         };
-        self.events.push(NewEvent {
-            job: Some(id),
-            attempt: number,
-            worker,
-            kind: step.entry.kind,
-            message: step.entry.message,
-            actor: actor.to_owned(),
-        });
+        for entry in step.entries {
+            self.events.push(NewEvent {
+                job: Some(id),
+                attempt: number,
+                worker: worker.clone(),
+                kind: entry.kind,
+                message: entry.message,
+                actor: actor.to_owned(),
+            });
+        }
         for effect in step.effects {
             self.job_effect(id, effect);
         }
@@ -229,8 +231,9 @@ impl Ledger {
             return;
         }
         let worker = row.worker;
-        self.attempt_event(fence, AttemptEvent::AskBack);
-        self.message(worker, ToWorker::Revoke(fence));
+        if self.attempt_event(fence, AttemptEvent::AskBack) == Applied::Recorded {
+            self.message(worker, ToWorker::Revoke(fence));
+        }
     }
 
     /// Applies an event to an attempt alone.

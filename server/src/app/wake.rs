@@ -9,8 +9,12 @@ use chrono::{DateTime, Utc};
 use qctl_server_core::{JobId, WorkerId};
 use tokio::sync::Notify;
 
-/// Mean run time below which a worker counts as quick, so that keeping a job ready there pays.
+/// Mean run time below which keeping a job ready at a worker pays.
 const QUICK: Duration = Duration::from_secs(2);
+/// Work that is kept ready at a worker with shorter jobs: enough for a commit on a slow disk.
+const READY_FOR: Duration = Duration::from_millis(50);
+/// Most jobs that are kept ready.
+const MAX_READY: usize = 16;
 
 /// Wakes the loops behind the use cases.
 #[derive(Clone, Debug, Default)]
@@ -89,13 +93,21 @@ impl Turnover {
         *mean = (*mean + duration) / 2;
     }
 
-    /// True when the worker's jobs have been short lately, and the oldest that runs there has not
-    /// been running for long.
-    pub(super) fn is_quick(&self, worker: WorkerId, oldest: Option<Duration>) -> bool {
-        oldest.is_none_or(|age| age < QUICK)
-            && locked(&self.0)
-                .get(&worker)
-                .is_some_and(|mean| *mean < QUICK)
+    /// How many jobs the worker may keep ready beyond its slots: none when its jobs have not been
+    /// short lately, or the oldest that runs there has been running for long.
+    pub(super) fn ready_places(&self, worker: WorkerId, oldest: Option<Duration>) -> usize {
+        if oldest.is_some_and(|age| age >= QUICK) {
+            return 0;
+        }
+        match locked(&self.0).get(&worker) {
+            Some(mean) if *mean < QUICK => {
+                let fitting = READY_FOR.as_micros() / mean.as_micros().max(1);
+                usize::try_from(fitting)
+                    .unwrap_or(MAX_READY)
+                    .clamp(1, MAX_READY)
+            }
+            _ => 0,
+        }
     }
 }
 

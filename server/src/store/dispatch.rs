@@ -16,6 +16,8 @@ pub(crate) struct Fleet {
     pub(crate) workers: Vec<Worker>,
     /// The queue is paused.
     pub(crate) queue_paused: bool,
+    /// A person wants a job to start now.
+    pub(crate) run_now: bool,
     /// When the oldest attempt that runs there started, by worker.
     pub(crate) oldest_start: Vec<Option<DateTime<Utc>>>,
 }
@@ -81,12 +83,13 @@ pub(crate) struct Window {
 }
 
 impl Store {
-    /// Reads workers and what occupies them. `accepts` and `quick` are left to the caller's
-    /// knowledge, apart from the mode and the queue's pause.
+    /// Reads workers and what occupies them. `accepts` knows the mode and the queue's pause; `ready`
+    /// is left to the caller.
     pub(crate) async fn fleet(&self, workers: &[WorkerId]) -> Result<Fleet, StoreError> {
         let ids: Vec<Uuid> = workers.iter().map(|worker| worker.0).collect();
         let rows = sqlx::query!(
             r#"select w.id, w.name, w.mode, w.slots, w.memory_bytes, c.queue_paused,
+                      exists (select from jobs where run_now_on is not null) as "run_now!",
                       w.gpus as "gpus: Json<Vec<GpuRecord>>",
                       h.fence as "fence?", h.state as "state?", h.job_id as "job_id?",
                       h.priority as "priority?", h.slots as "held_slots?", h.gpus as "held_gpus?",
@@ -114,10 +117,12 @@ impl Store {
         let mut fleet = Fleet {
             workers: Vec::with_capacity(workers.len()),
             queue_paused: false,
+            run_now: false,
             oldest_start: Vec::with_capacity(workers.len()),
         };
         for row in rows {
             fleet.queue_paused = row.queue_paused;
+            fleet.run_now = row.run_now;
             let id = WorkerId(row.id);
             if fleet.workers.last().is_none_or(|last| last.id != id) {
                 fleet.workers.push(Worker {
@@ -127,7 +132,7 @@ impl Store {
                     slots: row.slots,
                     gpus: row.gpus.0.into_iter().map(|gpu| gpu.uuid).collect(),
                     memory_bytes: row.memory_bytes,
-                    quick: false,
+                    ready: 0,
                     held: Vec::new(),
                 });
                 fleet.oldest_start.push(None);
