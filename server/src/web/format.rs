@@ -12,8 +12,12 @@ pub(super) fn duration(duration: Duration) -> String {
         0 if duration.as_millis() < 100 => format!("{} ms", duration.as_millis()),
         0..10 => {
             // Rounded down, so that 9.96 s does not show as 10.0 s.
-            let tenths = duration.as_millis() / 100;
-            format!("{}.{} s", tenths / 10, tenths % 10)
+            let tenths = duration.subsec_millis() / 100;
+            if tenths == 0 {
+                format!("{seconds} s")
+            } else {
+                format!("{seconds}.{tenths} s")
+            }
         }
         10..60 => format!("{seconds} s"),
         60..3_600 => format!("{} min {:02} s", seconds / 60, seconds % 60),
@@ -109,7 +113,7 @@ mod tests {
             (0, "0 ms"),
             (7, "7 ms"),
             (430, "0.4 s"),
-            (9_000, "9.0 s"),
+            (9_000, "9 s"),
             (9_960, "9.9 s"),
             (12_700, "12 s"),
             (185_000, "3 min 05 s"),

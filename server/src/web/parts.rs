@@ -1,5 +1,7 @@
 //! Parts that several pages show.
 
+use std::time::Duration;
+
 use maud::{Markup, html};
 use qctl_server_core::{JobState, Progress};
 
@@ -63,8 +65,9 @@ fn progress_words(progress: &Progress) -> String {
     if let Some(rate) = progress.rate.filter(|rate| rate.is_finite() && *rate > 0.0) {
         words.push(format::rate(rate, &progress.unit));
     }
-    if let Some(eta) = progress.eta {
-        words.push(text::left(&format::duration(eta)));
+    if let Some(seconds) = progress.eta.map(|eta| eta.as_secs()).filter(|eta| *eta > 0) {
+        // An estimate has no tenths.
+        words.push(text::left(&format::duration(Duration::from_secs(seconds))));
     }
     words.join(" · ")
 }
@@ -129,8 +132,6 @@ pub(super) fn counts(counts: &[(JobState, i64)]) -> Markup {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
