@@ -229,6 +229,18 @@ impl Installation {
         })
     }
 
+    /// Process ids of the installation's Postgres, which is given no environment: it works in the
+    /// cluster's folder.
+    pub fn postgres_pids(&self) -> Vec<i32> {
+        let cluster = self.home().join("data/database/pg");
+        processes(|_, cmdline| cmdline.contains("postgres"))
+            .into_iter()
+            .filter(|pid| {
+                std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == cluster)
+            })
+            .collect()
+    }
+
     /// What the installation's own programs logged.
     pub fn program_logs(&self) -> String {
         let mut text = String::new();
@@ -253,7 +265,7 @@ impl Drop for Installation {
         }
         let _ = self.command("qctl").args(["down", "--jobs"]).output();
         // Whatever a test broke on purpose must not outlive it.
-        for pid in self.pids("") {
+        for pid in self.pids("").into_iter().chain(self.postgres_pids()) {
             kill(pid, rustix::process::Signal::KILL);
         }
         wait_for(|| self.pids("").is_empty().then_some(()));

@@ -1,5 +1,8 @@
 //! Wrong input gets an answer that says what was wrong and what to do, and nothing is half-done.
 
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
+
 use crate::harness::{Installation, run};
 
 #[test]
@@ -148,7 +151,9 @@ fn ten_megabytes_of_arguments_are_carried_or_refused_clearly() {
         );
     }
     // As many as fit are carried through unharmed.
-    let batch = serde_json::json!({ "command": [&["printf".to_owned(), "%s\\n".to_owned()][..], &args].concat() });
+    let mut command = vec!["printf".to_owned(), "%s\\n".to_owned()];
+    command.extend(args.iter().cloned());
+    let batch = serde_json::json!({ "command": command });
     let file = qctl.file("many.jsonl", format!("{batch}\n"));
     let ran = qctl
         .qctl(&["--json", "submit", "--batch", file.to_str().unwrap()])
@@ -162,31 +167,36 @@ fn ten_megabytes_of_arguments_are_carried_or_refused_clearly() {
 
 #[test]
 fn a_full_disk_refuses_submissions_and_loses_nothing() {
-    let qctl = Installation::prepare();
-    // A quota on the file system needs root; a limit on file sizes stops Postgres from growing its
-    // files just as well, and works for everybody.
-    let mut command = qctl.command("sh");
-    command.args(["-c", "true"]);
-    drop(command);
-    qctl.up(&[]).ok();
+    let qctl = Installation::start();
     let before = qctl.submit(&["--hold", "--", "true"]);
     let big = serde_json::json!({ "command": ["true", "y".repeat(100_000)], "hold": true });
-    let file = qctl.file("big.jsonl", format!("{big}\n").repeat(20));
-    for pid in qctl.pids("postgres") {
-        let _ = std::process::Command::new("prlimit")
-            .args(["--pid", &pid.to_string(), "--fsize=65536"])
-            .status()
-            .unwrap();
-    }
+    let file = qctl.file("big.jsonl", format!("{big}\n").repeat(40));
+    // A file that may not grow stops Postgres like a disk without room, and needs no root: each
+    // user may lower the soft limits of his own processes and raise them again.
+    let files_may_grow_to = |limit: &str| {
+        let postgres = qctl.postgres_pids();
+        assert!(!postgres.is_empty());
+        for pid in postgres {
+            let Ok(process) = std::fs::metadata(format!("/proc/{pid}")) else {
+                continue;
+            };
+            let mut command = std::process::Command::new("prlimit");
+            command.args(["--pid", &pid.to_string(), &format!("--fsize={limit}:")]);
+            let own = std::fs::metadata("/proc/self").unwrap().uid();
+            if process.uid() != own {
+                command.uid(process.uid()).gid(process.gid());
+            }
+            command.output().unwrap();
+        }
+    };
+    files_may_grow_to("8192");
     let ran = qctl.qctl(&["submit", "--batch", file.to_str().unwrap()]);
     assert_ne!(ran.code, 0, "{ran:?}");
-    assert!(!ran.stderr.contains("panicked"), "{ran:?}");
-    for pid in qctl.pids("postgres") {
-        let _ = std::process::Command::new("prlimit")
-            .args(["--pid", &pid.to_string(), "--fsize=unlimited"])
-            .status()
-            .unwrap();
-    }
+    assert!(
+        ran.stderr.contains("error:") && !ran.stderr.contains("panicked"),
+        "{ran:?}"
+    );
+    files_may_grow_to("unlimited");
     qctl.until("the queue answers again", || {
         (qctl.qctl(&["list"]).code == 0).then_some(())
     });

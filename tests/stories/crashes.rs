@@ -62,9 +62,9 @@ fn a_killed_database_comes_back_with_everything() {
     let qctl = Installation::start();
     let id = qctl.submit(&["--shell", COUNT]);
     qctl.until_state(id, "running");
-    for pid in qctl.pids("").into_iter().filter(|pid| {
-        std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe.ends_with("postgres"))
-    }) {
+    let postgres = qctl.postgres_pids();
+    assert!(!postgres.is_empty());
+    for pid in postgres {
         kill(pid, Signal::KILL);
     }
     qctl.until("the queue answers again", || {

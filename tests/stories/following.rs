@@ -34,14 +34,13 @@ impl Terminal {
                 "100",
                 "-y",
                 "30",
-                "-e",
+                "env",
                 &home,
-                "-e",
                 &path,
-                "-e",
                 "LANG=C.UTF-8",
                 "sh",
             ])
+            .env("LANG", "C.UTF-8")
             .current_dir(qctl.folder())
             .status()
             .unwrap();
