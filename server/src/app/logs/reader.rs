@@ -25,8 +25,8 @@ const PIECES_AHEAD: usize = 4;
 /// How often a follower looks by itself, should a wake-up be lost.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
-/// How long a follower waits for the rest of an ended attempt's output while nothing of it comes:
-/// while its worker is connected, and while it is not.
+/// How long a reader waits for the rest of an ended attempt's output while nothing of it comes:
+/// while its worker is connected, and a follower also while it is not.
 const REST_CONNECTED: Duration = Duration::from_secs(60);
 const REST_AWAY: Duration = Duration::from_secs(10);
 
@@ -299,6 +299,25 @@ impl From<Error> for Stop {
     }
 }
 
+/// Since when the rest of an ended attempt's output has not grown.
+#[derive(Debug, Default)]
+struct Rest {
+    stalled: Option<(i64, Instant)>,
+}
+
+impl Rest {
+    /// False once nothing has come for as long as `patience`.
+    fn may_come(&mut self, stored: i64, patience: Duration) -> bool {
+        match self.stalled {
+            Some((before, since)) if before == stored => since.elapsed() < patience,
+            _ => {
+                self.stalled = Some((stored, Instant::now()));
+                !patience.is_zero()
+            }
+        }
+    }
+}
+
 impl From<StoreError> for Stop {
     fn from(error: StoreError) -> Self {
         Self::Failed(error.into())
@@ -327,6 +346,9 @@ impl Reader {
             let mut wanted = match start {
                 LogStart::Offset(offset) => offset,
                 LogStart::Lines(lines) => {
+                    if source.ended {
+                        source = self.settled(source).await?;
+                    }
                     self.app
                         .last_lines(&source, lines, self.query.stream)
                         .await?
@@ -358,8 +380,7 @@ impl Reader {
         let app = Arc::clone(&self.app);
         let mut waiter = app.logs.wake.listen(source.fence);
         let mut next = app.store.chunk_start(&source, wanted).await?;
-        // Since when the rest of an ended attempt's output has not grown.
-        let mut stalled: Option<(i64, Instant)> = None;
+        let mut rest = Rest::default();
         loop {
             next = self.send_stored(&source, next, wanted).await?;
             source = app
@@ -373,27 +394,46 @@ impl Reader {
             if source.ended && source.log_end.is_some_and(|end| end <= source.stored) {
                 return self.close(&source, true).await;
             }
-            if !self.query.follow {
-                return if source.ended {
-                    self.close(&source, false).await
-                } else {
-                    Ok(())
-                };
+            if !source.ended && !self.query.follow {
+                return Ok(());
             }
-            if source.ended {
-                let (stored, since) = *stalled.get_or_insert((source.stored, Instant::now()));
-                let patience = if app.sessions.is_connected(source.worker) {
-                    REST_CONNECTED
-                } else {
-                    REST_AWAY
-                };
-                if stored < source.stored {
-                    stalled = None;
-                } else if since.elapsed() >= patience {
-                    return self.close(&source, false).await;
-                }
+            if source.ended && !rest.may_come(source.stored, self.patience(&source)) {
+                return self.close(&source, false).await;
             }
             self.wait(Some(&mut waiter)).await?;
+        }
+    }
+
+    /// Waits until an ended attempt's output is stored whole, or no more of it can be expected: its
+    /// last lines are the last ones only then.
+    async fn settled(&mut self, mut source: LogSource) -> Result<LogSource, Stop> {
+        let app = Arc::clone(&self.app);
+        let mut waiter = app.logs.wake.listen(source.fence);
+        let mut rest = Rest::default();
+        loop {
+            source = app
+                .store
+                .log_source(self.query.job, source.number)
+                .await?
+                .ok_or(Error::JobNotFound(self.query.job))?;
+            let whole = source.log_end.is_some_and(|end| end <= source.stored);
+            if whole || !rest.may_come(source.stored, self.patience(&source)) {
+                return Ok(source);
+            }
+            self.wait(Some(&mut waiter)).await?;
+        }
+    }
+
+    /// How long to wait for the rest of an ended attempt's output while nothing of it comes. The
+    /// result overtakes the output of a job that wrote much, so its worker usually still sends.
+    fn patience(&self, source: &LogSource) -> Duration {
+        match (
+            self.app.sessions.is_connected(source.worker),
+            self.query.follow,
+        ) {
+            (true, _) => REST_CONNECTED,
+            (false, true) => REST_AWAY,
+            (false, false) => Duration::ZERO,
         }
     }
 
