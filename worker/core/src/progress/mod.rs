@@ -281,7 +281,7 @@ fn same(a: &Reading, b: &Reading) -> bool {
 }
 
 fn percent_of(done: f64, total: f64) -> Option<f64> {
-    (total > 0.0).then(|| (done / total * 100.0).clamp(0.0, 100.0))
+    (total > 0.0).then(|| (done * 100.0 / total).clamp(0.0, 100.0))
 }
 
 fn estimate(remaining: f64, total: f64, rate: Option<f64>) -> Option<Duration> {
