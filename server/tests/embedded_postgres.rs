@@ -349,3 +349,56 @@ async fn a_database_that_another_coordinator_leads_is_refused() {
     first.pool.close().await;
     first.embedded.unwrap().stop().await;
 }
+
+/// Whether any coordinator holds the leader's lock of the database.
+async fn is_led(pool: &sqlx::PgPool) -> bool {
+    let led = sqlx::query_scalar::<_, i64>(
+        "select count(*) from pg_locks where locktype = 'advisory' and granted",
+    );
+    // Away for a moment is not led.
+    led.fetch_one(pool).await.is_ok_and(|count| count == 1)
+}
+
+#[tokio::test]
+async fn the_leadership_is_kept_through_a_restart_of_the_database() {
+    let folder = data_folder();
+    let mut database = database::open(&settings(folder.path())).await.unwrap();
+    let pool = database.pool.clone();
+    let first = postmaster(folder.path()).unwrap();
+    signal(first, Signal::KILL);
+    let led_again = async {
+        while postmaster(folder.path()).is_none_or(|pid| pid == first) || !is_led(&pool).await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::select! {
+        lost = database.leadership.keep() => panic!("{lost}"),
+        led = tokio::time::timeout(Duration::from_secs(60), led_again) => led.unwrap(),
+    }
+    close(database).await;
+}
+
+#[tokio::test]
+async fn a_leadership_that_another_took_is_noticed() {
+    let folder = data_folder();
+    let mut database = database::open(&settings(folder.path())).await.unwrap();
+    let ended = sqlx::query(
+        "select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and granted",
+    );
+    ended.execute(&database.pool).await.unwrap();
+    let socket = folder.path().join("database/run").canonicalize().unwrap();
+    let second = Settings {
+        source: Source::Url(format!(
+            "postgres:///qctl?host={}&user=postgres",
+            socket.display()
+        )),
+        connections: 2,
+    };
+    let second = database::open(&second).await.unwrap();
+    let noticed = tokio::time::timeout(Duration::from_secs(60), database.leadership.keep());
+    let lost = noticed.await.unwrap();
+    assert!(lost.to_string().contains("another coordinator"), "{lost}");
+    second.pool.close().await;
+    second.leadership.release().await;
+    close(database).await;
+}
