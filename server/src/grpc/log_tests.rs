@@ -416,6 +416,26 @@ async fn output_that_never_arrived_is_called_incomplete(pool: PgPool) {
 }
 
 #[sqlx::test]
+async fn an_attempt_that_was_given_up_is_read_without_waiting(pool: PgPool) {
+    let coordinator = Coordinator::start(&pool).await;
+    let worker = coordinator.rows.worker("alpha", 1).await;
+    let job = coordinator.rows.job("a", JobState::Queued).await;
+    let fence = coordinator.rows.attempt(job, worker).await;
+    upload(&coordinator, vec![chunk(fence, 0, b"some\n")]).await;
+    coordinator.rows.end_attempt(fence, None).await;
+    let _session = coordinator.app.sessions.open(
+        worker,
+        "alpha".to_owned(),
+        "boot".to_owned(),
+        uuid::Uuid::new_v4(),
+        noon(),
+    );
+    let pieces = read(&coordinator, from_start(job)).await;
+    assert_eq!(text(&pieces), "some\n");
+    assert!(pieces.last().unwrap().incomplete);
+}
+
+#[sqlx::test]
 async fn a_follower_of_a_deleted_job_is_told(pool: PgPool) {
     let coordinator = Coordinator::start(&pool).await;
     let (job, fence) = running(&coordinator).await;

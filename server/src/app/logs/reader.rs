@@ -427,10 +427,9 @@ impl Reader {
     /// How long to wait for the rest of an ended attempt's output while nothing of it comes. The
     /// result overtakes the output of a job that wrote much, so its worker usually still sends.
     fn patience(&self, source: &LogSource) -> Duration {
-        match (
-            self.app.sessions.is_connected(source.worker),
-            self.query.follow,
-        ) {
+        // An attempt whose length nobody knows was given up; nothing says that more will come.
+        let expected = source.log_end.is_some() && self.app.sessions.is_connected(source.worker);
+        match (expected, self.query.follow) {
             (true, _) => REST_CONNECTED,
             (false, true) => REST_AWAY,
             (false, false) => Duration::ZERO,
