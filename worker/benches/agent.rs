@@ -49,7 +49,7 @@ async fn jobs(alone: Duration) {
     let assign = |fence| coordinator.assign_spec(fence, spec(&["/bin/true"]));
     assign(1);
     coordinator.complete(1).await;
-    let before = worker.processor_time();
+    let before = processor_time(worker.pid());
     let begun = Instant::now();
     (2..2 + AHEAD).for_each(assign);
     for fence in 2..=JOBS {
@@ -65,11 +65,11 @@ async fn jobs(alone: Duration) {
     println!(
         "through the agent, one slot           {each:>10.1?} a job, {ratio:.0} % of the bare rate"
     );
-    let used = (worker.processor_time() - before) / (JOBS - 1) as u32;
+    let used = (processor_time(worker.pid()) - before) / (JOBS - 1) as u32;
     println!("processor time of the agent           {used:>10.1?} a job");
     println!(
         "memory of the agent                   {:>10} kB",
-        worker.resident_kb()
+        resident_kb(worker.pid())
     );
 }
 
@@ -97,7 +97,25 @@ async fn output(what: &str, script: &str) {
     coordinator.complete(1).await;
     let stored = begun.elapsed();
     println!(
-        "{what:<38}{job:>10.1?} (into a file {alone:.1?}), stored after {stored:.1?}, agent {} kB",
-        worker.resident_kb()
+        "{what:<38}{job:>10.1?} (into a file {alone:.1?}), stored after {stored:.1?}, agent {:.1?} \
+         of processor time, {} kB",
+        processor_time(worker.pid()),
+        resident_kb(worker.pid())
     );
+}
+
+/// Processor time that a process has used.
+fn processor_time(pid: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split(' ').collect();
+    let ticks: u64 = fields[12].parse::<u64>().unwrap() + fields[13].parse::<u64>().unwrap();
+    Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
+}
+
+/// Memory that a process has resident, in kilobytes.
+fn resident_kb(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let number = line.unwrap().split_whitespace().next().unwrap();
+    number.parse().unwrap()
 }

@@ -23,6 +23,7 @@ const DEFAULT_GRACE: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub(crate) struct Terms {
     pub(crate) job_id: i64,
+    pub(crate) attempt: i32,
     pub(crate) boot_id: String,
     pub(crate) spool_id: String,
     pub(crate) slots: u32,
@@ -38,6 +39,7 @@ impl Terms {
         let grace = spec.and_then(|spec| spec.stop_grace);
         Self {
             job_id: assignment.job_id,
+            attempt: assignment.attempt,
             boot_id: assignment.boot_id.clone(),
             spool_id: assignment.spool_id.clone(),
             slots: demand.map_or(1, |demand| demand.slots.max(1) as u32),
@@ -209,6 +211,12 @@ impl Held {
                 && ended.exit_code == Some(0)
                 && ended.stop_cause() == StopCause::Unspecified
         })
+    }
+
+    /// It or an attempt before it may have left checkpoints.
+    pub(crate) fn may_have_checkpoints(&self) -> bool {
+        let left = |ended: &AttemptEnded| !ended.checkpoint.is_empty();
+        self.terms.attempt > 1 || self.ended.as_ref().is_some_and(left)
     }
 
     /// What to judge it by when its shim is gone.

@@ -37,9 +37,6 @@ use session::Dialler;
 use spool::Spool;
 use supervisor::{Supervisor, Surroundings};
 
-/// Threads of the agent. Everything heavy has a thread of its own.
-const THREADS: usize = 2;
-
 /// Events of a session that wait for the supervisor.
 const QUEUED_EVENTS: usize = 1024;
 
@@ -73,9 +70,9 @@ fn agent(args: &Args) -> anyhow::Result<()> {
     log_to_stderr(&config)?;
     // Only fails when a provider is installed already, which is just as well.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(THREADS)
-        .thread_name("agent")
+    // One thread: everything heavy has a thread of its own, and what is left is a few messages a
+    // job, which would spend more on waking another thread than on themselves.
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start")?;

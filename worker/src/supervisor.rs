@@ -589,16 +589,13 @@ impl Supervisor {
             return;
         };
         held.committed = true;
-        if held.succeeded() {
+        if held.succeeded() && held.may_have_checkpoints() {
             let (spool, job_id) = (Arc::clone(&self.with.spool), held.terms.job_id);
-            let used = !held.checkpoint_dir().is_empty();
-            if used {
-                tokio::task::spawn_blocking(move || {
-                    if let Err(error) = spool.remove_checkpoints(job_id) {
-                        tracing::warn!(job_id, error = %error, "checkpoints could not be removed");
-                    }
-                });
-            }
+            tokio::task::spawn_blocking(move || {
+                if let Err(error) = spool.remove_checkpoints(job_id) {
+                    tracing::warn!(job_id, %error, "checkpoints could not be removed");
+                }
+            });
         }
         self.ask(fence, Ask::Committed(ResultCommitted { fence }));
         self.settle(fence);

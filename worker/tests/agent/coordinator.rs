@@ -38,6 +38,8 @@ pub(crate) struct State {
     pub(crate) progress: Vec<ProgressReported>,
     pub(crate) ended: BTreeMap<i64, AttemptEnded>,
     pub(crate) logs: BTreeMap<i64, Vec<u8>>,
+    /// Newlines in each log.
+    lines: BTreeMap<i64, i64>,
     pub(crate) chunks: usize,
     /// Results are not committed while this is set.
     pub(crate) withhold: bool,
@@ -223,6 +225,7 @@ impl Coordinator {
         self.change(|state| {
             if let Some(log) = state.logs.get_mut(&fence) {
                 log.truncate(kept);
+                state.lines.insert(fence, newlines(log));
             }
         });
     }
@@ -260,15 +263,17 @@ impl Coordinator {
         self.change(|state| {
             state.chunks += 1;
             let log = state.logs.entry(chunk.fence).or_default();
+            let lines = state.lines.entry(chunk.fence).or_default();
             if chunk.offset == log.len() as i64 {
                 if chunk.hole_bytes > 0 {
                     log.resize(log.len() + chunk.hole_bytes as usize, b'?');
+                    *lines += chunk.hole_lines;
                 } else {
                     let data = zstd::bulk::decompress(&chunk.data, 1 << 20).unwrap();
                     assert_eq!(data.len(), chunk.length as usize);
                     assert_eq!(crc32c::crc32c(&data), chunk.crc32c);
-                    let lines = log.iter().filter(|byte| **byte == b'\n').count();
-                    assert_eq!(chunk.first_line, lines as i64);
+                    assert_eq!(chunk.first_line, *lines);
+                    *lines += newlines(&data);
                     log.extend(data);
                 }
             }
@@ -304,25 +309,25 @@ impl WorkerSessionService for Coordinator {
             return Err(Status::invalid_argument("no greeting"));
         };
         let (outbox, queue) = mpsc::channel(1024);
-        let welcome = self.change(|state| {
+        let answer = |message| {
+            Ok(OpenSessionResponse {
+                message: Some(message),
+            })
+        };
+        self.change(|state| {
             let verdicts = state.verdicts(&hello);
             state.hellos.push(hello);
-            state.session = Some(outbox.clone());
-            Welcome {
+            let welcome = Welcome {
                 session_id: state.hellos.len().to_string(),
                 term: state.term,
                 verdicts,
                 heartbeat_interval: Duration::from_millis(500).try_into().ok(),
                 lost_after: Duration::from_secs(1800).try_into().ok(),
                 slots: state.slots,
-            }
+            };
+            outbox.try_send(answer(Said::Welcome(welcome))).unwrap();
+            state.session = Some(outbox.clone());
         });
-        let answer = |message| {
-            Ok(OpenSessionResponse {
-                message: Some(message),
-            })
-        };
-        outbox.try_send(answer(Said::Welcome(welcome))).unwrap();
         let this = self.clone();
         // The stream to the worker ends when the test drops the session, so this task must not
         // keep it alive.
@@ -369,4 +374,8 @@ pub(crate) fn spec(command: &[&str]) -> JobSpec {
         }),
         ..JobSpec::default()
     }
+}
+
+fn newlines(data: &[u8]) -> i64 {
+    data.iter().filter(|byte| **byte == b'\n').count() as i64
 }

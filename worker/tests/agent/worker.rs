@@ -25,6 +25,12 @@ impl Worker {
         worker
     }
 
+    /// The agent's process, which must be running.
+    #[allow(dead_code, reason = "for the benchmark")]
+    pub(crate) fn pid(&self) -> u32 {
+        self.agent.as_ref().unwrap().id()
+    }
+
     pub(crate) fn home(&self) -> Home {
         Home::at(self.home.path())
     }
@@ -63,6 +69,23 @@ impl Worker {
         agent.wait().unwrap()
     }
 
+    /// Processes that bear the marker of an attempt of this worker.
+    fn jobs(&self) -> Vec<i32> {
+        let Ok(spools) = std::fs::read_dir(self.folder().join("spool")) else {
+            return Vec::new();
+        };
+        let markers: Vec<_> = spools
+            .flatten()
+            .map(|spool| format!("QCTL_FENCE={}:", spool.file_name().display()))
+            .collect();
+        let marked = |environ: &[u8]| {
+            let mut variables = environ.split(|byte| *byte == 0);
+            variables.any(|variable| markers.iter().any(|m| variable.starts_with(m.as_bytes())))
+        };
+        let environ = |pid: &i32| std::fs::read(format!("/proc/{pid}/environ"));
+        processes(|pid| environ(pid).is_ok_and(|environ| marked(&environ)))
+    }
+
     /// Processes that run in the spool: the shims.
     pub(crate) fn shims(&self) -> Vec<i32> {
         let spool = self.folder().join("spool");
@@ -75,8 +98,7 @@ impl Drop for Worker {
         if self.agent.is_some() {
             self.kill();
         }
-        // A shim's death is its job's death.
-        for pid in self.shims() {
+        for pid in self.shims().into_iter().chain(self.jobs()) {
             signal(pid, libc::SIGKILL);
         }
     }
@@ -95,12 +117,15 @@ pub(crate) fn command(home: &Path) -> Command {
 }
 
 fn processes_in(folder: &Path) -> Vec<i32> {
-    let entries = std::fs::read_dir("/proc").unwrap().flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    pids.filter(|pid| {
+    processes(|pid| {
         std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(folder))
     })
-    .collect()
+}
+
+fn processes(wanted: impl Fn(&i32) -> bool) -> Vec<i32> {
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(wanted).collect()
 }
 
 pub(crate) fn signal(pid: i32, signal: i32) {

@@ -8,7 +8,7 @@ const KEPT_BYTES: usize = 1024;
 
 /// Lines that are looked at from the beginning of a piece of output, and as many from its end.
 /// Those between are skipped: nobody can watch that many.
-const LINES_PER_END: usize = 512;
+const LINES_PER_END: usize = 64;
 
 /// What ended a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +32,7 @@ impl Lines {
     pub(super) fn feed(&mut self, data: &[u8], mut on: impl FnMut(&[u8], End)) {
         let mut rest = data;
         let mut looked_at = 0;
-        while let Some(at) = rest.iter().position(|&byte| is_end(byte)) {
+        while let Some(at) = memchr::memchr2(b'\n', b'\r', rest) {
             if looked_at == LINES_PER_END {
                 let tail = last_lines(rest);
                 if tail.len() < rest.len() {
@@ -80,16 +80,10 @@ impl Lines {
     }
 }
 
-fn is_end(byte: u8) -> bool {
-    byte == b'\n' || byte == b'\r'
-}
-
 /// The part of `bytes` that begins with the last [`LINES_PER_END`] complete lines.
 fn last_lines(bytes: &[u8]) -> &[u8] {
-    let ends = bytes.iter().enumerate().rev();
-    let mut ends = ends.filter(|(_, byte)| is_end(**byte));
-    match ends.nth(LINES_PER_END) {
-        Some((at, _)) => &bytes[at + 1..],
+    match memchr::memrchr2_iter(b'\n', b'\r', bytes).nth(LINES_PER_END) {
+        Some(at) => &bytes[at + 1..],
         None => bytes,
     }
 }

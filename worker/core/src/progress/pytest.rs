@@ -29,7 +29,10 @@ impl Parser {
         if complete && self.header(text) {
             return self.sighting(0);
         }
-        let (body, percent) = split_percent(text);
+        let (body, percent) = match text.strip_prefix(b"[gw") {
+            Some(rest) => (text, xdist_percent(rest)),
+            None => split_percent(text),
+        };
         let results = results(body);
         let quiet = self.total.is_none();
         // Without pytest's header (`-q`) only result letters in front of a percentage are proof.
@@ -132,6 +135,14 @@ fn split_percent(text: &[u8]) -> (&[u8], Option<u64>) {
         Some(inside) if contains(inside, b"/") => (text[..open].trim_ascii_end(), None),
         _ => (text, None),
     }
+}
+
+/// Reads the percentage of `[gw0] [ 12%] PASSED tests/test_a.py::test_x` behind `[gw`.
+fn xdist_percent(rest: &[u8]) -> Option<u64> {
+    let rest = std::str::from_utf8(rest).ok()?;
+    let (_, rest) = rest.split_once("] [")?;
+    let (percent, _) = rest.split_once("%]")?;
+    percent.trim().parse().ok()
 }
 
 /// How many results a line tells, without its percentage.
