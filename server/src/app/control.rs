@@ -345,6 +345,11 @@ impl App {
         if self.replay(key.as_ref()).await?.is_some() {
             return Ok(());
         }
+        // Once it is gone, nobody can tell any more how it ended.
+        let app = Arc::clone(self);
+        tokio::spawn(async move { app.resolve_dependents(&[job]).await })
+            .await
+            .map_err(|_| Error::ShuttingDown)??;
         let app = Arc::clone(self);
         let actor = caller.name.clone();
         let work_key = key.clone();

@@ -23,7 +23,7 @@ const WINDOW: i64 = 500;
 /// Looks at the queue in one round: a job behind so many that have to wait fills in later.
 const WINDOWS: usize = 8;
 /// Assignments in one statement.
-const ASSIGNMENTS: usize = 256;
+const ASSIGNMENTS: usize = 64;
 /// Wait after the database failed, so that its absence is no busy loop.
 const PAUSE: Duration = Duration::from_millis(200);
 

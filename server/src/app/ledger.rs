@@ -368,6 +368,13 @@ impl Ledger {
         if row.log_end.is_some() || report.log.is_none() {
             return Applied::Known;
         }
+        if outcome.kind == OutcomeKind::NeverStarted {
+            // It was returned, and its record only says so again: now the record can go.
+            row.log_end = report.log.map(|(end, _)| end);
+            row.log_crc32c = report.log.map(|(_, crc)| crc.into());
+            self.touched_attempts.insert(fence);
+            return Applied::Known;
+        }
         let (job, actor) = (row.job, worker_actor(&row.worker_name));
         let event = NewEvent {
             job: Some(job),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use qctl_server_core::attempt::AttemptEvent;
 use qctl_server_core::outcome::End;
-use qctl_server_core::{Facts, Fence, Progress, StopCause, WorkerId};
+use qctl_server_core::{AttemptState, Facts, Fence, Progress, StopCause, WorkerId};
 use tokio::sync::mpsc;
 
 use super::ledger::{AfterCommit, Applied, EndReport, Ledger, worker_actor};
@@ -259,6 +259,14 @@ fn apply(ledger: &mut Ledger, report: &Report) {
             if ledger.attempt_event(fence, AttemptEvent::SlotFreed) == Applied::Recorded {
                 ledger.dispatch();
             }
+        }
+        What::Returned { returned: true, .. }
+            if known
+                .as_ref()
+                .is_some_and(|row| row.attempt.state == AttemptState::Running) =>
+        {
+            // It said before that it had started it, and a start cannot be undone.
+            tracing::warn!(%worker, %fence, "worker {worker} returns fence {fence}, which it has started");
         }
         What::Returned {
             returned: true,

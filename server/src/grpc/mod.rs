@@ -13,6 +13,8 @@ mod status;
 #[cfg(test)]
 mod testing;
 mod worker_session;
+#[cfg(test)]
+mod worker_tests;
 
 use std::sync::Arc;
 

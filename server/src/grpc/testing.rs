@@ -10,6 +10,7 @@ use qctl_proto::v1::log_service_client::LogServiceClient;
 use qctl_proto::v1::log_upload_service_client::LogUploadServiceClient;
 use qctl_proto::v1::queue_service_client::QueueServiceClient;
 use qctl_proto::{MAX_MESSAGE_BYTES, v1};
+use qctl_proto::v1::worker_session_service_client::WorkerSessionServiceClient;
 use qctl_server_core::{Fence, Term};
 use sqlx::PgPool;
 use tokio::net::TcpListener;
@@ -90,6 +91,11 @@ impl Coordinator {
 
     pub(crate) fn upload(&self) -> LogUploadServiceClient<Channel> {
         LogUploadServiceClient::new(self.channel.clone())
+    }
+
+    pub(crate) fn workers(&self) -> WorkerSessionServiceClient<Channel> {
+        WorkerSessionServiceClient::new(self.channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
     }
 
     pub(crate) fn jobs(&self) -> JobServiceClient<Channel> {

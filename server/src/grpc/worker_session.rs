@@ -31,6 +31,12 @@ const HELLO_WITHIN: Duration = Duration::from_secs(10);
 const WIRE_QUEUE: usize = 16;
 /// Encoded bytes of assignments in one message, at most; a single larger one goes alone.
 const ASSIGN_BYTES: usize = 4 * 1024 * 1024;
+/// Longest sentence that a worker may say, in bytes; the rest is cut off.
+const SENTENCE: usize = 8 * 1024;
+/// Longest path, name or unit.
+const WORD: usize = 4 * 1024;
+/// Most sentences about limits that cannot be enforced, and most GPUs.
+const ITEMS: usize = 256;
 
 type Answers = Pin<Box<dyn Stream<Item = Result<v1::OpenSessionResponse, Status>> + Send>>;
 
@@ -169,8 +175,11 @@ impl Session {
             }
             FromWorker::Progress(progress) => {
                 if let Some(told) = progress.progress {
-                    self.app
-                        .progressed(Fence(progress.fence), convert::read_progress(told));
+                    let mut told = convert::read_progress(told);
+                    told.unit = clean(told.unit, WORD);
+                    told.message = clean(told.message, SENTENCE);
+                    told.source = clean(told.source, WORD);
+                    self.app.progressed(Fence(progress.fence), told);
                 }
                 return Ok(());
             }
@@ -179,7 +188,7 @@ impl Session {
                 What::Started {
                     pid: started.pid,
                     started_at: time(started.started_at.as_ref()),
-                    not_enforced: started.not_enforced,
+                    not_enforced: clean_all(started.not_enforced),
                 },
             ),
             FromWorker::Ended(ended) => (ended.fence, What::Ended(Box::new(ended_from(ended)?))),
@@ -188,7 +197,7 @@ impl Session {
                 returned.fence,
                 What::Returned {
                     returned: returned.returned,
-                    message: returned.message,
+                    message: clean(returned.message, SENTENCE),
                 },
             ),
             FromWorker::PauseChanged(change) => (change.fence, What::PauseChanged(change.paused)),
@@ -244,10 +253,11 @@ fn hello_from(hello: v1::Hello) -> Result<Hello, Error> {
         gpus: hello
             .gpus
             .into_iter()
+            .take(ITEMS)
             .map(|gpu| GpuRecord {
-                uuid: gpu.uuid,
-                name: gpu.name,
-                memory_bytes: gpu.memory_bytes,
+                uuid: clean(gpu.uuid, WORD),
+                name: clean(gpu.name, WORD),
+                memory_bytes: gpu.memory_bytes.max(0),
             })
             .collect(),
         memory_bytes: hello.memory_bytes,
@@ -313,7 +323,7 @@ fn ended_from(ended: v1::AttemptEnded) -> Result<EndedReport, Error> {
         signal: ended.signal,
         stopped,
         out_of_memory: ended.out_of_memory,
-        message: ended.message,
+        message: clean(ended.message, SENTENCE),
         ..Facts::of(end)
     };
     Ok(EndedReport {
@@ -324,11 +334,30 @@ fn ended_from(ended: v1::AttemptEnded) -> Result<EndedReport, Error> {
             .duration
             .and_then(|length| Duration::try_from(length).ok()),
         pid: (ended.pid > 0).then_some(ended.pid),
-        checkpoint: ended.checkpoint,
+        checkpoint: clean(ended.checkpoint, WORD),
         log_end: ended.log_end.max(0),
         log_crc32c: ended.log_crc32c,
-        not_enforced: ended.not_enforced,
+        not_enforced: clean_all(ended.not_enforced),
     })
+}
+
+/// What a program printed can have found its way into what a worker says: NUL bytes, which the
+/// database does not take, go, and the length is bounded.
+fn clean(mut text: String, most: usize) -> String {
+    text.retain(|c| c != '\0');
+    if text.len() > most {
+        let whole = (0..=most).rev().find(|end| text.is_char_boundary(*end));
+        text.truncate(whole.unwrap_or_default());
+    }
+    text
+}
+
+fn clean_all(texts: Vec<String>) -> Vec<String> {
+    texts
+        .into_iter()
+        .take(ITEMS)
+        .map(|text| clean(text, SENTENCE))
+        .collect()
 }
 
 fn to_wire(message: ToWorker) -> Vec<v1::OpenSessionResponse> {
