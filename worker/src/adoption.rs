@@ -140,7 +140,7 @@ pub(crate) fn conclude(
     }
     // The facts hold either way; without the record the next agent finds them out again.
     if let Err(error) = append(file, follower.position(), &bytes) {
-        tracing::error!(%error, "what became of an attempt could not be recorded");
+        tracing::error!(%error, "what became of lost attempts could not be recorded: {error}");
     }
     notes
 }
@@ -176,7 +176,7 @@ fn end_processes(loss: &Loss) {
                 );
             }
             Err(error) => {
-                tracing::error!(fence, %error, "processes of a lost attempt cannot be looked for");
+                tracing::error!(fence, %error, "processes of the lost attempt with fence {fence} cannot be looked for: {error}");
                 std::thread::sleep(PAUSE);
             }
         }

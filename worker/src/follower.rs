@@ -204,7 +204,7 @@ impl Follower {
                         notes.extend(fact.map(|fact| Note { fence, fact }));
                     }
                     // What this program does not know was written by a newer shim.
-                    Err(error) => tracing::warn!(%error, "a segment record is skipped"),
+                    Err(error) => tracing::warn!(%error, "a segment record is skipped: {error}"),
                 },
             }
         }
@@ -285,8 +285,7 @@ impl Attempt {
         let pattern = given.filter(|text| !text.is_empty()).and_then(|text| {
             Pattern::parse(text)
                 .inspect_err(|error| {
-                    let reason = error.to_string();
-                    tracing::warn!(fence, reason, "progress is read without the job's pattern");
+                    tracing::warn!(fence, %error, "the attempt with fence {fence} has a pattern that is not used: {error}");
                 })
                 .ok()
         });

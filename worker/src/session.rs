@@ -153,9 +153,9 @@ impl Dialler {
             let message = chain(&error);
             // A coordinator that is away for hours is one line in the log, not thousands.
             if message == told {
-                tracing::debug!(error = %message, ?delay, "no session yet");
+                tracing::debug!(?delay, "still no session: {message}");
             } else {
-                tracing::warn!(error = %message, ?delay, "no session; dialling again");
+                tracing::warn!(?delay, "no session, dialling again: {message}");
                 told = message;
             }
             tokio::select! {
@@ -203,7 +203,9 @@ impl Dialler {
             session = %welcome.session_id,
             term,
             slots = welcome.slots,
-            "connected to the coordinator"
+            "connected to the coordinator at {} (session {})",
+            target.address,
+            welcome.session_id,
         );
         let interval = welcome
             .heartbeat_interval
@@ -291,7 +293,10 @@ impl Dialler {
                 failures + 1
             };
             let delay = redial_delay(failures, random()).max(uplink::PAUSE);
-            tracing::warn!(%error, ?delay, "the connection for output broke; dialling again");
+            tracing::warn!(
+                ?delay,
+                "the connection for output broke, dialling again: {error}"
+            );
             tokio::time::sleep(delay).await;
         }
     }
@@ -314,8 +319,7 @@ impl Dialler {
         match gpu::list(&self.program).await {
             Ok(gpus) => memory.gpus = Some((Instant::now(), gpus)),
             Err(error) => {
-                let error = chain(&error);
-                tracing::warn!(error, "the GPUs of this machine are not known");
+                tracing::warn!("the GPUs of this machine are not known: {}", chain(&error));
                 // Those that were seen before are still announced.
                 let known = memory.gpus.take().map(|(_, gpus)| gpus).unwrap_or_default();
                 memory.gpus = Some((Instant::now(), known));

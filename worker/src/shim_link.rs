@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use prost::Message;
 use qctl_proto::v1::{ShimEvent, ShimRequest};
 use qctl_worker_core::roster::ShimId;
@@ -120,7 +121,7 @@ impl Runner {
                     Err(LinkError::Ending) => return,
                     Err(error) => {
                         let shim = self.shim;
-                        tracing::debug!(shim, %error, "a shim is gone or must be reached again");
+                        tracing::debug!(shim, %error, "shim {shim} is gone or must be reached again");
                     }
                 }
             }
@@ -129,7 +130,8 @@ impl Runner {
                 Ok(Some(())) => return self.gone().await,
                 Ok(None) => {}
                 Err(error) => {
-                    tracing::error!(shim = self.shim, %error, "a segment's lock cannot be tried");
+                    let shim = self.shim;
+                    tracing::error!(shim, %error, "the lock of segment {shim} cannot be tried: {error}");
                 }
             }
             let connected = shim::connect(&self.socket).and_then(|stream| {
@@ -148,7 +150,8 @@ impl Runner {
     async fn gone(mut self) {
         let mut notes = Vec::new();
         if let Err(error) = self.follower.read_all(wall_now(), &mut notes) {
-            tracing::error!(shim = self.shim, %error, "a segment is read up to its last good record");
+            let shim = self.shim;
+            tracing::error!(shim, %error, "segment {shim} is read up to its last good record: {error}");
         }
         if !notes.is_empty() && self.tell(LinkEvent::Notes(notes)).await.is_err() {
             return;
@@ -165,7 +168,7 @@ impl Runner {
     ) -> Result<(), LinkError> {
         self.inbox.clear();
         let (mut reader, mut writer) = stream.split();
-        let mut outbox = Vec::new();
+        let mut outbox = Bytes::new();
         loop {
             let monotonic = self.clock.elapsed();
             let progress = self.follower.progress_wait(monotonic);
@@ -176,12 +179,12 @@ impl Runner {
                     }
                     self.rung().await?;
                 }
-                written = writer.write(&outbox), if !outbox.is_empty() => {
-                    outbox.drain(..written?);
+                written = writer.write_buf(&mut outbox), if !outbox.is_empty() => {
+                    written?;
                 }
                 request = requests.recv(), if outbox.is_empty() => {
                     let request = request.ok_or(LinkError::Ending)?;
-                    outbox = request.encode_length_delimited_to_vec();
+                    outbox = request.encode_length_delimited_to_vec().into();
                 }
                 () = tokio::time::sleep(progress.unwrap_or_default()), if progress.is_some() => {
                     let note = self.follower.progress(self.clock.elapsed());
@@ -226,7 +229,7 @@ impl Runner {
                 Ok(true) => tokio::task::yield_now().await,
                 Err(error) => {
                     let shim = self.shim;
-                    tracing::error!(shim, %error, "a segment cannot be read on");
+                    tracing::error!(shim, %error, "segment {shim} cannot be read on: {error}");
                     return Ok(());
                 }
             }

@@ -7,6 +7,7 @@
 //! shim.log                  what shims say on standard error
 //! spool/SPOOL/7.segment     journal of shim 7
 //! spool/SPOOL/7.sock        its socket
+//! spool/SPOOL/7.progress    the pipe on which its jobs report progress
 //! checkpoints/JOB/ATTEMPT/  what attempts leave for their successors
 //! ```
 
@@ -160,12 +161,17 @@ impl Spool {
         Ok(file)
     }
 
-    /// Removes a shim's segment and socket.
+    /// Removes a shim's segment, its socket and the pipe beside it.
     ///
     /// # Errors
     /// When the file system refuses.
     pub fn remove_segment(&self, shim: ShimId) -> Result<(), SpoolError> {
-        for path in [self.socket(shim), self.segment(shim)] {
+        let socket = self.socket(shim);
+        for path in [
+            socket.with_extension("progress"),
+            socket,
+            self.segment(shim),
+        ] {
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(io_at(&path)(error));

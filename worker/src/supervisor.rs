@@ -206,7 +206,7 @@ impl Supervisor {
                 Ok(true) => tokio::task::yield_now().await,
                 Ok(false) => break,
                 Err(error) => {
-                    tracing::warn!(shim, %error, "a segment is read up to its last good record");
+                    tracing::warn!(shim, %error, "segment {shim} is read up to its last good record: {error}");
                     break;
                 }
             }
@@ -221,7 +221,7 @@ impl Supervisor {
             },
         );
         self.note(shim, notes);
-        let held = self.shims.get(&shim).map(|shim| shim.attempts.len());
+        let attempts = self.shims.get(&shim).map_or(0, |shim| shim.attempts.len());
         let running = self
             .attempts
             .iter()
@@ -230,13 +230,17 @@ impl Supervisor {
         if owned {
             tracing::info!(
                 shim,
-                attempts = held,
-                "the shim of an earlier agent is gone"
+                attempts,
+                "shim {shim} of an earlier agent is gone; it left {attempts} attempts"
             );
             self.roster.adopt(shim, running);
             self.gone(shim, follower, Noticed::Before);
         } else {
-            tracing::info!(shim, attempts = held, "adopted a living shim");
+            tracing::info!(
+                shim,
+                attempts,
+                "adopted living shim {shim} with {attempts} attempts"
+            );
             self.roster.adopt(shim, running);
             self.link(shim, None, follower);
         }
@@ -547,7 +551,7 @@ impl Supervisor {
             .is_some_and(|spec| !spec.command.is_empty());
         let accepted = accepted.and(has_command.then_some(()).ok_or(session::Refusal::Empty));
         if let Err(refusal) = accepted {
-            tracing::warn!(fence, %refusal, "an assignment is returned");
+            tracing::warn!(fence, %refusal, "the assignment with fence {fence} is returned: {refusal}");
             self.say(Say::Returned(AssignmentReturned {
                 fence,
                 returned: true,
@@ -593,7 +597,7 @@ impl Supervisor {
             let (spool, job_id) = (Arc::clone(&self.with.spool), held.terms.job_id);
             tokio::task::spawn_blocking(move || {
                 if let Err(error) = spool.remove_checkpoints(job_id) {
-                    tracing::warn!(job_id, %error, "checkpoints could not be removed");
+                    tracing::warn!(job_id, %error, "checkpoints of job {job_id} could not be removed: {error}");
                 }
             });
         }
@@ -770,7 +774,12 @@ impl Supervisor {
         let pause = doubled.min(LONGEST_SPAWN_PAUSE);
         self.spawn_failures = self.spawn_failures.saturating_add(1);
         self.spawn_after = Instant::now() + pause;
-        tracing::error!(shim, reason, ?pause, "a shim could not be started");
+        tracing::error!(
+            shim,
+            reason,
+            ?pause,
+            "shim {shim} could not be started: {reason}"
+        );
     }
 
     // What is told.
@@ -822,7 +831,7 @@ impl Supervisor {
                 return true;
             }
             if let Err(error) = self.with.spool.remove_segment(*shim) {
-                tracing::warn!(shim, %error, "a segment that is not needed could not be removed");
+                tracing::warn!(shim, %error, "segment {shim} is not needed but could not be removed: {error}");
             }
             false
         });
@@ -839,7 +848,7 @@ impl Supervisor {
             let spool = Arc::clone(&self.with.spool);
             tokio::task::spawn_blocking(move || {
                 for error in spool.remove_old(SystemTime::now(), &running) {
-                    tracing::warn!(%error, "something old could not be removed");
+                    tracing::warn!(%error, "something old could not be removed: {error}");
                 }
             });
         }

@@ -330,7 +330,10 @@ impl Worker {
                 continue;
             };
             if attempt.upload.overdue(now) {
-                tracing::warn!(fence, "output has had no answer and is sent again");
+                tracing::warn!(
+                    fence,
+                    "output with fence {fence} has had no answer and is sent again"
+                );
                 if let Answer::Seek(offset) = attempt.upload.disconnected() {
                     attempt.go_to(offset);
                 }
@@ -412,7 +415,10 @@ impl Attempt {
             Ok(Some((chunk, end)))
         });
         packed.unwrap_or_else(|error| {
-            tracing::error!(fence, error = ?error, "the rest of an attempt's output cannot be sent");
+            tracing::error!(
+                fence,
+                "the rest of the output with fence {fence} cannot be sent: {error:#}"
+            );
             self.broken = true;
             None
         })

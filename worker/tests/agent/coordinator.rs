@@ -31,6 +31,7 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 pub(crate) struct State {
     pub(crate) term: i64,
     pub(crate) slots: i32,
+    pub(crate) lost_after: Duration,
     pub(crate) hellos: Vec<Hello>,
     /// What was said, in order, except greetings, heartbeats and progress.
     pub(crate) said: Vec<Say>,
@@ -117,6 +118,7 @@ impl Coordinator {
             state: Arc::new(Mutex::new(State {
                 term: 1,
                 slots: 1,
+                lost_after: Duration::from_secs(1800),
                 ..State::default()
             })),
             changed: Arc::new(watch::channel(()).0),
@@ -322,7 +324,7 @@ impl WorkerSessionService for Coordinator {
                 term: state.term,
                 verdicts,
                 heartbeat_interval: Duration::from_millis(500).try_into().ok(),
-                lost_after: Duration::from_secs(1800).try_into().ok(),
+                lost_after: state.lost_after.try_into().ok(),
                 slots: state.slots,
             };
             outbox.try_send(answer(Said::Welcome(welcome))).unwrap();

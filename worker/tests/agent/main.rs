@@ -3,6 +3,8 @@
 mod coordinator;
 mod worker;
 
+use std::time::Duration;
+
 use qctl_proto::v1::open_session_request::Message as Say;
 use qctl_proto::v1::open_session_response::Message as Said;
 use qctl_proto::v1::{
@@ -11,6 +13,7 @@ use qctl_proto::v1::{
 };
 use qctl_worker::shim::records::{self, Event};
 use qctl_worker_core::segment::{self, Record, Stream};
+use tonic::Status;
 
 use coordinator::{Coordinator, spec};
 use worker::{Worker, lives, signal, until};
@@ -386,6 +389,49 @@ async fn a_stop_reaches_the_job() {
     assert_eq!(ended.stop_cause(), StopCause::Cancel);
     assert_eq!(ended.exit_code, None);
     assert_eq!(ended.signal, Some(libc::SIGTERM));
+}
+
+#[tokio::test]
+async fn an_exclusive_job_stops_itself_when_the_coordinator_is_silent() {
+    let coordinator = Coordinator::start().await;
+    // A second is left when the grace period and the margin are taken off.
+    coordinator.state().lost_after = Duration::from_secs(60 + 2 + 1);
+    let _worker = Worker::start(&coordinator.address);
+    coordinator
+        .wait("a greeting", |s| s.hellos.len() == 1)
+        .await;
+    let exclusive = JobSpec {
+        exclusive: true,
+        stop_grace: Duration::from_secs(2).try_into().ok(),
+        ..spec(&["sleep", "300"])
+    };
+    coordinator.assign_spec(7, exclusive);
+    coordinator.wait("it runs", |s| s.started(7)).await;
+    coordinator.wait("heartbeats", |s| s.heartbeats >= 6).await;
+    assert!(
+        coordinator.state().ended.is_empty(),
+        "heartbeats renew its lease"
+    );
+    coordinator.state().refuse = Some(Status::unavailable("silence"));
+    coordinator.disconnect();
+    let pid = coordinator.state().pid(7);
+    until("the job is gone", || !lives(pid)).await;
+    coordinator.state().refuse = None;
+    assert_eq!(coordinator.complete(7).await.stop_cause(), StopCause::Lease);
+}
+
+#[tokio::test]
+async fn enormous_arguments_are_refused_and_harm_nobody() {
+    let (coordinator, _worker) = connected().await;
+    let word = "x".repeat(100_000);
+    let mut command = vec!["/bin/echo"];
+    command.extend(std::iter::repeat_n(word.as_str(), 100));
+    coordinator.assign_spec(1, spec(&command));
+    let ended = coordinator.complete(1).await;
+    assert_eq!(ended.end(), attempt_ended::End::CannotStart);
+    assert!(!ended.message.is_empty());
+    coordinator.assign(2, "true");
+    coordinator.complete(2).await;
 }
 
 #[tokio::test]
