@@ -494,3 +494,137 @@ mod micros {
         Ok(Option::<u64>::deserialize(deserializer)?.map(Duration::from_micros))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn spec() -> JobSpec {
+        JobSpec {
+            command: vec!["python".to_owned(), "train.py".to_owned()],
+            cwd: "/srv".to_owned(),
+            ..JobSpec::default()
+        }
+        .normalised()
+    }
+
+    fn refused(change: impl FnOnce(&mut JobSpec)) -> String {
+        let mut spec = spec();
+        change(&mut spec);
+        spec.validate().expect_err("refused").field
+    }
+
+    #[test]
+    fn each_field_is_refused_by_its_name() {
+        assert_eq!(spec().validate(), Ok(()));
+        assert_eq!(refused(|spec| spec.command.clear()), "command");
+        assert_eq!(refused(|spec| spec.command[0].clear()), "command[0]");
+        assert_eq!(refused(|spec| spec.command[1].push('\0')), "command[1]");
+        assert_eq!(
+            refused(|spec| spec.command[1] = "x".repeat(MAX_ARGUMENT_BYTES)),
+            "command"
+        );
+        assert_eq!(refused(|spec| spec.cwd = "srv".to_owned()), "cwd");
+        assert_eq!(
+            refused(|spec| spec.workspace = "../w".to_owned()),
+            "workspace"
+        );
+        assert_eq!(
+            refused(|spec| drop(spec.env.insert("A=B".to_owned(), String::new()))),
+            "env"
+        );
+        assert_eq!(refused(|spec| spec.name = "two\nlines".to_owned()), "name");
+        assert_eq!(refused(|spec| spec.tracker = "x".repeat(201)), "tracker");
+        assert_eq!(
+            refused(|spec| drop(spec.labels.insert("a".to_owned(), "\u{7}".to_owned()))),
+            "labels.a"
+        );
+        assert_eq!(refused(|spec| spec.retries = Some(-1)), "retries");
+        assert_eq!(refused(|spec| spec.resumes = Some(1_001)), "resumes");
+        assert_eq!(refused(|spec| spec.demand.slots = 1_001), "demand.slots");
+        assert_eq!(refused(|spec| spec.demand.gpus = -1), "demand.gpus");
+        assert_eq!(
+            refused(|spec| spec.demand.memory_bytes = -1),
+            "demand.memory_bytes"
+        );
+        assert_eq!(
+            refused(|spec| spec.time_limit = Some(Duration::from_micros(10))),
+            "time_limit"
+        );
+        let minute = Some(Duration::from_secs(60));
+        assert_eq!(refused(|spec| spec.warn_before = minute), "warn_before");
+        assert_eq!(
+            refused(|spec| (spec.warn_before, spec.time_limit) = (minute, minute)),
+            "warn_before"
+        );
+        assert_eq!(refused(|spec| spec.warn_signal = 65), "warn_signal");
+        assert_eq!(
+            refused(|spec| spec.stop_grace = Some(MAX_STOP_GRACE + Duration::from_secs(1))),
+            "stop_grace"
+        );
+        let on = |job| Dependency {
+            job: JobId(job),
+            condition: Condition::Ok,
+        };
+        assert_eq!(refused(|spec| spec.after = vec![on(1), on(0)]), "after[1]");
+        assert_eq!(
+            refused(|spec| spec.after = vec![on(1), on(2), on(1)]),
+            "after[2]"
+        );
+    }
+
+    #[test]
+    fn a_name_is_derived_from_the_command() {
+        let name = |command: &[&str], shell| {
+            let spec = JobSpec {
+                command: command.iter().map(|part| (*part).to_owned()).collect(),
+                shell,
+                ..JobSpec::default()
+            };
+            spec.normalised().name
+        };
+        assert_eq!(name(&["/usr/bin/make", "all"], false), "make");
+        assert_eq!(name(&["sh", "-c", "make all\n"], true), "make all");
+        assert_eq!(name(&["/"], false), "job");
+        assert!(name(&["sh", "-c", &"ü".repeat(200)], true).len() <= 80);
+    }
+
+    #[test]
+    fn a_stored_spec_of_an_older_version_is_read() {
+        let stored: JobSpec = serde_json::from_str(r#"{"command":["true"],"cwd":"/"}"#).unwrap();
+        assert_eq!((stored.retries(), stored.resumes()), (2, 3));
+        assert_eq!(stored.stop_grace(), Duration::from_secs(10));
+        assert_eq!(stored.demand.slots, 1);
+        let fields = r#"{"time_limit":1500000,"after":[{"job":3,"condition":"any"}],"future":1}"#;
+        let stored: JobSpec = serde_json::from_str(fields).unwrap();
+        assert_eq!(stored.time_limit, Some(Duration::from_millis(1_500)));
+        assert_eq!(stored.after[0].condition, Condition::Any);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_accepted_survives_storage(
+            name in ".{0,40}",
+            argument in ".{0,40}",
+            seconds in proptest::option::of(0..10_000_000_u64),
+            label in "[a-z]{1,8}",
+        ) {
+            let mut spec = JobSpec {
+                name,
+                time_limit: seconds.map(Duration::from_secs),
+                ..spec()
+            };
+            spec.command.push(argument);
+            spec.labels.insert(label, String::new());
+            let spec = spec.normalised();
+            if spec.validate().is_ok() {
+                let stored = serde_json::to_string(&spec).unwrap();
+                // The database refuses this escape.
+                prop_assert!(!stored.contains("\\u0000"));
+                prop_assert_eq!(serde_json::from_str::<JobSpec>(&stored).unwrap(), spec);
+            }
+        }
+    }
+}
