@@ -131,6 +131,8 @@ impl Installation {
             .env("LANG", "C.UTF-8")
             .env("TZ", "UTC")
             .env("RUST_BACKTRACE", "1")
+            // A person can wait for the back-off of a retry; a test need not.
+            .env("QCTL_RETRY_BASE", "1s")
             .envs(self.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null());
         command

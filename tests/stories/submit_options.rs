@@ -249,12 +249,103 @@ fn a_memory_demand_is_placed_and_says_what_is_not_enforced() {
 }
 
 #[test]
-fn an_exclusive_job_is_marked_and_runs() {
+fn an_exclusive_job_stops_itself_before_its_place_is_given_away() {
+    let qctl = Installation::prepare();
+    // The lease ends one minute and the grace before the attempt would be given up.
+    qctl.file(
+        "home/config/server.toml",
+        "unreachable_after = \"5s\"\nlost_after = \"72s\"\n",
+    );
+    qctl.up(&["--slots", "2"]).ok();
+    let plain = qctl.submit(&["--", "sleep", "600"]);
+    let exclusive = qctl.submit(&["--exclusive", "--stop-grace", "1s", "--", "sleep", "601"]);
+    let pid = |id: i64| {
+        let job = qctl.until_state(id, "running");
+        assert_eq!(job["exclusive"], id == exclusive, "{job:#}");
+        job["attempts"][0]["pid"].as_i64().unwrap() as i32
+    };
+    let (plain_pid, exclusive_pid) = (pid(plain), pid(exclusive));
+    for pid in qctl
+        .pids("qctl keeper")
+        .into_iter()
+        .chain(qctl.pids("qctl-server"))
+    {
+        crate::harness::kill(pid, rustix::process::Signal::KILL);
+    }
+    qctl.until("the exclusive job stopped itself", || {
+        (!crate::harness::is_alive(exclusive_pid)).then_some(())
+    });
+    assert!(
+        crate::harness::is_alive(plain_pid),
+        "losing sight is not failing"
+    );
+    qctl.up(&[]).ok();
+    let job = qctl.until("it is resumed", || {
+        let job = qctl.job(exclusive);
+        (job["attempt"] == 2).then_some(job)
+    });
+    assert_eq!(
+        job["attempts"][0]["outcome"]["cause"], "lease_expired",
+        "{job:#}"
+    );
+    assert_eq!(qctl.job(plain)["attempt"], 1);
+}
+
+#[test]
+fn a_chosen_warning_signal_is_sent() {
     let qctl = Installation::start();
-    let id = qctl.submit(&["--exclusive", "--", "true"]);
+    let id = qctl.submit(&[
+        "--time-limit",
+        "60s",
+        "--warn-before",
+        "59s",
+        "--warn-signal",
+        "USR2",
+        "--shell",
+        "trap 'echo two; exit 0' USR2; trap 'echo one; exit 1' USR1; while :; do sleep 0.05; done",
+    ]);
+    assert_eq!(qctl.until_ended(id)["state"], "succeeded");
+    assert_eq!(qctl.raw_log(id), b"two\n");
+}
+
+#[test]
+fn a_pseudo_terminal_is_given_on_request_only() {
+    let qctl = Installation::start();
+    let ask = "if [ -t 1 ] && [ -t 2 ]; then echo terminal; else echo pipe; fi";
+    let plain = qctl.submit(&["--shell", ask]);
+    let terminal = qctl.submit(&["--pty", "--shell", ask]);
+    qctl.until_ended(plain);
+    qctl.until_ended(terminal);
+    assert_eq!(qctl.raw_log(plain), b"pipe\n");
+    assert_eq!(qctl.raw_log(terminal), b"terminal\n");
+}
+
+#[test]
+fn the_stop_grace_bounds_how_long_a_job_may_clean_up() {
+    let qctl = Installation::start();
+    let stubborn = "trap '' TERM; echo up; while :; do sleep 0.05; done";
+    let id = qctl.submit(&["--stop-grace", "1s", "--shell", stubborn]);
+    qctl.until("it is up", || (qctl.raw_log(id) == b"up\n").then_some(()));
+    let begun = std::time::Instant::now();
+    qctl.qctl(&["cancel", &id.to_string()]).ok();
     let job = qctl.until_ended(id);
-    assert_eq!(job["state"], "succeeded");
-    assert_eq!(job["exclusive"], true, "{job:#}");
+    assert_eq!(job["state"], "cancelled");
+    assert_eq!(job["signal"], 9, "force came after the grace: {job:#}");
+    assert!(begun.elapsed() >= Duration::from_secs(1));
+}
+
+#[test]
+fn artifacts_are_shown_by_reference() {
+    let qctl = Installation::start();
+    let id = qctl.submit(&[
+        "--artifact",
+        "out",
+        "--shell",
+        "mkdir -p out; echo x > out/result.txt",
+    ]);
+    let job = qctl.until_ended(id);
+    let text = job["artifacts"].to_string();
+    assert!(text.contains("out"), "{job:#}");
 }
 
 #[test]
