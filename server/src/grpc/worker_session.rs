@@ -139,8 +139,15 @@ impl Session {
             last = reading => last,
             () = writing => None,
             () = wire.closed() => None,
-            () = closed.cancelled() => Some(Status::aborted("a newer session took this one's place")),
+            () = closed.cancelled() => None,
             () = stop.cancelled() => Some(status(Error::ShuttingDown)),
+        };
+        // Closing also ends the queue of messages, so that either may have been seen first.
+        let last = match last {
+            None if closed.is_cancelled() => {
+                Some(Status::aborted("a newer session took this one's place"))
+            }
+            last => last,
         };
         self.app.farewell(self.worker, &outbox).await;
         if let Some(last) = last {
