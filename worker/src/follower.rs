@@ -16,8 +16,12 @@ use crate::shim::records::{self, Event};
 /// Bytes read at once while there is much to read. Between two pieces other work has its turn.
 const PIECE_BYTES: usize = 256 * 1024;
 
-/// Bytes read at first; also the buffer that is kept while nothing arrives.
+/// Bytes read at first; also the buffer that is kept while little arrives.
 const FIRST_PIECE_BYTES: usize = 16 * 1024;
+
+/// Reads that found little after which a larger buffer is given back. Giving it back after each
+/// would cost a flood more than reading it.
+const CALM_READS: u32 = 32;
 
 /// Something that a segment tells about an attempt.
 #[derive(Clone, Debug)]
@@ -81,6 +85,8 @@ pub(crate) struct Follower {
     reader: Reader,
     /// Size of the next piece, in bytes.
     piece: usize,
+    /// Reads in a row that found little.
+    calm: u32,
     pump: Pump,
     attempt: Option<Attempt>,
 }
@@ -106,6 +112,7 @@ impl Follower {
             file,
             reader: Reader::new(),
             piece: FIRST_PIECE_BYTES,
+            calm: 0,
             pump,
             attempt: None,
         }
@@ -140,8 +147,14 @@ impl Follower {
         let result = self.records(now, notes);
         self.tell_output(notes);
         let more = length == asked;
-        self.piece = if more { PIECE_BYTES } else { FIRST_PIECE_BYTES };
-        if !more {
+        if more {
+            self.piece = PIECE_BYTES;
+            self.calm = 0;
+        } else {
+            self.calm = self.calm.saturating_add(1);
+        }
+        if self.calm == CALM_READS {
+            self.piece = FIRST_PIECE_BYTES;
             self.reader.shrink(FIRST_PIECE_BYTES);
         }
         result?;

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use qctl_proto::MAX_CHUNK_BYTES;
 use qctl_proto::v1::UploadLogRequest;
 use qctl_worker_core::log_offsets::{Answer, Ready, Upload};
@@ -27,7 +28,7 @@ const MAX_ON_THE_WAY: usize = 32;
 const COMPRESSION_LEVEL: i32 = 1;
 
 /// How much less important than the jobs the thread is, as `nice` counts.
-const NICENESS: i32 = 5;
+const NICENESS: i32 = 10;
 
 /// How often chunks without an answer are looked for.
 const LOOK_FOR_OVERDUE: Duration = Duration::from_secs(5);
@@ -91,7 +92,11 @@ impl Pump {
                 let worker = Worker {
                     messages,
                     stored: Box::new(stored),
-                    compressor,
+                    packer: Packer {
+                        compressor,
+                        raw: Vec::new(),
+                        packed: vec![0; zstd::zstd_safe::compress_bound(MAX_CHUNK_BYTES)],
+                    },
                     connection: None,
                     attempts: BTreeMap::new(),
                     active: BTreeSet::new(),
@@ -148,10 +153,17 @@ struct Attempt {
     broken: bool,
 }
 
+/// Compresses chunks, with memory that is used again for each.
+struct Packer {
+    compressor: zstd::bulk::Compressor<'static>,
+    raw: Vec<u8>,
+    packed: Vec<u8>,
+}
+
 struct Worker {
     messages: Receiver<Message>,
     stored: Box<dyn Fn(i64) + Send>,
-    compressor: zstd::bulk::Compressor<'static>,
+    packer: Packer,
     connection: Option<(u64, async_mpsc::Sender<UploadLogRequest>)>,
     attempts: BTreeMap<i64, Attempt>,
     /// Attempts with output that is not stored.
@@ -177,7 +189,12 @@ impl Worker {
                 Next::Again => self.messages.try_recv().ok(),
                 Next::Wait(time) => match self.messages.recv_timeout(time) {
                     Ok(message) => Some(message),
-                    Err(RecvTimeoutError::Timeout) => None,
+                    Err(RecvTimeoutError::Timeout) => {
+                        if time == LOOK_FOR_OVERDUE {
+                            self.rest();
+                        }
+                        None
+                    }
                     Err(RecvTimeoutError::Disconnected) => return,
                 },
             };
@@ -189,6 +206,15 @@ impl Worker {
             }
             next = self.send_one();
         }
+    }
+
+    /// Gives memory back while nothing happens.
+    fn rest(&mut self) {
+        let sources = self.attempts.values_mut();
+        sources
+            .filter_map(|attempt| attempt.source.as_mut())
+            .for_each(Source::shrink);
+        self.packer.raw = Vec::new();
     }
 
     fn now(&self) -> Duration {
@@ -347,7 +373,7 @@ impl Worker {
                 Ready::Now if on_the_way >= MAX_ON_THE_WAY => continue,
                 Ready::Now => {}
             }
-            let Some((chunk, end)) = attempt.chunk(fence, &mut self.compressor) else {
+            let Some((chunk, end)) = attempt.chunk(fence, &mut self.packer) else {
                 continue;
             };
             match chunks.try_send(chunk) {
@@ -389,11 +415,7 @@ impl Attempt {
     }
 
     /// The next chunk, compressed, and the position behind it.
-    fn chunk(
-        &mut self,
-        fence: i64,
-        compressor: &mut zstd::bulk::Compressor<'static>,
-    ) -> Option<(UploadLogRequest, u64)> {
+    fn chunk(&mut self, fence: i64, packer: &mut Packer) -> Option<(UploadLogRequest, u64)> {
         let source = match &mut self.source {
             Some(source) => source,
             none => {
@@ -402,7 +424,7 @@ impl Attempt {
                 none.insert(source)
             }
         };
-        let read = source.next().map_err(anyhow::Error::from);
+        let read = source.next(&mut packer.raw).map_err(anyhow::Error::from);
         let packed = read.and_then(|chunk| {
             let Some(mut chunk) = chunk else {
                 return Ok(None);
@@ -410,7 +432,9 @@ impl Attempt {
             let bytes = i64::from(chunk.length) + chunk.hole_bytes;
             let end = (chunk.offset + bytes).max(0) as u64;
             if chunk.hole_bytes == 0 {
-                chunk.data = compressor.compress(&chunk.data)?.into();
+                let (raw, packed) = (&packer.raw, &mut packer.packed[..]);
+                let length = packer.compressor.compress_to_buffer(raw, packed)?;
+                chunk.data = Bytes::copy_from_slice(&packer.packed[..length]);
             }
             Ok(Some((chunk, end)))
         });

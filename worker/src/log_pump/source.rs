@@ -69,6 +69,8 @@ pub(super) struct Source {
     lines: i64,
     colours: Colours,
     rest: Option<Rest>,
+    /// Memory of the last record, to be used again.
+    spare: Vec<u8>,
     hole: Option<Hole>,
     /// Output before this is read but not passed on.
     from: u64,
@@ -87,6 +89,7 @@ impl Source {
             lines: 0,
             colours: Colours::default(),
             rest: None,
+            spare: Vec::new(),
             hole: None,
             from: 0,
             marks: vec![Mark {
@@ -115,13 +118,22 @@ impl Source {
         self.hole = None;
     }
 
-    /// The next chunk, without its data compressed; `None` when no more is recorded yet.
+    /// Gives memory back that only a flood needs.
+    pub(super) fn shrink(&mut self) {
+        self.spare = Vec::new();
+        self.reader.shrink(KEPT_BYTES);
+    }
+
+    /// The next chunk, whose output is put into `data`; `None` when no more is recorded yet.
     ///
     /// # Errors
     /// When the segment cannot be read or is damaged.
-    pub(super) fn next(&mut self) -> Result<Option<UploadLogRequest>, FollowError> {
+    pub(super) fn next(
+        &mut self,
+        data: &mut Vec<u8>,
+    ) -> Result<Option<UploadLogRequest>, FollowError> {
         let mut chunk: Option<UploadLogRequest> = None;
-        let mut data = Vec::new();
+        data.clear();
         loop {
             if let Some(hole) = self.hole {
                 if chunk.is_some() {
@@ -176,6 +188,7 @@ impl Source {
             self.offset += part.len() as u64;
             rest.passed += room;
             if rest.passed == rest.data.len() {
+                self.spare = std::mem::take(&mut rest.data);
                 self.rest = None;
             }
             let runs = chunk.as_ref().map_or(0, |chunk| chunk.runs.len());
@@ -185,8 +198,7 @@ impl Source {
         }
         Ok(chunk.map(|chunk| UploadLogRequest {
             length: data.len() as u32,
-            crc32c: crc32c::crc32c(&data),
-            data: data.into(),
+            crc32c: crc32c::crc32c(data),
             ..chunk
         }))
     }
@@ -207,10 +219,13 @@ impl Source {
                     } => {
                         let known = self.offset.saturating_sub(offset).min(data.len() as u64);
                         let missing = offset.saturating_sub(self.offset);
+                        let mut kept = std::mem::take(&mut self.spare);
+                        kept.clear();
+                        kept.extend_from_slice(data);
                         self.rest = Some(Rest {
                             stream,
                             wall_us,
-                            data: data.to_vec(),
+                            data: kept,
                             passed: known as usize,
                         })
                         .filter(|rest| rest.passed < rest.data.len());
@@ -243,7 +258,6 @@ impl Source {
                     let length = *read.as_ref().unwrap_or(&0);
                     self.reader.unfill(PIECE_BYTES - length);
                     if read? == 0 {
-                        self.reader.shrink(KEPT_BYTES);
                         return Ok(false);
                     }
                 }
@@ -353,11 +367,21 @@ mod tests {
         (Arc::new(file), output)
     }
 
+    /// The next chunk with its output.
+    fn next(source: &mut Source) -> Option<UploadLogRequest> {
+        let mut data = Vec::new();
+        let chunk = source.next(&mut data).unwrap()?;
+        Some(UploadLogRequest {
+            data: data.into(),
+            ..chunk
+        })
+    }
+
     /// Reads everything from `offset` and checks each chunk against the output.
     fn check(source: &mut Source, output: &[Option<u8>], offset: usize) {
         source.seek(offset as u64);
         let mut at = offset;
-        while let Some(chunk) = source.next().unwrap() {
+        while let Some(chunk) = next(source) {
             assert_eq!(chunk.offset as usize, at);
             if chunk.hole_bytes > 0 {
                 let end = at + chunk.hole_bytes as usize;
@@ -387,16 +411,16 @@ mod tests {
             Step::Out(b"end".to_vec()),
         ]);
         let mut source = Source::new(file, 7, 16);
-        let first = source.next().unwrap().unwrap();
+        let first = next(&mut source).unwrap();
         assert_eq!((first.data.len(), first.first_line), (MAX_CHUNK_BYTES, 0));
         assert!(first.colour_state.is_empty());
-        let second = source.next().unwrap().unwrap();
+        let second = next(&mut source).unwrap();
         let lines = first.data.iter().filter(|byte| **byte == b'\n').count();
         assert_eq!(second.first_line, lines as i64);
         assert_eq!(&second.colour_state[..], b"\x1b[31m");
         check(&mut source, &output, 0);
         source.seek(output.len() as u64 - 3);
-        let last = source.next().unwrap().unwrap();
+        let last = next(&mut source).unwrap();
         assert_eq!(last.first_line, 1 + 60_000 + 3);
     }
 
@@ -404,8 +428,8 @@ mod tests {
     fn output_that_arrives_later_is_read_later() {
         let (file, _) = written(&[Step::Out(b"one".to_vec())]);
         let mut source = Source::new(Arc::clone(&file), 7, 16);
-        assert_eq!(source.next().unwrap().unwrap().data, &b"one"[..]);
-        assert!(source.next().unwrap().is_none());
+        assert_eq!(next(&mut source).unwrap().data, &b"one"[..]);
+        assert!(next(&mut source).is_none());
         let mut more = Vec::new();
         let record = Record::Out {
             fence: 7,
@@ -417,9 +441,9 @@ mod tests {
         segment::encode(&record, &mut more).unwrap();
         let end = file.metadata().unwrap().len();
         file.write_all_at(&more[..10], end).unwrap();
-        assert!(source.next().unwrap().is_none());
+        assert!(next(&mut source).is_none());
         file.write_all_at(&more[10..], end + 10).unwrap();
-        let chunk = source.next().unwrap().unwrap();
+        let chunk = next(&mut source).unwrap();
         assert_eq!((chunk.offset, &chunk.data[..]), (3, &b"two"[..]));
         assert_eq!(chunk.runs[0].stream(), LogStream::Stderr);
     }
