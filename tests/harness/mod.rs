@@ -10,20 +10,20 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// Longest that a condition may take on a busy two-core machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a program printed and how it ended.
 #[derive(Debug)]
-pub struct Ran {
-    pub code: i32,
-    pub stdout: String,
-    pub stderr: String,
+pub(crate) struct Ran {
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 impl Ran {
     /// Asserts success and returns what was printed.
     #[track_caller]
-    pub fn ok(self) -> String {
+    pub(crate) fn ok(self) -> String {
         assert_eq!(
             self.code, 0,
             "stdout: {}\nstderr: {}",
@@ -34,7 +34,7 @@ impl Ran {
 
     /// Asserts failure and returns both outputs.
     #[track_caller]
-    pub fn fails(self) -> String {
+    pub(crate) fn fails(self) -> String {
         assert_ne!(
             self.code, 0,
             "stdout: {}\nstderr: {}",
@@ -45,7 +45,7 @@ impl Ran {
 }
 
 /// An installation that runs. Dropping it stops everything it started.
-pub struct Installation {
+pub(crate) struct Installation {
     folder: TempDir,
     bin: PathBuf,
     env: Vec<(String, String)>,
@@ -53,7 +53,7 @@ pub struct Installation {
 
 impl Installation {
     /// Prepares a home without starting anything.
-    pub fn prepare() -> Self {
+    pub(crate) fn prepare() -> Self {
         let folder = TempDir::with_prefix("qctl-").unwrap();
         // The database's user must be able to enter.
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -65,20 +65,20 @@ impl Installation {
     }
 
     /// `qctl up` with one worker of one slot.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::start_with(&[])
     }
 
     /// `qctl up` with more options.
     #[track_caller]
-    pub fn start_with(options: &[&str]) -> Self {
+    pub(crate) fn start_with(options: &[&str]) -> Self {
         let installation = Self::prepare();
         installation.up(options).ok();
         installation
     }
 
     /// Runs `qctl up` on a free port.
-    pub fn up(&self, options: &[&str]) -> Ran {
+    pub(crate) fn up(&self, options: &[&str]) -> Ran {
         let mut args = vec!["up", "--listen", "127.0.0.1:0"];
         args.extend_from_slice(options);
         self.qctl(&args)
@@ -86,28 +86,28 @@ impl Installation {
 
     /// Adds a variable to the environment of every program started from here.
     #[must_use]
-    pub fn env(mut self, name: &str, value: impl Into<String>) -> Self {
+    pub(crate) fn env(mut self, name: &str, value: impl Into<String>) -> Self {
         self.env.push((name.to_owned(), value.into()));
         self
     }
 
     /// A folder for the test's own files.
-    pub fn folder(&self) -> &Path {
+    pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
     }
 
     /// Where the installation keeps its files.
-    pub fn home(&self) -> PathBuf {
+    pub(crate) fn home(&self) -> PathBuf {
         self.folder.path().join("home")
     }
 
     /// Where the programs are.
-    pub fn bin(&self) -> &Path {
+    pub(crate) fn bin(&self) -> &Path {
         &self.bin
     }
 
     /// Writes a file into the test's folder.
-    pub fn file(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+    pub(crate) fn file(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
         let path = self.folder().join(name);
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent).unwrap();
@@ -117,7 +117,7 @@ impl Installation {
     }
 
     /// A command with the installation's environment, started in the test's folder.
-    pub fn command(&self, program: &str) -> Command {
+    pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = Command::new(self.bin.join(program));
         command
             .current_dir(self.folder())
@@ -139,7 +139,7 @@ impl Installation {
     }
 
     /// Runs the command line to its end.
-    pub fn qctl(&self, args: &[&str]) -> Ran {
+    pub(crate) fn qctl(&self, args: &[&str]) -> Ran {
         let mut command = self.command("qctl");
         command.args(args);
         run(command)
@@ -147,7 +147,7 @@ impl Installation {
 
     /// Runs the command line with `--json` and reads the one document it prints.
     #[track_caller]
-    pub fn json(&self, args: &[&str]) -> Value {
+    pub(crate) fn json(&self, args: &[&str]) -> Value {
         let mut all = vec!["--json"];
         all.extend_from_slice(args);
         let text = self.qctl(&all).ok();
@@ -156,7 +156,7 @@ impl Installation {
 
     /// Submits with these arguments and returns the job's id.
     #[track_caller]
-    pub fn submit(&self, args: &[&str]) -> i64 {
+    pub(crate) fn submit(&self, args: &[&str]) -> i64 {
         let mut all = vec!["submit"];
         all.extend_from_slice(args);
         let job = self.json(&all);
@@ -167,13 +167,13 @@ impl Installation {
 
     /// The job as `show --json` has it.
     #[track_caller]
-    pub fn job(&self, id: i64) -> Value {
+    pub(crate) fn job(&self, id: i64) -> Value {
         self.json(&["show", &id.to_string()])
     }
 
     /// Waits until the job is in a state.
     #[track_caller]
-    pub fn until_state(&self, id: i64, state: &str) -> Value {
+    pub(crate) fn until_state(&self, id: i64, state: &str) -> Value {
         self.until(&format!("job {id} is {state}"), || {
             let job = self.job(id);
             if job["state"] == state {
@@ -192,7 +192,7 @@ impl Installation {
 
     /// Waits until the job has ended, whichever way.
     #[track_caller]
-    pub fn until_ended(&self, id: i64) -> Value {
+    pub(crate) fn until_ended(&self, id: i64) -> Value {
         self.qctl(&["wait", &id.to_string()]);
         let job = self.job(id);
         assert!(job["ended_at"].is_string(), "{job:#}");
@@ -201,7 +201,7 @@ impl Installation {
 
     /// The job's whole raw output.
     #[track_caller]
-    pub fn raw_log(&self, id: i64) -> Vec<u8> {
+    pub(crate) fn raw_log(&self, id: i64) -> Vec<u8> {
         let mut command = self.command("qctl");
         command.args(["logs", "--raw", &id.to_string()]);
         let output = command.output().unwrap();
@@ -215,13 +215,13 @@ impl Installation {
 
     /// Waits for a condition, looking often; panics with the installation's logs when it never holds.
     #[track_caller]
-    pub fn until<T>(&self, what: &str, condition: impl FnMut() -> Option<T>) -> T {
+    pub(crate) fn until<T>(&self, what: &str, condition: impl FnMut() -> Option<T>) -> T {
         wait_for(condition)
             .unwrap_or_else(|| panic!("waited in vain until {what}\n{}", self.program_logs()))
     }
 
     /// Process ids of the installation's processes whose command line contains a text.
-    pub fn pids(&self, text: &str) -> Vec<i32> {
+    pub(crate) fn pids(&self, text: &str) -> Vec<i32> {
         let marker = format!("QCTL_HOME={}\0", self.home().display());
         processes(|environ, cmdline| {
             environ
@@ -233,7 +233,7 @@ impl Installation {
 
     /// Process ids of the installation's Postgres, which is given no environment: it works in the
     /// cluster's folder.
-    pub fn postgres_pids(&self) -> Vec<i32> {
+    pub(crate) fn postgres_pids(&self) -> Vec<i32> {
         let cluster = self.home().join("data/database/pg");
         processes(|_, cmdline| cmdline.contains("postgres"))
             .into_iter()
@@ -244,7 +244,7 @@ impl Installation {
     }
 
     /// What the installation's own programs logged.
-    pub fn program_logs(&self) -> String {
+    pub(crate) fn program_logs(&self) -> String {
         let mut text = String::new();
         for name in ["keeper", "server", "worker"] {
             let path = self.home().join("data/logs").join(format!("{name}.log"));
@@ -275,14 +275,14 @@ impl Drop for Installation {
 }
 
 /// Sends a signal; a process that is gone already is fine.
-pub fn kill(pid: i32, signal: rustix::process::Signal) {
+pub(crate) fn kill(pid: i32, signal: rustix::process::Signal) {
     if let Some(pid) = rustix::process::Pid::from_raw(pid) {
         let _ = rustix::process::kill_process(pid, signal);
     }
 }
 
 /// True while a process exists and is no zombie.
-pub fn is_alive(pid: i32) -> bool {
+pub(crate) fn is_alive(pid: i32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
         !stat
             .rsplit(')')
@@ -294,7 +294,7 @@ pub fn is_alive(pid: i32) -> bool {
 }
 
 /// Process ids whose environment and command line satisfy a predicate; zombies do not count.
-pub fn processes(matches: impl Fn(&[u8], &str) -> bool) -> Vec<i32> {
+pub(crate) fn processes(matches: impl Fn(&[u8], &str) -> bool) -> Vec<i32> {
     let mut pids = Vec::new();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
         let Some(pid) = entry
@@ -318,7 +318,7 @@ pub fn processes(matches: impl Fn(&[u8], &str) -> bool) -> Vec<i32> {
 }
 
 /// Looks at a condition until it holds or patience ends.
-pub fn wait_for<T>(mut condition: impl FnMut() -> Option<T>) -> Option<T> {
+pub(crate) fn wait_for<T>(mut condition: impl FnMut() -> Option<T>) -> Option<T> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(value) = condition() {
@@ -332,7 +332,7 @@ pub fn wait_for<T>(mut condition: impl FnMut() -> Option<T>) -> Option<T> {
 }
 
 /// Runs a command to its end; one that outlasts twice the patience is killed and fails the test.
-pub fn run(mut command: Command) -> Ran {
+pub(crate) fn run(mut command: Command) -> Ran {
     let child = command
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -342,7 +342,7 @@ pub fn run(mut command: Command) -> Ran {
 }
 
 /// Waits for a child started with piped outputs.
-pub fn finish(mut child: Child) -> Ran {
+pub(crate) fn finish(mut child: Child) -> Ran {
     let mut stdout = child.stdout.take().unwrap();
     let mut stderr = child.stderr.take().unwrap();
     let out = std::thread::spawn(move || {
