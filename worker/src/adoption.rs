@@ -11,6 +11,7 @@ use qctl_proto::v1::{SegmentFreed, attempt_ended};
 use qctl_worker_core::adoption::{Finding, judge};
 use qctl_worker_core::segment;
 
+use crate::chain;
 use crate::follower::{Fact, Follower, Note};
 use crate::held::Held;
 use crate::log_pump::Pump;
@@ -140,7 +141,10 @@ pub(crate) fn conclude(
     }
     // The facts hold either way; without the record the next agent finds them out again.
     if let Err(error) = append(file, follower.position(), &bytes) {
-        tracing::error!(%error, "what became of lost attempts could not be recorded: {error}");
+        tracing::error!(
+            "what became of lost attempts could not be recorded: {}",
+            chain(&error)
+        );
     }
     notes
 }
@@ -176,7 +180,11 @@ fn end_processes(loss: &Loss) {
                 );
             }
             Err(error) => {
-                tracing::error!(fence, %error, "processes of the lost attempt with fence {fence} cannot be looked for: {error}");
+                tracing::error!(
+                    fence,
+                    "processes of the lost attempt with fence {fence} cannot be looked for: {}",
+                    chain(&error)
+                );
                 std::thread::sleep(PAUSE);
             }
         }

@@ -10,6 +10,7 @@ use qctl_proto::v1::{Assignment, AttemptEnded, SegmentPid, StopCause};
 use qctl_worker_core::progress::{Pattern, Reading, Tracker};
 use qctl_worker_core::segment::{Corrupt, Read, Reader, Record};
 
+use crate::chain;
 use crate::log_pump::Pump;
 use crate::shim::records::{self, Event};
 
@@ -217,7 +218,7 @@ impl Follower {
                         notes.extend(fact.map(|fact| Note { fence, fact }));
                     }
                     // What this program does not know was written by a newer shim.
-                    Err(error) => tracing::warn!(%error, "a segment record is skipped: {error}"),
+                    Err(error) => tracing::warn!("a segment record is skipped: {}", chain(&error)),
                 },
             }
         }
@@ -298,7 +299,11 @@ impl Attempt {
         let pattern = given.filter(|text| !text.is_empty()).and_then(|text| {
             Pattern::parse(text)
                 .inspect_err(|error| {
-                    tracing::warn!(fence, %error, "the attempt with fence {fence} has a pattern that is not used: {error}");
+                    tracing::warn!(
+                        fence,
+                        "the attempt with fence {fence} has a pattern that is not used: {}",
+                        chain(&error)
+                    );
                 })
                 .ok()
         });

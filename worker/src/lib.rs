@@ -157,3 +157,15 @@ fn log_to_stderr(config: &Config) -> anyhow::Result<()> {
         .map_err(|error| anyhow::anyhow!(error))
         .context("cannot log")
 }
+
+/// An error and its causes in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut message = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        message.push_str(": ");
+        message.push_str(&error.to_string());
+        cause = error.source();
+    }
+    message
+}

@@ -13,6 +13,7 @@ use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use crate::chain;
 use crate::follower::{Follower, Note};
 use crate::shim;
 use crate::spool;
@@ -131,7 +132,11 @@ impl Runner {
                 Ok(None) => {}
                 Err(error) => {
                     let shim = self.shim;
-                    tracing::error!(shim, %error, "the lock of segment {shim} cannot be tried: {error}");
+                    tracing::error!(
+                        shim,
+                        "the lock of segment {shim} cannot be tried: {}",
+                        chain(&error)
+                    );
                 }
             }
             let connected = shim::connect(&self.socket).and_then(|stream| {
@@ -151,7 +156,11 @@ impl Runner {
         let mut notes = Vec::new();
         if let Err(error) = self.follower.read_all(wall_now(), &mut notes) {
             let shim = self.shim;
-            tracing::error!(shim, %error, "segment {shim} is read up to its last good record: {error}");
+            tracing::error!(
+                shim,
+                "segment {shim} is read up to its last good record: {}",
+                chain(&error)
+            );
         }
         if !notes.is_empty() && self.tell(LinkEvent::Notes(notes)).await.is_err() {
             return;
@@ -229,7 +238,7 @@ impl Runner {
                 Ok(true) => tokio::task::yield_now().await,
                 Err(error) => {
                     let shim = self.shim;
-                    tracing::error!(shim, %error, "segment {shim} cannot be read on: {error}");
+                    tracing::error!(shim, "segment {shim} cannot be read on: {}", chain(&error));
                     return Ok(());
                 }
             }

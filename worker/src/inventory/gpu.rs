@@ -91,7 +91,7 @@ pub fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            eprintln!("{error}");
+            eprintln!("{}", crate::chain(&error));
             ExitCode::FAILURE
         }
     }

@@ -19,6 +19,8 @@ use qctl_worker_core::log_offsets::{Answer, Ready, Upload};
 use tokio::sync::mpsc as async_mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
+use crate::chain;
+use crate::follower::FollowError;
 use source::Source;
 
 /// Most chunks of all attempts together that are on their way.
@@ -151,6 +153,15 @@ struct Attempt {
     waiting_since: Duration,
     /// The segment cannot be read on; told once.
     broken: bool,
+}
+
+/// Why a chunk cannot be made.
+#[derive(Debug, thiserror::Error)]
+enum PackError {
+    #[error("it cannot be read")]
+    Read(#[from] FollowError),
+    #[error("it cannot be compressed")]
+    Compress(#[from] std::io::Error),
 }
 
 /// Compresses chunks, with memory that is used again for each.
@@ -424,7 +435,7 @@ impl Attempt {
                 none.insert(source)
             }
         };
-        let read = source.next(&mut packer.raw).map_err(anyhow::Error::from);
+        let read = source.next(&mut packer.raw).map_err(PackError::from);
         let packed = read.and_then(|chunk| {
             let Some(mut chunk) = chunk else {
                 return Ok(None);
@@ -441,7 +452,8 @@ impl Attempt {
         packed.unwrap_or_else(|error| {
             tracing::error!(
                 fence,
-                "the rest of the output with fence {fence} cannot be sent: {error:#}"
+                "the rest of the output with fence {fence} cannot be sent: {}",
+                chain(&error),
             );
             self.broken = true;
             None

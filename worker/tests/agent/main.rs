@@ -167,7 +167,9 @@ async fn a_stopped_agent_leaves_quickly_and_its_jobs_run_on() {
     coordinator.wait("it runs", |s| s.started(7)).await;
     assert!(worker.terminate().success());
     assert!(lives(coordinator.state().pid(7)));
-    assert_eq!(worker.shims().len(), 1);
+    let shim = rustix::process::Pid::from_raw(worker.shims()[0]);
+    let session = rustix::process::getsid(shim).unwrap();
+    assert_eq!(Some(session), shim, "a closed terminal does not reach it");
     worker.restart();
     std::fs::write(go, "").unwrap();
     assert_eq!(coordinator.complete(7).await.exit_code, Some(3));
