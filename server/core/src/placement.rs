@@ -306,12 +306,27 @@ impl Placement {
         placement
     }
 
-    /// True while another job could find a place, or take the place of one that is only ready.
-    pub fn wants_more(&self) -> bool {
+    /// True while a job at this place in the queue could find a place, or take that of one that is
+    /// only ready and behind it. Once it is false for a job, it is so for all behind it.
+    pub fn wants(&self, order: Order) -> bool {
         self.workers.iter().any(|state| {
             state.worker.accepts
-                && (state.free.slots > 0 || state.has_ready_place() || !state.ready.is_empty())
+                && (state.free.slots > 0
+                    || state.has_ready_place()
+                    || state.ready.iter().any(|ready| order < ready.order))
         })
+    }
+
+    /// How many jobs could find a place or take one at most; none when it is of no use to look.
+    pub fn places(&self) -> usize {
+        self.workers
+            .iter()
+            .filter(|state| state.worker.accepts)
+            .map(|state| {
+                usize::try_from(state.free.slots).unwrap_or_default()
+                    + state.worker.ready.max(state.ready.len())
+            })
+            .sum()
     }
 
     /// Offers the next job in order.
@@ -604,7 +619,7 @@ mod tests {
                 .any(|placed| !matches!(placed, Placed::Assign { .. }))
         );
         assert!(matches!(targets[5], Placed::Reserved { .. }));
-        assert!(!placement.wants_more());
+        assert!(!placement.wants(Order::new(0, JobId(16))));
     }
 
     #[test]
@@ -700,7 +715,8 @@ mod tests {
         quick.ready = 2;
         quick.held.push(holding(1, needs(1, 0)));
         let mut placement = Placement::new(vec![quick], at(0));
-        assert!(placement.wants_more());
+        assert!(placement.wants(Order::new(0, JobId(2))));
+        assert_eq!(placement.places(), 2);
         assert_eq!(placement.offer(&job(2, needs(1, 0))), to(1));
         assert_eq!(placement.offer(&job(3, needs(1, 0))), to(1));
         assert!(matches!(

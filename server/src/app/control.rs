@@ -14,10 +14,11 @@ use super::ledger::{AfterCommit, Ledger, general_event};
 use super::submit::{RequestKey, check_batch, met_by};
 use super::{App, Caller, Change, Error, Role};
 use crate::sessions::ToWorker;
+use crate::store::dispatch::{self, Window};
 use crate::store::ledger::{NewEvent, Which};
 use crate::store::read::WorkerMode;
 use crate::store::submit::{delete_job, lock_states, replace_spec, spec_of};
-use crate::store::{dispatch::Window, ledger, workers};
+use crate::store::{ledger, workers};
 
 /// How long a call waits for a worker to obey before it answers all the same.
 const OBEY_WITHIN: Duration = Duration::from_secs(2);
@@ -449,7 +450,8 @@ impl App {
 
     /// The first queued job in order that this worker could start beside its slots.
     async fn next_for(&self, worker: WorkerId) -> Result<Option<JobId>, Error> {
-        let fleet = self.store.fleet(&[worker]).await?;
+        let mut conn = self.store.acquire().await?;
+        let fleet = dispatch::fleet(&mut conn, &[worker]).await?;
         let Some(state) = fleet.workers.first() else {
             return Ok(None);
         };
@@ -469,10 +471,8 @@ impl App {
             after: None,
             limit: EXECUTE_WINDOW,
         };
-        let queued = self
-            .store
-            .queued_jobs(std::slice::from_ref(&roomy), &window)
-            .await?;
+        let queued =
+            dispatch::queued_jobs(&mut conn, std::slice::from_ref(&roomy), &window).await?;
         let unassigned = queued
             .iter()
             .find(|queued| queued.candidate.checkpoint_on.is_none_or(|id| id == worker))

@@ -13,12 +13,11 @@ use super::ledger::Ledger;
 use super::transitions::{Report, What};
 use super::{App, Change};
 use crate::sessions::{Assignment, Connected, ToWorker};
-use crate::store::StoreError;
-use crate::store::dispatch::{NewAssignment, QueuedJob, Window};
+use crate::store::dispatch::{self, NewAssignment, QueuedJob, Window};
 use crate::store::ledger::Which;
+use crate::store::{Dedicated, StoreError};
 
-/// Jobs in the first look at the queue, and in each further one.
-const FIRST_WINDOW: i64 = 64;
+/// Jobs in one look at the queue, at most.
 const WINDOW: i64 = 500;
 /// Looks at the queue in one round: a job behind so many that have to wait fills in later.
 const WINDOWS: usize = 8;
@@ -31,6 +30,7 @@ impl App {
     /// Assigns jobs until the coordinator stops.
     pub(super) async fn dispatch_forever(self: Arc<Self>) {
         let mut failing = false;
+        let mut database = Dedicated::default();
         loop {
             tokio::select! {
                 biased;
@@ -38,7 +38,7 @@ impl App {
                 () = self.wake.dispatch_wanted() => {}
                 () = tokio::time::sleep(self.settings.wake_interval) => {}
             }
-            match self.dispatch_round().await {
+            match self.dispatch_round(&mut database).await {
                 Ok(()) => failing = false,
                 Err(error) => {
                     if !failing {
@@ -48,6 +48,7 @@ impl App {
                         );
                     }
                     failing = true;
+                    database.give_up();
                     self.wake.dispatch();
                     tokio::select! {
                         () = tokio::time::sleep(PAUSE) => {}
@@ -59,7 +60,7 @@ impl App {
     }
 
     /// Assigns what can be assigned now.
-    pub(super) async fn dispatch_round(&self) -> Result<(), StoreError> {
+    pub(super) async fn dispatch_round(&self, database: &mut Dedicated) -> Result<(), StoreError> {
         let connected: HashMap<WorkerId, Connected> = self
             .sessions
             .connected()
@@ -71,7 +72,7 @@ impl App {
         }
         let ids: Vec<WorkerId> = connected.keys().copied().collect();
         let now = self.clock.now();
-        let mut fleet = self.store.fleet(&ids).await?;
+        let mut fleet = dispatch::fleet(database.get(&self.store).await?, &ids).await?;
         for (worker, oldest) in fleet.workers.iter_mut().zip(&fleet.oldest_start) {
             let oldest = oldest.map(|start| (now - start).to_std().unwrap_or_default());
             worker.ready = self.turnover.ready_places(worker.id, oldest);
@@ -80,7 +81,7 @@ impl App {
         let mut picked = Vec::new();
         let mut taken = HashSet::new();
         let run_now = match fleet.run_now {
-            true => self.store.run_now_jobs().await?,
+            true => dispatch::run_now_jobs(database.get(&self.store).await?).await?,
             false => Vec::new(),
         };
         for queued in run_now {
@@ -93,6 +94,7 @@ impl App {
         }
         if !fleet.queue_paused {
             self.fill(
+                database,
                 &mut placement,
                 &fleet.workers,
                 &connected,
@@ -102,9 +104,9 @@ impl App {
             .await?;
         }
         // What has to make room goes first, so that a worker never has two jobs ready.
-        self.ask_back(&placement.finish()).await?;
+        self.ask_back(database, &placement.finish()).await?;
         for part in picked.chunks(ASSIGNMENTS) {
-            self.assign(part, &connected).await?;
+            self.assign(database, part, &connected).await?;
         }
         Ok(())
     }
@@ -112,6 +114,7 @@ impl App {
     /// Offers the queue to the workers, as far as they have room.
     async fn fill(
         &self,
+        database: &mut Dedicated,
         placement: &mut Placement,
         workers: &[Worker],
         connected: &HashMap<WorkerId, Connected>,
@@ -123,21 +126,24 @@ impl App {
             .filter(|worker| worker.accepts)
             .cloned()
             .collect();
+        // One more than there is room for, so that the first that has to wait reserves.
+        let places = i64::try_from(placement.places()).unwrap_or(WINDOW);
+        if accepting.is_empty() || places == 0 {
+            return Ok(());
+        }
         let mut window = Window {
             after: None,
-            limit: FIRST_WINDOW,
+            limit: (places + 1).min(WINDOW),
         };
         for _ in 0..WINDOWS {
-            if accepting.is_empty() || !placement.wants_more() {
-                return Ok(());
-            }
-            let jobs = self.store.queued_jobs(&accepting, &window).await?;
+            let conn = database.get(&self.store).await?;
+            let jobs = dispatch::queued_jobs(conn, &accepting, &window).await?;
             let full = jobs.len() as i64 == window.limit;
             if let Some(last) = jobs.last() {
                 window.after = Some((last.priority, last.candidate.job));
             }
             for queued in jobs {
-                if !placement.wants_more() {
+                if !placement.wants(queued.candidate.order) {
                     return Ok(());
                 }
                 if taken.contains(&queued.candidate.job) {
@@ -159,11 +165,11 @@ impl App {
     }
 
     /// Asks workers for attempts back that have not started.
-    async fn ask_back(&self, fences: &[Fence]) -> Result<(), StoreError> {
+    async fn ask_back(&self, database: &mut Dedicated, fences: &[Fence]) -> Result<(), StoreError> {
         if fences.is_empty() {
             return Ok(());
         }
-        let mut transaction = self.store.begin().await?;
+        let mut transaction = database.begin(&self.store).await?;
         let mut ledger = Ledger::open(self, &mut transaction, Which::Attempts(fences)).await?;
         for fence in fences {
             ledger.ask_back(*fence);
@@ -177,13 +183,12 @@ impl App {
     /// Makes attempts, and hands them to the sessions they were made for.
     async fn assign(
         &self,
+        database: &mut Dedicated,
         picked: &[NewAssignment],
         connected: &HashMap<WorkerId, Connected>,
     ) -> Result<(), StoreError> {
-        let made = self
-            .store
-            .assign(self.clock.now(), self.term, picked)
-            .await?;
+        let conn = database.get(&self.store).await?;
+        let made = dispatch::assign(conn, self.clock.now(), self.term, picked).await?;
         let by_job: HashMap<JobId, &NewAssignment> =
             picked.iter().map(|new| (new.job, new)).collect();
         let changed: Arc<[JobId]> = made.iter().map(|made| made.job).collect();

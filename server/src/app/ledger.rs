@@ -199,7 +199,13 @@ impl Ledger {
             JobEffect::WakeAt(at) => {
                 self.after.wake_at = Some(self.after.wake_at.map_or(at, |other| other.min(at)));
             }
-            JobEffect::ResolveDependents => self.after.ended.push(id),
+            // Attempts are read under the job's lock, which keeps new dependents waiting: what they
+            // say about dependents is so.
+            JobEffect::ResolveDependents => {
+                if self.latest(id).is_none_or(|row| row.has_dependents) {
+                    self.after.ended.push(id);
+                }
+            }
             JobEffect::AskBack | JobEffect::Stop => {
                 let Some(row) = self.current(id) else { return };
                 let (fence, worker) = (row.fence, row.worker);

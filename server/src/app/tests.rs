@@ -22,8 +22,8 @@ use super::{
     Role, Settings, What,
 };
 use crate::sessions::{Assignment, Outbox, SessionId, ToWorker};
-use crate::store::Store;
 use crate::store::fixtures::noon;
+use crate::store::{Dedicated, Store};
 
 /// Longest wait for something that must happen.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -407,7 +407,11 @@ async fn the_first_job_that_does_not_fit_reserves_the_worker(pool: PgPool) {
     let impossible = queue.one(wide("impossible", 3)).await;
     let wide_job = queue.one(wide("wide", 2)).await;
     let narrow = queue.one(wide("narrow", 1)).await;
-    queue.app.dispatch_round().await.expect("round");
+    queue
+        .app
+        .dispatch_round(&mut Dedicated::default())
+        .await
+        .expect("round");
     worker.has_nothing_to_read();
     worker.ended(running.fence, exit(0)).await;
     worker.freed(running.fence).await;
@@ -796,7 +800,11 @@ async fn a_paused_queue_and_a_draining_worker_take_nothing(pool: PgPool) {
     };
     mode(WorkerMode::Draining).await;
     let second = queue.one(spec("second")).await;
-    queue.app.dispatch_round().await.expect("round");
+    queue
+        .app
+        .dispatch_round(&mut Dedicated::default())
+        .await
+        .expect("round");
     worker.has_nothing_to_read();
     worker.run(assignment.fence, exit(0)).await;
     worker.committed(assignment.fence).await;

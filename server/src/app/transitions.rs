@@ -13,8 +13,8 @@ use tokio::sync::mpsc;
 use super::ledger::{AfterCommit, Applied, EndReport, Ledger, worker_actor};
 use super::{App, Change, Error};
 use crate::sessions::{SessionId, ToWorker};
-use crate::store::StoreError;
 use crate::store::ledger::{NewEvent, Which};
+use crate::store::{Dedicated, StoreError};
 
 /// Reports in one transaction.
 const BATCH: usize = 256;
@@ -129,6 +129,7 @@ impl App {
     /// Writes reports until the coordinator stops.
     pub(super) async fn write_reports(self: Arc<Self>, mut inbox: Inbox) {
         let mut batch = Vec::with_capacity(BATCH);
+        let mut database = Dedicated::default();
         loop {
             batch.clear();
             let received = tokio::select! {
@@ -139,17 +140,21 @@ impl App {
             if received == 0 {
                 break;
             }
-            self.write_until_done(&batch).await;
+            self.write_until_done(&mut database, &batch).await;
         }
     }
 
     /// Tries until the batch is written or the coordinator stops. Nothing that is not committed was
     /// acknowledged, so workers repeat what is lost then.
-    async fn write_until_done(&self, batch: &[Report]) {
+    async fn write_until_done(&self, database: &mut Dedicated, batch: &[Report]) {
         let mut tried = 0;
         loop {
             tried += 1;
-            match self.write_batch(batch).await {
+            let written = self.write_batch(database, batch).await;
+            if written.is_err() {
+                database.give_up();
+            }
+            match written {
                 Ok(after) => {
                     self.carry_out(after);
                     return;
@@ -174,7 +179,8 @@ impl App {
                         "a batch of reports failed; writing them one by one: {error}"
                     );
                     for report in batch {
-                        Box::pin(self.write_until_done(std::slice::from_ref(report))).await;
+                        Box::pin(self.write_until_done(database, std::slice::from_ref(report)))
+                            .await;
                     }
                     return;
                 }
@@ -191,9 +197,13 @@ impl App {
         }
     }
 
-    async fn write_batch(&self, batch: &[Report]) -> Result<AfterCommit, StoreError> {
+    async fn write_batch(
+        &self,
+        database: &mut Dedicated,
+        batch: &[Report],
+    ) -> Result<AfterCommit, StoreError> {
         let fences: Vec<Fence> = batch.iter().map(|report| report.fence).collect();
-        let mut transaction = self.store.begin().await?;
+        let mut transaction = database.begin(&self.store).await?;
         let mut ledger = Ledger::open(self, &mut transaction, Which::Attempts(&fences)).await?;
         for report in batch {
             // What an old connection still had to say is said again in the new one's greeting.

@@ -65,6 +65,8 @@ pub(crate) struct AttemptRow {
     pub(crate) log_crc32c: Option<i64>,
     /// Bytes of its output that are stored.
     pub(crate) log_stored: i64,
+    /// Other jobs wait for its job.
+    pub(crate) has_dependents: bool,
     /// How it ended after it had been given up.
     pub(crate) late_result: Option<Outcome>,
     /// The state that was read.
@@ -171,6 +173,8 @@ async fn attempts_of(
                   a.assigned_at, a.started_at, a.ended_at, a.duration_us, a.pid, a.outcome_kind,
                   a.outcome_cause, a.outcome_message, a.exit_code, a.signal, a.checkpoint,
                   a.not_enforced, a.log_end, a.log_crc32c, l.log_stored as "log_stored?",
+                  exists (select from dependencies d where d.on_job_id = a.job_id and not d.met)
+                    as "has_dependents!",
                   a.late_result as "late_result: sqlx::types::Json<Outcome>"
            from attempts a
            join workers w on w.id = a.worker_id
@@ -223,6 +227,7 @@ async fn attempts_of(
                 log_end: row.log_end,
                 log_crc32c: row.log_crc32c,
                 log_stored: row.log_stored.unwrap_or_default(),
+                has_dependents: row.has_dependents,
                 late_result: row.late_result.map(|outcome| outcome.0),
                 read: state,
             })
