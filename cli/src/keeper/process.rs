@@ -354,7 +354,7 @@ mod tests {
         let ready = folder.path().join("ready");
         let mut command = Command::new("sh");
         command.arg("-c").arg(format!(
-            "trap '' TERM; touch '{}'; while :; do sleep 1; done",
+            "trap '' TERM; touch '{}'; while :; do sleep 1 >/dev/null 2>&1; done",
             ready.display()
         ));
         let record = folder.path().join("program.process");
