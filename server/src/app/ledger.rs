@@ -10,7 +10,8 @@ use qctl_server_core::job::{self, JobEffect, JobEvent, JobRefusal};
 use qctl_server_core::outcome::{End, outcome};
 use qctl_server_core::retry::{Backoff, Ended};
 use qctl_server_core::{
-    AttemptNumber, AttemptState, Facts, Fence, JobId, Outcome, OutcomeKind, StopCause, WorkerId,
+    AttemptNumber, AttemptState, Facts, Fence, JobId, JobState, Outcome, OutcomeKind, StopCause,
+    WorkerId,
 };
 use sqlx::PgConnection;
 
@@ -162,7 +163,8 @@ impl Ledger {
         let row = self.jobs.get_mut(&id).ok_or(JobRefusal::NoAttempt)?;
         let step = job::step(&row.job, event, self.now)?;
         row.job = step.job;
-        if row.job.state.is_final() {
+        // A worker that had started it before it was asked back has fulfilled the wish as well.
+        if row.job.state.is_final() || row.job.state == JobState::Running {
             row.run_now_on = None;
         }
         self.touched_jobs.insert(id);

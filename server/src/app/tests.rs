@@ -786,6 +786,30 @@ async fn execute_starts_the_next_job_beside_the_slots_of_a_paused_queue(pool: Pg
 }
 
 #[sqlx::test]
+async fn a_job_that_started_before_it_came_back_is_not_executed_again_by_its_retry(pool: PgPool) {
+    let queue = Coordinator::start(pool);
+    let mut worker = queue.worker("w", 1).await;
+    let job = queue.one(spec("a")).await;
+    let assignment = worker.assigned().await;
+    let executed = queue.app.execute_next(&queue.user, "", "w").await;
+    assert_eq!(executed.expect("asked back"), job);
+    assert!(matches!(worker.next().await, ToWorker::Revoke(_)));
+    worker.started(assignment.fence).await;
+    let refused = What::Returned {
+        returned: false,
+        message: String::new(),
+    };
+    worker.say(assignment.fence, refused).await;
+    queue.becomes(job, JobState::Running).await;
+    assert_eq!(
+        queue
+            .count("select count(*) from jobs where run_now_on is not null")
+            .await,
+        0
+    );
+}
+
+#[sqlx::test]
 async fn a_paused_queue_and_a_draining_worker_take_nothing(pool: PgPool) {
     let queue = Coordinator::start(pool);
     let mut worker = queue.worker("w", 2).await;
