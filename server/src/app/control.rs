@@ -17,7 +17,7 @@ use crate::sessions::ToWorker;
 use crate::store::dispatch::{self, Window};
 use crate::store::ledger::{NewEvent, Which};
 use crate::store::read::WorkerMode;
-use crate::store::submit::{delete_job, lock_states, replace_spec, spec_of};
+use crate::store::submit::{delete_job, lock_states, replace_dependencies, replace_spec, spec_of};
 use crate::store::{ledger, workers};
 
 /// How long a call waits for a worker to obey before it answers all the same.
@@ -277,6 +277,35 @@ impl App {
             problem: error.problem,
             hint: error.hint,
         })?;
+        replace_spec(conn, job, &spec).await?;
+        let unmet_dependencies = if fields.contains(&Field::After) {
+            self.replace_after(conn, job, &spec).await?
+        } else {
+            // Left as they are: a job that they were met by may be deleted by now.
+            ledger.job(job).map_or(0, |row| row.job.unmet_dependencies)
+        };
+        ledger
+            .job_event(
+                job,
+                &JobEvent::Edited {
+                    unmet_dependencies,
+                    retries: spec.retries(),
+                    resumes: spec.resumes(),
+                },
+                actor,
+            )
+            .map_err(|refusal| refused(job, &ledger, refusal))?;
+        ledger.save(conn).await?;
+        Ok(())
+    }
+
+    /// Has a job wait for what its new spec names. Returns how many of these are not met.
+    async fn replace_after(
+        &self,
+        conn: &mut PgConnection,
+        job: JobId,
+        spec: &JobSpec,
+    ) -> Result<i32, Error> {
         if let Some(place) = spec
             .after
             .iter()
@@ -293,25 +322,11 @@ impl App {
             true => HashMap::new(),
             false => lock_states(conn, &others).await?,
         };
-        let met = met_by("spec.", &spec, &states, &[])?;
-        if fields.contains(&Field::After) {
-            self.refuse_circle(conn, job, &others).await?;
-        }
-        replace_spec(conn, job, &spec, &met).await?;
+        let met = met_by("spec.", spec, &states, &[])?;
+        self.refuse_circle(conn, job, &others).await?;
+        replace_dependencies(conn, job, &spec.after, &met).await?;
         let unmet = met.iter().filter(|met| !**met).count();
-        ledger
-            .job_event(
-                job,
-                &JobEvent::Edited {
-                    unmet_dependencies: i32::try_from(unmet).unwrap_or(i32::MAX),
-                    retries: spec.retries(),
-                    resumes: spec.resumes(),
-                },
-                actor,
-            )
-            .map_err(|refusal| refused(job, &ledger, refusal))?;
-        ledger.save(conn).await?;
-        Ok(())
+        Ok(i32::try_from(unmet).unwrap_or(i32::MAX))
     }
 
     /// Refuses dependencies through which a job would wait for itself.

@@ -810,6 +810,32 @@ async fn a_job_that_started_before_it_came_back_is_not_executed_again_by_its_ret
 }
 
 #[sqlx::test]
+async fn a_job_is_edited_although_the_one_it_waited_for_was_deleted(pool: PgPool) {
+    let queue = Coordinator::start(pool);
+    let mut worker = queue.worker("w", 1).await;
+    let first = queue.one(spec("first")).await;
+    let assignment = worker.assigned().await;
+    worker.run(assignment.fence, exit(0)).await;
+    queue.becomes(first, JobState::Succeeded).await;
+    let second = JobSpec {
+        after: after(&[(first.0, Condition::Ok)]),
+        hold: true,
+        ..spec("second")
+    };
+    let second = queue.one(second).await;
+    let deleted = queue.app.delete(&queue.user, "", first).await;
+    deleted.expect("deleted");
+    queue
+        .app
+        .update(&queue.user, "", second, spec("new"), vec!["name".into()])
+        .await
+        .expect("edited");
+    let release = queue.app.release(&queue.user, "", second).await;
+    release.expect("released");
+    assert_eq!(worker.assigned().await.spec.name, "new");
+}
+
+#[sqlx::test]
 async fn a_paused_queue_and_a_draining_worker_take_nothing(pool: PgPool) {
     let queue = Coordinator::start(pool);
     let mut worker = queue.worker("w", 2).await;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
 use qctl_server_core::job::Job;
-use qctl_server_core::{Condition, JobId, JobSpec, JobState, tracker};
+use qctl_server_core::{Condition, Dependency, JobId, JobSpec, JobState, tracker};
 use sqlx::PgConnection;
 use sqlx::types::Json;
 
@@ -166,25 +166,13 @@ pub(crate) async fn spec_of(
     Ok(spec.map(|spec| spec.0))
 }
 
-/// Replaces the spec of a job whose row is locked, with everything that is copied from it, and the
-/// job's dependencies.
+/// Replaces the spec of a job whose row is locked, with everything that is copied from it.
 pub(crate) async fn replace_spec(
     conn: &mut PgConnection,
     job: JobId,
     spec: &JobSpec,
-    met: &[bool],
 ) -> Result<(), StoreError> {
     let columns = SpecColumns::of(std::iter::once(spec));
-    let on: Vec<i64> = spec
-        .after
-        .iter()
-        .map(|dependency| dependency.job.0)
-        .collect();
-    let conditions: Vec<String> = spec
-        .after
-        .iter()
-        .map(|dependency| dependency.condition.as_str().to_owned())
-        .collect();
     sqlx::query!(
         "update jobs set name = $2, tracker = $3, tracker_key = $4, labels = $5, priority = $6,
                          pinned_worker = $7, slots = $8, gpus = $9, memory_bytes = $10,
@@ -212,8 +200,23 @@ pub(crate) async fn replace_spec(
         job.0,
         columns.specs[0]
     )
-    .execute(&mut *conn)
+    .execute(conn)
     .await?;
+    Ok(())
+}
+
+/// Replaces what a job whose row is locked waits for; `met` says of each dependency whether it is.
+pub(crate) async fn replace_dependencies(
+    conn: &mut PgConnection,
+    job: JobId,
+    after: &[Dependency],
+    met: &[bool],
+) -> Result<(), StoreError> {
+    let on: Vec<i64> = after.iter().map(|dependency| dependency.job.0).collect();
+    let conditions: Vec<String> = after
+        .iter()
+        .map(|dependency| dependency.condition.as_str().to_owned())
+        .collect();
     sqlx::query!("delete from dependencies where job_id = $1", job.0)
         .execute(&mut *conn)
         .await?;
