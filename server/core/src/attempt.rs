@@ -117,6 +117,12 @@ pub fn step(attempt: &Attempt, event: AttemptEvent) -> Result<Attempt, AttemptRe
                 next.asked = None;
             }
         }
+        // A start that was only inferred from a Hello is followed by its own, earlier time.
+        (S::Running, AttemptEvent::Started(at))
+            if attempt.started_at.is_some_and(|known| at < known) =>
+        {
+            next.started_at = Some(at);
+        }
         (S::Running, AttemptEvent::Started(_)) => return Err(R::Already),
         (
             S::Assigned | S::Running,

@@ -310,6 +310,18 @@ pub fn step(job: &Job, event: &JobEvent, now: DateTime<Utc>) -> Result<JobStep, 
             next.tell(reason::ASSIGNED, message.clone());
             Ok(stepped(next, Vec::new(), "assigned", message))
         }
+        // The history has the start already.
+        JobEvent::AttemptStarted(at)
+            if job.attempt == Some(AttemptState::Running)
+                && job.started_at.is_some_and(|known| *at < known) =>
+        {
+            next.started_at = Some(*at);
+            Ok(JobStep {
+                job: next,
+                effects: Vec::new(),
+                entries: Vec::new(),
+            })
+        }
         JobEvent::AttemptStarted(at) => {
             if job.attempt != Some(AttemptState::Assigned) {
                 return Err(R::NoAttempt);

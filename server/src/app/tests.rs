@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::{DateTime, TimeDelta, Utc};
 use qctl_server_core::outcome::End;
 use qctl_server_core::reconcile::Action;
 use qctl_server_core::{
@@ -984,6 +985,34 @@ async fn a_hello_settles_every_attempt(pool: PgPool) {
             .await,
         5
     );
+}
+
+#[sqlx::test]
+async fn a_start_that_is_heard_of_late_keeps_its_time(pool: PgPool) {
+    let queue = Coordinator::start(pool);
+    let mut worker = queue.worker("w", 1).await;
+    let job = queue.one(spec("a")).await;
+    let assignment = worker.assigned().await;
+    let mut hello = worker.leave().await;
+    queue.clock.advance(Duration::from_secs(7_200));
+    hello.held = vec![held(assignment.fence, AttemptState::Running)];
+    let mut worker = queue.connect(hello).await;
+    queue.becomes(job, JobState::Running).await;
+    let at = noon() + TimeDelta::seconds(1);
+    let started = What::Started {
+        pid: 4_711,
+        started_at: Some(at),
+        not_enforced: Vec::new(),
+    };
+    worker.say(assignment.fence, started).await;
+    worker.ended(assignment.fence, exit(0)).await;
+    worker.committed(assignment.fence).await;
+    let times: Vec<DateTime<Utc>> =
+        sqlx::query_scalar("select started_at from jobs union all select started_at from attempts")
+            .fetch_all(&queue.pool)
+            .await
+            .expect("times");
+    assert_eq!(times, [at, at]);
 }
 
 #[sqlx::test]
