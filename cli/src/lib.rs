@@ -7,6 +7,7 @@
 
 use std::process::ExitCode;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{CommandFactory as _, Parser as _};
 
 pub mod args;
@@ -29,7 +30,10 @@ use output::Output;
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return refuse_arguments(&error),
+        Err(mut error) => {
+            drop_bad_tips(&mut error);
+            return refuse_arguments(&error);
+        }
     };
     let output = Output::detect(cli.global.json, cli.global.color);
     match run(cli, output) {
@@ -112,6 +116,16 @@ fn tell(error: &Error, output: Output) {
     } else {
         error.report().for_people(output.colour_errors)
     });
+}
+
+/// Takes away the tip to put an unknown option behind two dashes: there it would be the command.
+fn drop_bad_tips(error: &mut clap::Error) {
+    if let Some(ContextValue::StyledStrs(mut tips)) = error.remove(ContextKind::Suggested) {
+        tips.retain(|tip| !tip.to_string().starts_with("to pass "));
+        if !tips.is_empty() {
+            error.insert(ContextKind::Suggested, ContextValue::StyledStrs(tips));
+        }
+    }
 }
 
 /// Help and version go to standard output; a mistake is told as clap tells it, or as a document

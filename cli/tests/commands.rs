@@ -616,6 +616,70 @@ fn lists_are_tables_for_people_and_documents_for_programs() {
 }
 
 #[test]
+fn show_says_neither_old_news_nor_the_state_twice() {
+    let fake = Fake::start();
+    let returned = v1::Outcome {
+        kind: v1::outcome::Kind::NeverStarted.into(),
+        cause: "void".into(),
+        message: "it had not started".into(),
+        ..Default::default()
+    };
+    let failed = v1::Outcome {
+        kind: v1::outcome::Kind::Failed.into(),
+        cause: "exit".into(),
+        exit_code: Some(1),
+        message: "exit 1".into(),
+        ..Default::default()
+    };
+    for (state, outcome, head) in [
+        (State::Running, returned, "Job 7 pictures  running\n\n"),
+        (State::Failed, failed, "Job 7 pictures  failed (exit 1)\n\n"),
+    ] {
+        fake.script().jobs = vec![v1::Job {
+            outcome: Some(outcome),
+            ..job(7, state, named("pictures"))
+        }];
+        let shown = fake.qctl(&["show", "7"]).stdout;
+        assert!(shown.starts_with(head), "{shown}");
+    }
+}
+
+#[test]
+fn a_misspelt_option_is_not_to_be_made_a_command() {
+    let fake = Fake::start();
+    for args in [
+        &["edit", "7", "--hld"][..],
+        &["submit", "--retries", "-1", "--", "a"],
+    ] {
+        let ran = fake.qctl(args);
+        assert_eq!(ran.code, 2);
+        assert!(ran.stderr.contains("unexpected argument"), "{ran:?}");
+        assert!(!ran.stderr.contains("as a value"), "{ran:?}");
+    }
+}
+
+#[test]
+fn edit_does_not_promise_the_defaults_of_submit() {
+    let help = Fake::start().qctl(&["edit", "-h"]).stdout;
+    let options = help.split("Global options").next().unwrap_or_default();
+    assert!(!options.contains("[default"), "{help}");
+}
+
+#[test]
+fn a_line_without_a_command_is_told_how_a_line_names_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("jobs.jsonl");
+    std::fs::write(&path, "{\"retries\": 0}\n").unwrap();
+    let ran = Fake::start().qctl(&["submit", "--batch", path.to_str().unwrap()]);
+    assert_eq!(ran.code, 2);
+    assert!(
+        ran.stderr.contains("jobs.jsonl:1: there is no command"),
+        "{ran:?}"
+    );
+    assert!(!ran.stderr.contains("dashes"), "{ran:?}");
+}
+
+#[test]
 fn show_has_everything() {
     let fake = Fake::start();
     let at = |seconds| Some(prost_types::Timestamp { seconds, nanos: 0 });

@@ -16,7 +16,14 @@ use crate::submission::surroundings::Surroundings;
 
 /// Arguments of `qctl edit`.
 #[derive(Debug, clap::Args)]
-#[command(override_usage = "qctl edit [OPTIONS] JOB [-- COMMAND [ARGS]...]")]
+#[command(
+    override_usage = "qctl edit [OPTIONS] JOB [-- COMMAND [ARGS]...]",
+    // What is not given stays as it is, so the defaults of `submit` do not hold here.
+    mut_arg("cwd", |arg| arg.help("Working directory of the job")),
+    mut_arg("retries", |arg| arg.help("Automatic retries after failures")),
+    mut_arg("resumes", |arg| arg.help("Automatic resumes after interruptions")),
+    mut_arg("slots", |arg| arg.help("Slots that the job occupies on its worker"))
+)]
 pub struct Args {
     /// Job number
     #[arg(value_name = "JOB", value_parser = values::job)]

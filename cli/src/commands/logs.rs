@@ -164,6 +164,10 @@ impl Reading<'_> {
                     if fault.reason == Reason::AttemptNotFound && self.request.attempt == 0 =>
                 {
                     // A job that has not started has no output; that is no mistake.
+                    let id = self.request.job_id;
+                    self.context
+                        .output
+                        .remark(&format!("Job {id} has not started; see: qctl why {id}"));
                     break;
                 }
                 Err(error) => client = self.connection.recover(error).await?,

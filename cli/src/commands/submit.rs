@@ -53,6 +53,9 @@ pub struct Args {
     pub template: Option<String>,
     /// Submit every line of a file, each a JSON object, in one transaction; - is standard input.
     /// Without a file, the template's own batch
+    ///
+    /// A line has a command (a list of words), a shell (a text) or a template with args, and further
+    /// keys named like the options: {"command": ["./fetch.sh", "a"], "retries": 0}
     #[arg(long, value_name = "FILE", num_args = 0..=1, help_heading = "What to run")]
     pub batch: Option<Option<PathBuf>>,
     /// Command with its arguments, never read by a shell
@@ -232,6 +235,11 @@ impl Submission {
                 return Err(at(Problem::usage(
                     "args: belong to a template, and none is named",
                 ))
+                .into());
+            }
+            if template.is_none() && draft.command.is_none() {
+                return Err(at(Problem::usage("there is no command to run")
+                    .hint("give the line a command, shell or template; nothing was submitted"))
                 .into());
             }
             let spec = assemble(draft.over(own.clone()), template, arguments, false, ground)

@@ -239,6 +239,20 @@ pub fn ended(job: &v1::Job, view: &View) -> String {
     out
 }
 
+/// What is to be said about a job's state, unless the state says it already. How an earlier attempt
+/// ended is no news of a job that goes on.
+fn news(job: &v1::Job) -> &str {
+    let ended = matches!(job.state(), State::Failed | State::Cancelled);
+    let message = match (&job.outcome, job.state()) {
+        (_, State::Succeeded) => "",
+        (Some(outcome), _) if job.message.is_empty() && ended => &outcome.message,
+        _ => &job.message,
+    };
+    let state = state(job);
+    let is_said = state == message || state.ends_with(&format!("({message})"));
+    if is_said { "" } else { message }
+}
+
 /// Everything about a job.
 pub fn show(job: &v1::Job, attempts: &[v1::Attempt], events: &[v1::Event], view: &View) -> String {
     let spec = spec(job);
@@ -254,14 +268,7 @@ pub fn show(job: &v1::Job, attempts: &[v1::Attempt], events: &[v1::Event], view:
             }
         })
     };
-    let message = match &job.message {
-        message if message.is_empty() => job
-            .outcome
-            .as_ref()
-            .map(|outcome| outcome.message.clone())
-            .unwrap_or_default(),
-        message => message.clone(),
-    };
+    let message = news(job);
     let printable = |value: &str| text::printable(value);
     let mut out = format!(
         "{} {}  {}\n",
@@ -269,8 +276,8 @@ pub fn show(job: &v1::Job, attempts: &[v1::Attempt], events: &[v1::Event], view:
         printable(&spec.name),
         paint(job).on(&state(job), view.colour)
     );
-    if !message.is_empty() && job.state() != State::Succeeded {
-        let _ = writeln!(out, "{}", printable(&message));
+    if !message.is_empty() {
+        let _ = writeln!(out, "{}", printable(message));
     }
     out.push('\n');
     let mut labels: Vec<_> = spec.labels.iter().collect();

@@ -71,7 +71,10 @@ pub fn parse(path: &Path, text: &str) -> Result<Vec<Line>, Problem> {
         let value: Value = serde_json::from_str(line).map_err(|error| {
             let text = error.to_string();
             let what = text.split(" at line ").next().unwrap_or(&text);
-            at(format!("column {}: {what}", error.column()))
+            at(format!(
+                "not valid JSON at column {}: {what}",
+                error.column()
+            ))
         })?;
         let Value::Object(table) = value else {
             return Err(at("expected a JSON object, {…}".to_owned()));
@@ -139,7 +142,7 @@ mod tests {
         for (bad, message) in [
             (
                 "{\"command\": [\"true\"",
-                "jobs.jsonl:7: column 19: EOF while parsing a list",
+                "jobs.jsonl:7: not valid JSON at column 19: EOF while parsing a list",
             ),
             (
                 "{\"comand\": []}",
