@@ -159,10 +159,13 @@ impl Source {
                 continue;
             }
             let Some(rest) = &mut self.rest else {
-                if !self.fill()? {
-                    break;
+                match self.fill() {
+                    Ok(true) => continue,
+                    Ok(false) => break,
+                    // What was read before stands; whoever asks for more meets the error again.
+                    Err(_) if chunk.is_some() => break,
+                    Err(error) => return Err(error),
                 }
-                continue;
             };
             let begun = self.offset < self.from;
             let unread = &rest.data[rest.passed..];
@@ -422,6 +425,17 @@ mod tests {
         source.seek(output.len() as u64 - 3);
         let last = next(&mut source).unwrap();
         assert_eq!(last.first_line, 1 + 60_000 + 3);
+    }
+
+    #[test]
+    fn output_before_damage_is_passed_on() {
+        let (file, output) = written(&[Step::Out(b"one\n".to_vec()), Step::Out(b"two".to_vec())]);
+        let end = file.metadata().unwrap().len();
+        file.write_all_at(&[0; 64], end).unwrap();
+        let mut source = Source::new(file, 7, 16);
+        let chunk = next(&mut source).unwrap();
+        assert_eq!(chunk.data.len(), output.len());
+        assert!(source.next(&mut Vec::new()).is_err());
     }
 
     #[test]
