@@ -178,6 +178,9 @@ impl Runner {
         self.inbox.clear();
         let (mut reader, mut writer) = stream.split();
         let mut outbox = Bytes::new();
+        // The latest bell, until the segment is read to its end. A job that floods may never let
+        // that happen, so requests have their turn between two pieces.
+        let mut bell = None;
         loop {
             let monotonic = self.clock.elapsed();
             let progress = self.follower.progress_wait(monotonic);
@@ -186,7 +189,17 @@ impl Runner {
                     if read? == 0 {
                         return Ok(());
                     }
-                    self.rung().await?;
+                    // Only the last one counts: each says everything.
+                    while let Some(event) = next_event(&mut self.inbox)? {
+                        bell = Some(event);
+                    }
+                }
+                () = tokio::task::yield_now(), if bell.is_some() => {
+                    if !self.follow().await?
+                        && let Some(bell) = bell.take()
+                    {
+                        self.rung(bell).await?;
+                    }
                 }
                 written = writer.write_buf(&mut outbox), if !outbox.is_empty() => {
                     written?;
@@ -205,44 +218,30 @@ impl Runner {
         }
     }
 
-    /// Takes the shim's messages. Only the last one counts: each says everything.
-    async fn rung(&mut self) -> Result<(), LinkError> {
-        let mut last = None;
-        while let Some(event) = next_event(&mut self.inbox)? {
-            last = Some(event);
-        }
-        let Some(event) = last else {
-            return Ok(());
-        };
-        self.follow().await?;
-        if event.idle {
+    /// Tells what a bell says besides that the segment has grown.
+    async fn rung(&self, bell: ShimEvent) -> Result<(), LinkError> {
+        if bell.idle {
             self.tell(LinkEvent::Idle).await?;
         }
-        if event.retiring {
+        if bell.retiring {
             self.tell(LinkEvent::Retiring).await?;
         }
         Ok(())
     }
 
-    /// Reads the segment to its end, telling what it says piece by piece.
-    async fn follow(&mut self) -> Result<(), LinkError> {
-        loop {
-            let mut notes = Vec::new();
-            let more = self.follower.read(wall_now(), &mut notes);
-            notes.extend(self.follower.progress(self.clock.elapsed()));
-            if !notes.is_empty() {
-                self.tell(LinkEvent::Notes(notes)).await?;
-            }
-            match more {
-                Ok(false) => return Ok(()),
-                Ok(true) => tokio::task::yield_now().await,
-                Err(error) => {
-                    let shim = self.shim;
-                    tracing::error!(shim, "segment {shim} cannot be read on: {}", chain(&error));
-                    return Ok(());
-                }
-            }
+    /// Reads a piece of the segment and tells what it says. False when the end was reached.
+    async fn follow(&mut self) -> Result<bool, LinkError> {
+        let mut notes = Vec::new();
+        let more = self.follower.read(wall_now(), &mut notes);
+        notes.extend(self.follower.progress(self.clock.elapsed()));
+        if !notes.is_empty() {
+            self.tell(LinkEvent::Notes(notes)).await?;
         }
+        Ok(more.unwrap_or_else(|error| {
+            let shim = self.shim;
+            tracing::error!(shim, "segment {shim} cannot be read on: {}", chain(&error));
+            false
+        }))
     }
 
     async fn tell(&self, event: LinkEvent) -> Result<(), LinkError> {
