@@ -80,6 +80,8 @@ pub(crate) struct Held {
     wall_us: i64,
     ended: Option<AttemptEnded>,
     freed: bool,
+    /// The last greeting said that processes of it may be left.
+    greeted_with_slot: bool,
     /// The coordinator has the result.
     pub(crate) committed: bool,
     /// The coordinator has this much of the output.
@@ -116,6 +118,7 @@ impl Held {
             wall_us: 0,
             ended: None,
             freed: false,
+            greeted_with_slot: false,
             committed: false,
             log_stored: 0,
             settled_at: None,
@@ -280,8 +283,14 @@ impl Held {
         self.wall_us
     }
 
+    /// Its last process ended after the greeting, which said otherwise.
+    pub(crate) fn freed_since_greeting(&self) -> bool {
+        self.greeted_with_slot && !self.slot_held()
+    }
+
     /// For the greeting.
-    pub(crate) fn greeting(&self, fence: i64) -> HeldAttempt {
+    pub(crate) fn greeting(&mut self, fence: i64) -> HeldAttempt {
+        self.greeted_with_slot = self.slot_held();
         let state = match self.stage() {
             Stage::Waiting => held_attempt::State::Assigned,
             Stage::Running => held_attempt::State::Running,

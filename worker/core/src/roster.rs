@@ -25,6 +25,13 @@ pub struct Waiting {
     pub beside_slots: bool,
 }
 
+impl Waiting {
+    /// Slots that are taken while it runs.
+    pub fn takes(&self) -> u32 {
+        if self.beside_slots { 0 } else { self.slots }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Shim {
     /// Spawned; has not said that it is ready.
@@ -207,11 +214,7 @@ impl Roster {
         let mut taken = self.taken();
         let mut in_order = true;
         for waiting in std::mem::take(&mut self.waiting) {
-            let slots = if waiting.beside_slots {
-                0
-            } else {
-                waiting.slots
-            };
+            let slots = waiting.takes();
             let fits = taken + slots <= self.slots || taken == 0;
             // Assignments start in the order in which they came; one that must wait holds back
             // those behind it, except what starts beside the slots.

@@ -138,17 +138,20 @@ pub enum Reconciled {
     TellEnded,
     /// Keep nothing of it.
     Forget,
+    /// Keep nothing of it once no process of it is left: until then its slot is taken.
+    ForgetOnceFreed,
 }
 
 /// What a verdict asks for. The stage is the one at this moment: the attempt may have gone on since
-/// the greeting, and then the newer fact decides.
-pub fn reconcile(stage: Stage, verdict: Verdict) -> Reconciled {
+/// the greeting, and then the newer fact decides. `slot_held` says that processes of it may be left.
+pub fn reconcile(stage: Stage, slot_held: bool, verdict: Verdict) -> Reconciled {
     match (stage, verdict) {
         (Stage::Waiting, Verdict::Continue | Verdict::SendResult) => Reconciled::Wait,
         (Stage::Waiting, Verdict::Stop | Verdict::Forget) => Reconciled::Drop,
         (Stage::Running, Verdict::Continue | Verdict::SendResult) => Reconciled::TellStarted,
         // A running process that the coordinator knows nothing of must not go on unseen.
         (Stage::Running, Verdict::Stop | Verdict::Forget) => Reconciled::Stop,
+        (Stage::Ended, Verdict::Forget) if slot_held => Reconciled::ForgetOnceFreed,
         (Stage::Ended, Verdict::Forget) => Reconciled::Forget,
         (Stage::Ended, _) => Reconciled::TellEnded,
     }
@@ -229,7 +232,13 @@ mod tests {
             (S::Ended, V::SendResult, R::TellEnded),
             (S::Ended, V::Forget, R::Forget),
         ] {
-            assert_eq!(reconcile(stage, verdict), result, "{stage:?} {verdict:?}");
+            let reconciled = reconcile(stage, false, verdict);
+            assert_eq!(reconciled, result, "{stage:?} {verdict:?}");
+            let expected = match result {
+                R::Forget => R::ForgetOnceFreed,
+                other => other,
+            };
+            assert_eq!(reconcile(stage, true, verdict), expected, "{verdict:?}");
         }
     }
 }

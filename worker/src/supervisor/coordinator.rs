@@ -25,7 +25,7 @@ impl Supervisor {
         match event {
             SessionEvent::Greeting(reply) => {
                 self.greeting = true;
-                let held = self.attempts.iter();
+                let held = self.attempts.iter_mut();
                 let held = held.map(|(fence, held)| held.greeting(*fence)).collect();
                 // Without a listener there is no greeting, and the next one asks again.
                 let _ = reply.send(held);
@@ -72,8 +72,11 @@ impl Supervisor {
             verdict::Action::SendResult => Verdict::SendResult,
             verdict::Action::Forget => Verdict::Forget,
         };
-        let action = reconcile(held.stage(), verdict);
-        if !matches!(action, Reconciled::Forget | Reconciled::Drop) {
+        let action = reconcile(held.stage(), held.slot_held(), verdict);
+        if action == Reconciled::ForgetOnceFreed {
+            held.committed = true;
+            held.log_stored = u64::MAX;
+        } else if !matches!(action, Reconciled::Forget | Reconciled::Drop) {
             held.log_stored = wire.log_stored.max(0) as u64;
             held.settled_at = None;
             self.with.pump.resume(fence, held.log_stored);
@@ -84,8 +87,10 @@ impl Supervisor {
         let progress = held.progress_message(fence).map(Say::Progress);
         let ended = held.ended_message().cloned().map(Say::Ended);
         let freed = (!held.slot_held()).then_some(Say::SlotFreed(SlotFreed { fence }));
+        let freed_since = held.freed_since_greeting();
         match action {
             Reconciled::Wait => {}
+            Reconciled::ForgetOnceFreed => self.with.pump.forget(fence),
             Reconciled::Drop => self.drop_waiting(fence),
             Reconciled::TellStarted => {
                 let says = [started, paused, progress].into_iter().flatten();
@@ -104,7 +109,12 @@ impl Supervisor {
                 says.for_each(|say| self.say(say));
                 self.settle(fence);
             }
-            Reconciled::Forget => self.forget(fence),
+            Reconciled::Forget => {
+                if freed_since {
+                    self.say(Say::SlotFreed(SlotFreed { fence }));
+                }
+                self.forget(fence);
+            }
         }
     }
 

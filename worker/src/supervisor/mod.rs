@@ -191,12 +191,14 @@ impl Supervisor {
             .open(&path)
             .map_err(failed)?;
         let owned = spool::try_lock(&file).map_err(failed)?.is_some();
+        // A living job may write faster than this reads: what comes from now on is left to the link.
+        let length = file.metadata().map_err(failed)?.len();
         let mut follower = Follower::new(Arc::new(file), self.with.pump.clone());
         let mut notes = Vec::new();
         loop {
             match follower.read(wall_now(), &mut notes) {
-                Ok(true) => tokio::task::yield_now().await,
-                Ok(false) => break,
+                Ok(true) if follower.position() < length => tokio::task::yield_now().await,
+                Ok(_) => break,
                 Err(error) => {
                     tracing::warn!(
                         shim,
@@ -222,7 +224,7 @@ impl Supervisor {
             .attempts
             .iter()
             .find(|(_, held)| held.shim == Some(shim) && held.slot_held())
-            .map(|(fence, held)| (*fence, held.terms.waiting(*fence).slots));
+            .map(|(fence, held)| (*fence, held.terms.waiting(*fence).takes()));
         if owned {
             tracing::info!(
                 shim,

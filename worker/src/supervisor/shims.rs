@@ -133,7 +133,7 @@ impl Supervisor {
         let unswept = losses.iter().find(|loss| loss.unswept());
         let unswept = unswept.and_then(|loss| {
             let held = self.attempts.get(&loss.fence())?;
-            Some((loss.fence(), held.terms.waiting(loss.fence()).slots))
+            Some((loss.fence(), held.terms.waiting(loss.fence()).takes()))
         });
         self.roster.gone(shim, unswept);
         if losses.is_empty() {

@@ -79,16 +79,20 @@ impl State {
 
     /// The result is here, its output is complete and its slot is free.
     pub(crate) fn complete(&self, fence: i64) -> bool {
-        self.freed(fence)
-            && self.ended.get(&fence).is_some_and(|ended| {
-                self.logs.get(&fence).map_or(0, Vec::len) as i64 >= ended.log_end
-            })
+        self.freed(fence) && self.recorded(fence)
+    }
+
+    /// The result is here and its output is complete.
+    pub(crate) fn recorded(&self, fence: i64) -> bool {
+        let stored = self.logs.get(&fence).map_or(0, Vec::len) as i64;
+        let ended = self.ended.get(&fence);
+        ended.is_some_and(|ended| stored >= ended.log_end)
     }
 
     fn verdicts(&self, hello: &Hello) -> Vec<Verdict> {
         let verdict = |held: &qctl_proto::v1::HeldAttempt| {
             let action = match held.state() {
-                held_attempt::State::Ended if self.complete(held.fence) => verdict::Action::Forget,
+                held_attempt::State::Ended if self.recorded(held.fence) => verdict::Action::Forget,
                 held_attempt::State::Ended => verdict::Action::SendResult,
                 _ => verdict::Action::Continue,
             };

@@ -318,6 +318,39 @@ async fn a_result_is_told_until_it_is_committed() {
 }
 
 #[tokio::test]
+async fn a_slot_is_freed_although_its_attempt_was_forgotten_before() {
+    let (coordinator, _worker) = connected().await;
+    coordinator.assign(7, "sleep 300 >/dev/null 2>&1 & echo $!");
+    coordinator.wait("its end", |s| s.recorded(7)).await;
+    assert!(!coordinator.state().freed(7));
+    coordinator.disconnect();
+    coordinator
+        .wait("a greeting", |s| s.hellos.len() == 2)
+        .await;
+    assert!(coordinator.state().hellos[1].attempts[0].slot_held);
+    coordinator.assign(8, "true");
+    let survivor = String::from_utf8(coordinator.log(7)).unwrap();
+    signal(survivor.trim().parse().unwrap(), libc::SIGKILL);
+    coordinator.complete(8).await;
+    coordinator.wait("its slot is free", |s| s.freed(7)).await;
+}
+
+#[tokio::test]
+async fn an_adopted_attempt_beside_the_slots_takes_none() {
+    let (coordinator, mut worker) = connected().await;
+    let mut beside = coordinator.assignment(7, spec(&["sleep", "300"]));
+    beside.beside_slots = true;
+    coordinator.say(Said::Assign(Assign {
+        assignments: vec![beside],
+    }));
+    coordinator.wait("it runs", |s| s.started(7)).await;
+    worker.kill();
+    worker.restart();
+    coordinator.assign_after_greeting(2, 8, "true").await;
+    coordinator.complete(8).await;
+}
+
+#[tokio::test]
 async fn slots_run_side_by_side_and_can_change() {
     let coordinator = Coordinator::start().await;
     coordinator.state().slots = 2;
@@ -675,6 +708,25 @@ async fn a_taken_host_name_gets_an_addition() {
         hello.name,
         format!("{}-{}", hello.hostname, &hello.worker_id[..4])
     );
+}
+
+#[tokio::test]
+async fn a_stop_reaches_a_job_that_floods() {
+    let (coordinator, _worker) = connected().await;
+    coordinator.assign(7, "yes");
+    coordinator
+        .wait("a flood", |s| {
+            s.logs.get(&7).is_some_and(|log| log.len() > 20_000_000)
+        })
+        .await;
+    coordinator.say(Said::Stop(Stop {
+        fence: 7,
+        cause: StopCause::Cancel.into(),
+        grace: None,
+    }));
+    coordinator
+        .wait("its end", |s| s.ended.contains_key(&7))
+        .await;
 }
 
 #[tokio::test]
