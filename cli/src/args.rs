@@ -134,6 +134,8 @@ pub enum Command {
     /// Delete all jobs that ended long ago
     Cleanup(commands::cleanup::Args),
     /// Have a worker start the next job now, and follow it
+    ///
+    /// The job starts even while the queue or the worker is paused, and beside the worker's slots.
     Execute(commands::execute::Args),
     /// Stop or allow new starts everywhere
     Queue(commands::queue::Args),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::path::Path;
 use std::process::ExitCode;
 
 use qctl_proto::home::Home;
@@ -77,7 +78,8 @@ pub async fn run(context: &Context, _args: Args) -> Result<ExitCode, Error> {
         }
         Err(error) if is_foreign || !is_down(&error) => Err(error),
         Err(_) => {
-            let problem = down_problem(&address, keeper.as_ref());
+            let folder = context.config().down_here();
+            let problem = down_problem(&address, folder, keeper.as_ref());
             if context.output.json {
                 context.output.print_document(&Document {
                     state: if keeper.is_some() { "starting" } else { "down" },
@@ -112,10 +114,15 @@ fn is_down(error: &Error) -> bool {
         || matches!(error, Error::Broken(_))
 }
 
-fn down_problem(address: &str, keeper: Option<&Report>) -> Problem {
+/// `folder` is this installation's when it has no coordinator to ask, so that none was asked.
+fn down_problem(address: &str, folder: Option<&Path>, keeper: Option<&Report>) -> Problem {
     let Some(keeper) = keeper else {
+        let nobody = match folder {
+            Some(folder) => format!("no coordinator runs here (files in {})", folder.display()),
+            None => format!("no coordinator answers at {address}"),
+        };
         return Problem::new("DOWN", exit::UNREACHABLE, "qctl is not running")
-            .hint(format!("no coordinator answers at {address}; start it"))
+            .hint(format!("{nobody}; start it"))
             .next("qctl up");
     };
     let server = keeper.programs.get(Program::Server.name());
@@ -426,8 +433,15 @@ mod tests {
             )]
             .into(),
         };
-        let message = |keeper: Option<&Report>| down_problem("127.0.0.1:1", keeper).message;
+        let message = |keeper: Option<&Report>| down_problem("127.0.0.1:1", None, keeper).message;
         assert_eq!(message(None), "qctl is not running");
+        let hint = |folder| down_problem("127.0.0.1:1", folder, None).hint.unwrap();
+        assert!(hint(None).contains("answers at 127.0.0.1:1"));
+        let here = hint(Some(Path::new("/data")));
+        assert!(
+            here.contains("/data") && !here.contains("127.0.0.1"),
+            "{here}"
+        );
         assert!(
             message(Some(&report("backing_off", 2))).contains("exited with 1, 2 times in a row")
         );
