@@ -329,6 +329,11 @@ async fn a_slot_is_freed_although_its_attempt_was_forgotten_before() {
         .await;
     assert!(coordinator.state().hellos[1].attempts[0].slot_held);
     coordinator.assign(8, "true");
+    // Its answer proves that the one to the greeting was taken.
+    coordinator.say(Said::Revoke(Revoke { fence: 9 }));
+    coordinator
+        .wait("an answer", |s| s.returned(9) == Some(true))
+        .await;
     let survivor = String::from_utf8(coordinator.log(7)).unwrap();
     signal(survivor.trim().parse().unwrap(), libc::SIGKILL);
     coordinator.complete(8).await;
