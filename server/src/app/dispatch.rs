@@ -188,7 +188,19 @@ impl App {
         connected: &HashMap<WorkerId, Connected>,
     ) -> Result<(), StoreError> {
         let conn = database.get(&self.store).await?;
-        let made = dispatch::assign(conn, self.clock.now(), self.term, picked).await?;
+        let made = match dispatch::assign(conn, self.clock.now(), self.term, picked).await {
+            Ok(made) => made,
+            Err(error) => {
+                // The statement may have been committed although its answer was lost. A worker that
+                // greets again is asked what it holds, and what it was never told goes back.
+                for new in picked {
+                    if let Some(target) = connected.get(&new.worker) {
+                        self.sessions.close(new.worker, target.session);
+                    }
+                }
+                return Err(error);
+            }
+        };
         let by_job: HashMap<JobId, &NewAssignment> =
             picked.iter().map(|new| (new.job, new)).collect();
         let changed: Arc<[JobId]> = made.iter().map(|made| made.job).collect();

@@ -112,6 +112,22 @@ pub struct Outbox {
     pub messages: mpsc::Receiver<ToWorker>,
     /// Cancelled when the session must end.
     pub closed: CancellationToken,
+    /// Whoever drops the receiving end, also in the middle of a greeting, ends the session: one that
+    /// nobody reads would keep its worker looking connected.
+    _end: EndOnDrop,
+}
+
+#[derive(Debug)]
+struct EndOnDrop {
+    sessions: Sessions,
+    worker: WorkerId,
+    session: SessionId,
+}
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        self.sessions.close(self.worker, self.session);
+    }
 }
 
 #[derive(Debug)]
@@ -160,6 +176,11 @@ impl Sessions {
             session,
             messages,
             closed,
+            _end: EndOnDrop {
+                sessions: self.clone(),
+                worker,
+                session,
+            },
         }
     }
 
@@ -257,5 +278,39 @@ impl Sessions {
 
     fn locked(&self) -> MutexGuard<'_, HashMap<WorkerId, Entry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(sessions: &Sessions, worker: WorkerId) -> Outbox {
+        sessions.open(
+            worker,
+            "box".to_owned(),
+            "boot".to_owned(),
+            Uuid::nil(),
+            DateTime::UNIX_EPOCH,
+        )
+    }
+
+    #[test]
+    fn a_session_that_nobody_reads_is_none() {
+        let sessions = Sessions::default();
+        let worker = WorkerId(Uuid::from_u128(1));
+        drop(open(&sessions, worker));
+        assert!(!sessions.is_connected(worker));
+    }
+
+    #[test]
+    fn the_end_of_a_replaced_session_leaves_its_successor_alone() {
+        let sessions = Sessions::default();
+        let worker = WorkerId(Uuid::from_u128(1));
+        let former = open(&sessions, worker);
+        let present = open(&sessions, worker);
+        assert!(former.closed.is_cancelled());
+        drop(former);
+        assert!(sessions.is_current(worker, present.session));
     }
 }
