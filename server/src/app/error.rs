@@ -44,7 +44,7 @@ pub enum Error {
         state: JobState,
     },
     /// The job has not ended yet.
-    #[error("job {job} has not ended yet: it is {state}")]
+    #[error("job {job} has not ended yet: its state is {state}")]
     JobNotEnded {
         /// The job.
         job: JobId,
@@ -55,7 +55,7 @@ pub enum Error {
     #[error("job {0} is running already")]
     JobRunning(JobId),
     /// The job does not run.
-    #[error("job {job} is not running: it is {state}")]
+    #[error("job {job} is not running: its state is {state}")]
     JobNotRunning {
         /// The job.
         job: JobId,
@@ -63,7 +63,7 @@ pub enum Error {
         state: JobState,
     },
     /// The job is not held.
-    #[error("job {job} is not held: it is {state}")]
+    #[error("job {job} is not held: its state is {state}")]
     JobNotHeld {
         /// The job.
         job: JobId,
@@ -86,7 +86,7 @@ pub enum Error {
     #[error("the request id `{0}` was used before for a different request")]
     RequestIdReused(String),
     /// A dependency can never be met.
-    #[error("{field} can never be met: job {on} must end `{}`, and it is {state}", condition.as_str())]
+    #[error("{field} can never be met: job {on} must end `{}`, and its state is {state}", condition.as_str())]
     DependencyImpossible {
         /// The field, such as `jobs[6].after[0]`.
         field: String,
