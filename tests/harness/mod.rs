@@ -377,7 +377,8 @@ pub(crate) fn finish(mut child: Child) -> Ran {
 
 /// A folder with the three programs under their own names, made once for all tests.
 fn programs() -> PathBuf {
-    let bin = Path::new(env!("CARGO_TARGET_TMPDIR")).join("programs");
+    // Beside the copies: two checkouts may share a build folder, and with it the folder for scratch.
+    let bin = Path::new(env!("CARGO_BIN_EXE_copy-of-qctl")).with_file_name("programs");
     std::fs::create_dir_all(&bin).unwrap();
     for (name, copy) in [
         ("qctl", env!("CARGO_BIN_EXE_copy-of-qctl")),
