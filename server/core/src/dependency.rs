@@ -15,6 +15,19 @@ pub enum Standing {
     Impossible,
 }
 
+/// A dependency that is not marked as met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Open {
+    /// The job that waits.
+    pub job: JobId,
+    /// The job it waits for.
+    pub on: JobId,
+    /// How that one must end.
+    pub condition: Condition,
+    /// That one's state; `None` when it was deleted.
+    pub state: Option<JobState>,
+}
+
 /// Decides where a dependency stands. `other` is the other job's state, `None` when it was deleted.
 pub fn standing(condition: Condition, other: Option<JobState>) -> Standing {
     let Some(state) = other else {

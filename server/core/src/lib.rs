@@ -7,6 +7,7 @@ pub mod explain;
 pub mod id;
 pub mod job;
 pub mod lease;
+pub mod ledger;
 pub mod outcome;
 pub mod placement;
 pub mod progress;

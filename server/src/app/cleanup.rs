@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use qctl_server_core::ledger::NewEvent;
 
-use super::ledger::general_event;
 use super::submit::RequestKey;
 use super::{App, Caller, Error, Role};
 use crate::store::ledger;
@@ -45,7 +45,7 @@ impl App {
         let deleted = self.delete_ended(until, usize::MAX).await?;
         let (app, work_key) = (Arc::clone(self), key.clone());
         let message = format!("{} ended jobs were deleted", deleted.jobs);
-        let event = general_event("", "cleanup", message, &caller.name);
+        let event = NewEvent::general("", "cleanup", message, &caller.name);
         let work = self.store.transaction(move |conn| {
             Box::pin(async move {
                 RequestKey::remember(work_key.as_ref(), &app, conn, &[]).await?;

@@ -5,17 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use qctl_server_core::job::{JobEffect, JobEvent, JobRefusal};
+use qctl_server_core::ledger::{AfterCommit, COORDINATOR, Ledger, Message, NewEvent, Which};
 use qctl_server_core::{AttemptState, JobId, JobSpec, JobState, WorkerId};
 use serde::Serialize;
 use sqlx::PgConnection;
 use tokio::sync::broadcast;
 
-use super::ledger::{AfterCommit, Ledger, general_event};
 use super::submit::{RequestKey, check_batch, met_by};
 use super::{App, Caller, Change, Error, Role};
 use crate::sessions::ToWorker;
 use crate::store::dispatch::{self, Window};
-use crate::store::ledger::{NewEvent, Which};
 use crate::store::read::WorkerMode;
 use crate::store::submit::{delete_job, lock_states, replace_dependencies, replace_spec, spec_of};
 use crate::store::{ledger, workers};
@@ -131,7 +130,7 @@ impl App {
             }
             let (fence, worker) = (row.fence, row.worker);
             if row.attempt.paused != paused {
-                ledger.message(worker, ToWorker::SetPaused { fence, paused });
+                ledger.message(worker, Message::SetPaused { fence, paused });
             }
             Ok(())
         })
@@ -261,7 +260,7 @@ impl App {
         fields: &[Field],
         actor: &str,
     ) -> Result<(), Error> {
-        let mut ledger = Ledger::open(self, conn, Which::Jobs(&[job])).await?;
+        let mut ledger = self.open_ledger(conn, Which::Jobs(&[job])).await?;
         let state = state_of(&ledger, job).ok_or(Error::JobNotFound(job))?;
         not_started(job, state)?;
         if ledger.current(job).is_some() {
@@ -295,7 +294,7 @@ impl App {
                 actor,
             )
             .map_err(|refusal| refused(job, &ledger, refusal))?;
-        ledger.save(conn).await?;
+        self.save_ledger(conn, ledger).await?;
         Ok(())
     }
 
@@ -382,7 +381,7 @@ impl App {
                 }
                 delete_job(conn, job).await?;
                 let event =
-                    general_event("", "job_deleted", format!("job {job} was deleted"), &actor);
+                    NewEvent::general("", "job_deleted", format!("job {job} was deleted"), &actor);
                 ledger::tell(conn, app.clock.now(), &[event]).await?;
                 Ok::<_, Error>(vec![job])
             })
@@ -427,7 +426,7 @@ impl App {
         let work = self.store.transaction(move |conn| {
             Box::pin(async move {
                 RequestKey::remember(work_key.as_ref(), &app, conn, &[job]).await?;
-                let mut ledger = Ledger::open(&app, conn, Which::Jobs(&[job])).await?;
+                let mut ledger = app.open_ledger(conn, Which::Jobs(&[job])).await?;
                 match state_of(&ledger, job) {
                     // Started in the meantime, which is what was wanted.
                     Some(JobState::Running) => return Ok((AfterCommit::default(), vec![job])),
@@ -448,7 +447,7 @@ impl App {
                     actor,
                 });
                 ledger.changed(job);
-                let after = ledger.save(conn).await?;
+                let after = app.save_ledger(conn, ledger).await?;
                 Ok::<_, Error>((after, vec![job]))
             })
         });
@@ -526,7 +525,7 @@ impl App {
                     true => ("queue_paused", "no new jobs are started"),
                     false => ("queue_resumed", "jobs are started again"),
                 };
-                let event = general_event("", kind, message.to_owned(), &actor);
+                let event = NewEvent::general("", kind, message.to_owned(), &actor);
                 ledger::tell(conn, app.clock.now(), &[event]).await?;
                 Ok::<_, Error>(Vec::new())
             })
@@ -579,11 +578,11 @@ impl App {
                 let mut events = Vec::new();
                 if let Some(word) = word {
                     let message = format!("worker `{name}` {word}");
-                    events.push(general_event(&name, "worker_mode", message, &actor));
+                    events.push(NewEvent::general(&name, "worker_mode", message, &actor));
                 }
                 if let Some(slots) = slots {
                     let message = format!("worker `{name}` has {slots} slots");
-                    events.push(general_event(&name, "worker_slots", message, &actor));
+                    events.push(NewEvent::general(&name, "worker_slots", message, &actor));
                 }
                 ledger::tell(conn, app.clock.now(), &events).await?;
                 Ok::<_, Error>(Vec::new())
@@ -611,7 +610,7 @@ impl App {
             .iter()
             .map(|name| {
                 let message = format!("worker `{name}` is drained and paused");
-                general_event(name, "worker_mode", message, super::ledger::COORDINATOR)
+                NewEvent::general(name, "worker_mode", message, COORDINATOR)
             })
             .collect();
         let now = self.clock.now();
@@ -642,9 +641,9 @@ impl App {
         let work = self.store.transaction(move |conn| {
             Box::pin(async move {
                 RequestKey::remember(work_key.as_ref(), &app, conn, &[job]).await?;
-                let mut ledger = Ledger::open(&app, conn, Which::Jobs(&[job])).await?;
+                let mut ledger = app.open_ledger(conn, Which::Jobs(&[job])).await?;
                 change(&mut ledger)?;
-                Ok::<_, Error>(ledger.save(conn).await?)
+                Ok::<_, Error>(app.save_ledger(conn, ledger).await?)
             })
         });
         let app = Arc::clone(self);
@@ -667,9 +666,9 @@ impl App {
             .store
             .transaction(move |conn| {
                 Box::pin(async move {
-                    let mut ledger = Ledger::open(&app, conn, Which::Jobs(&[job])).await?;
+                    let mut ledger = app.open_ledger(conn, Which::Jobs(&[job])).await?;
                     let value = work(&mut ledger)?;
-                    Ok::<_, Error>((value, ledger.save(conn).await?))
+                    Ok::<_, Error>((value, app.save_ledger(conn, ledger).await?))
                 })
             })
             .await?;

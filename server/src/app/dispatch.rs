@@ -6,15 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use qctl_server_core::job;
+use qctl_server_core::ledger::{What, Which};
 use qctl_server_core::placement::{Placed, Placement, Worker};
 use qctl_server_core::{Fence, JobId, WorkerId};
 
-use super::ledger::Ledger;
-use super::transitions::{Report, What};
+use super::transitions::Report;
 use super::{App, Change};
 use crate::sessions::{Assignment, Connected, ToWorker};
 use crate::store::dispatch::{self, NewAssignment, QueuedJob, Window};
-use crate::store::ledger::Which;
 use crate::store::{Dedicated, StoreError};
 
 /// Jobs in one look at the queue, at most.
@@ -170,11 +169,13 @@ impl App {
             return Ok(());
         }
         let mut transaction = database.begin(&self.store).await?;
-        let mut ledger = Ledger::open(self, &mut transaction, Which::Attempts(fences)).await?;
+        let mut ledger = self
+            .open_ledger(&mut transaction, Which::Attempts(fences))
+            .await?;
         for fence in fences {
             ledger.ask_back(*fence);
         }
-        let after = ledger.save(&mut transaction).await?;
+        let after = self.save_ledger(&mut transaction, ledger).await?;
         transaction.commit().await?;
         self.carry_out(after);
         Ok(())

@@ -1,18 +1,15 @@
 //! A worker connects: who it is, and what to do with every attempt that it holds or should hold.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use qctl_server_core::attempt::AttemptEvent;
-use qctl_server_core::reconcile::{Action, Finding, Held, Recorded, verdict};
-use qctl_server_core::{AttemptState, Facts, Fence, StopCause, WorkerId};
+use qctl_server_core::ledger::{AfterCommit, Answer, Greeted, Present, Which};
+use qctl_server_core::reconcile::Held;
+use qctl_server_core::{Fence, WorkerId};
 use uuid::Uuid;
 
-use super::ledger::{COORDINATOR, EndReport, Ledger, general_event};
 use super::read::GpuRecord;
 use super::{App, Change, Error};
 use crate::sessions::{Outbox, ToWorker};
-use crate::store::ledger::Which;
 use crate::store::workers::{self, KnownWorker, WorkerRow};
 
 /// Longest name of a worker or host, in bytes.
@@ -46,18 +43,7 @@ pub struct Hello {
     /// Its logical processors.
     pub cpus: i32,
     /// Every attempt it has a record of.
-    pub held: Vec<HeldHere>,
-}
-
-/// An attempt that a worker has a record of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HeldHere {
-    /// The attempt.
-    pub fence: Fence,
-    /// How far it came there.
-    pub state: AttemptState,
-    /// Processes of it are left.
-    pub slot_held: bool,
+    pub held: Vec<Held>,
 }
 
 /// The answer to a hello.
@@ -69,25 +55,6 @@ pub struct Greeting {
     pub verdicts: Vec<Answer>,
     /// Slots to keep ready.
     pub slots: i32,
-}
-
-/// The verdict on one attempt that a worker holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Answer {
-    /// The attempt.
-    pub fence: Fence,
-    /// What to do with it.
-    pub action: Action,
-    /// Bytes of its output that are stored.
-    pub log_stored: i64,
-}
-
-struct Reconciled {
-    verdicts: Vec<Answer>,
-    /// What to tell the worker after the greeting.
-    messages: Vec<ToWorker>,
-    after: super::ledger::AfterCommit,
-    tracked: Vec<(Fence, qctl_server_core::JobId)>,
 }
 
 impl App {
@@ -121,7 +88,7 @@ impl App {
         if let Some(name) = renamed {
             tracing::info!(worker = %hello.name, "worker `{}` takes over its name; the former one is now called `{name}`", hello.name);
         }
-        let reconciled = self.reconcile(&hello).await?;
+        let (greeted, after) = self.reconcile(&hello).await?;
         let outbox = self.sessions.open(
             hello.worker,
             hello.name.clone(),
@@ -129,13 +96,14 @@ impl App {
             hello.spool_id,
             self.clock.now(),
         );
-        for (fence, job) in reconciled.tracked {
+        for (fence, job) in greeted.current {
             self.live.track(fence, job);
         }
-        for message in reconciled.messages {
+        for message in greeted.messages {
+            let message = ToWorker::Attempt(message);
             self.sessions.send_to(hello.worker, outbox.session, message);
         }
-        self.carry_out(reconciled.after);
+        self.carry_out(after);
         self.wake.dispatch();
         self.changes.tell(Change::Workers);
         tracing::info!(
@@ -149,7 +117,7 @@ impl App {
         );
         Ok(Greeting {
             outbox,
-            verdicts: reconciled.verdicts,
+            verdicts: greeted.verdicts,
             slots,
         })
     }
@@ -204,51 +172,27 @@ impl App {
             .await
     }
 
-    async fn reconcile(self: &Arc<Self>, hello: &Arc<Hello>) -> Result<Reconciled, Error> {
+    async fn reconcile(
+        self: &Arc<Self>,
+        hello: &Arc<Hello>,
+    ) -> Result<(Greeted, AfterCommit), Error> {
         let app = Arc::clone(self);
         let hello = Arc::clone(hello);
         self.store
             .transaction(move |conn| {
                 Box::pin(async move {
-                    let held: HashMap<Fence, HeldHere> =
-                        hello.held.iter().map(|held| (held.fence, *held)).collect();
-                    let mentioned: Vec<Fence> = held.keys().copied().collect();
-                    let mut fences = workers::attempts_on(conn, hello.worker, &mentioned).await?;
-                    let mut ledger = Ledger::open(&app, conn, Which::Attempts(&fences)).await?;
-                    fences.extend(mentioned);
-                    fences.sort_unstable();
-                    fences.dedup();
-                    let mut verdicts = Vec::with_capacity(held.len());
-                    let mut messages = Vec::new();
-                    let mut tracked = Vec::new();
-                    for fence in fences {
-                        let settled = settle(&mut ledger, &hello, held.get(&fence), fence);
-                        verdicts.extend(settled);
-                        let Some(row) = ledger.attempt(fence) else {
-                            continue;
-                        };
-                        if row.worker != hello.worker || row.attempt.state == AttemptState::Ended {
-                            continue;
-                        }
-                        tracked.push((fence, row.job));
-                        messages.extend(wishes(&ledger, fence));
-                    }
-                    let events = [general_event(
-                        &hello.name,
-                        "worker_connected",
-                        format!("worker `{}` connected", hello.name),
-                        COORDINATOR,
-                    )];
-                    for event in events {
-                        ledger.tell(event);
-                    }
-                    let after = ledger.save(conn).await?;
-                    Ok::<_, Error>(Reconciled {
-                        verdicts,
-                        messages,
-                        after,
-                        tracked,
-                    })
+                    let mentioned: Vec<Fence> = hello.held.iter().map(|held| held.fence).collect();
+                    let fences = workers::attempts_on(conn, hello.worker, &mentioned).await?;
+                    let mut ledger = app.open_ledger(conn, Which::Attempts(&fences)).await?;
+                    let greeted = ledger.greet(&Present {
+                        worker: hello.worker,
+                        name: &hello.name,
+                        boot_id: &hello.boot_id,
+                        spool_id: hello.spool_id,
+                        held: &hello.held,
+                    });
+                    let after = app.save_ledger(conn, ledger).await?;
+                    Ok::<_, Error>((greeted, after))
                 })
             })
             .await
@@ -259,71 +203,6 @@ impl App {
         if self.sessions.close(worker, outbox.session) {
             self.changes.tell(Change::Workers);
         }
-    }
-}
-
-/// Records what one attempt's verdict finds. Returns the answer when the worker holds it.
-fn settle(
-    ledger: &mut Ledger,
-    hello: &Hello,
-    held: Option<&HeldHere>,
-    fence: Fence,
-) -> Option<Answer> {
-    let row = ledger
-        .attempt(fence)
-        .filter(|row| row.worker == hello.worker);
-    let log_stored = row.map_or(0, |row| row.log_stored);
-    let recorded = row.map(|row| Recorded {
-        fence,
-        state: row.attempt.state,
-        slot_held: row.attempt.slot_held,
-        same_boot: row.boot_id == hello.boot_id,
-        same_spool: row.spool_id == hello.spool_id,
-        has_result: row.log_end.is_some(),
-        log_complete: row.log_end.is_some_and(|end| row.log_stored >= end),
-    });
-    let held = held.map(|held| Held {
-        fence,
-        state: held.state,
-        slot_held: held.slot_held,
-    });
-    let verdict = verdict(held, recorded)?;
-    match verdict.finding {
-        None => {}
-        Some(Finding::Started) => {
-            ledger.started(fence, None, None, Vec::new());
-        }
-        Some(Finding::SlotFree) => {
-            ledger.attempt_event(fence, AttemptEvent::SlotFreed);
-            ledger.dispatch();
-        }
-        Some(Finding::Over(end)) => {
-            ledger.ended(fence, &Facts::of(end), EndReport::default());
-            // Nothing of it is left: that is what the verdict rests on.
-            ledger.attempt_event(fence, AttemptEvent::SlotFreed);
-        }
-    }
-    // It is heard of again.
-    ledger.attempt_event(fence, AttemptEvent::WorkerBack);
-    verdict.action.map(|action| Answer {
-        fence,
-        action,
-        log_stored,
-    })
-}
-
-/// What a person wanted of an attempt while its worker was away.
-fn wishes(ledger: &Ledger, fence: Fence) -> Option<ToWorker> {
-    let row = ledger.attempt(fence)?;
-    let job = ledger.job(row.job)?;
-    match (row.attempt.state, row.attempt.asked) {
-        (AttemptState::Running, _) if job.job.cancel_requested => Some(ToWorker::Stop {
-            fence,
-            cause: StopCause::Cancel,
-            grace: None,
-        }),
-        (AttemptState::Assigned, Some(_)) => Some(ToWorker::Revoke(fence)),
-        _ => None,
     }
 }
 

@@ -36,12 +36,12 @@ pub use caller::{Caller, Role};
 pub use changes::{Change, Changes};
 pub use clock::{Clock, ManualClock};
 pub use error::Error;
-pub use greeting::{Answer, Greeting, HeldHere, Hello};
+pub use greeting::{Greeting, Hello};
 pub use live::LiveProgress;
 pub use read::About;
 pub use settings::Settings;
 pub use submit::Submitted;
-pub use transitions::{EndedReport, Report, What};
+pub use transitions::Report;
 
 use crate::sessions::Sessions;
 use crate::store::Store;

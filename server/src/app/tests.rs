@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use qctl_server_core::ledger::{EndedReport, Message, What};
 use qctl_server_core::outcome::End;
-use qctl_server_core::reconcile::Action;
+use qctl_server_core::reconcile::{Action, Held};
 use qctl_server_core::{
     AttemptState, Condition, Demand, Dependency, Facts, Fence, JobId, JobSpec, JobState, StopCause,
     Term, WorkerId,
@@ -18,10 +19,7 @@ use uuid::Uuid;
 
 use super::links::Links;
 use super::read::WorkerMode;
-use super::{
-    About, App, Caller, Clock, EndedReport, Error, HeldHere, Hello, ManualClock, Parts, Report,
-    Role, Settings, What,
-};
+use super::{About, App, Caller, Clock, Error, Hello, ManualClock, Parts, Report, Role, Settings};
 use crate::sessions::{Assignment, Outbox, SessionId, ToWorker};
 use crate::store::fixtures::noon;
 use crate::store::{Dedicated, Store};
@@ -176,7 +174,7 @@ impl Worker {
             }
             match self.next().await {
                 ToWorker::Assign(assignments) => self.ready.extend(assignments),
-                ToWorker::ResultCommitted(_) => {}
+                ToWorker::Attempt(Message::ResultCommitted(_)) => {}
                 other => panic!("{other:?} instead of an assignment"),
             }
         }
@@ -217,7 +215,7 @@ impl Worker {
 
     async fn committed(&mut self, fence: Fence) {
         loop {
-            if let ToWorker::ResultCommitted(committed) = self.next().await {
+            if let ToWorker::Attempt(Message::ResultCommitted(committed)) = self.next().await {
                 assert_eq!(committed, fence);
                 return;
             }
@@ -291,8 +289,8 @@ fn after(on: &[(i64, Condition)]) -> Vec<Dependency> {
         .collect()
 }
 
-fn held(fence: Fence, state: AttemptState) -> HeldHere {
-    HeldHere {
+fn held(fence: Fence, state: AttemptState) -> Held {
+    Held {
         fence,
         state,
         slot_held: state != AttemptState::Ended,
@@ -374,11 +372,11 @@ async fn a_quick_worker_has_its_next_job_ready(pool: PgPool) {
         .await;
     let revoked = worker.next().await;
     let revoked = match revoked {
-        ToWorker::ResultCommitted(_) => worker.next().await,
+        ToWorker::Attempt(Message::ResultCommitted(_)) => worker.next().await,
         other => other,
     };
     assert!(
-        matches!(revoked, ToWorker::Revoke(fence) if fence == third.fence),
+        matches!(revoked, ToWorker::Attempt(Message::Revoke(fence)) if fence == third.fence),
         "{revoked:?}"
     );
     let returned = What::Returned {
@@ -570,7 +568,7 @@ async fn a_cancel_and_an_end_meet(pool: PgPool) {
         cancel(assignment.job).await.expect("cancelled");
         let message = worker.next().await;
         assert!(
-            matches!(message, ToWorker::Stop { fence, cause: StopCause::Cancel, grace: Some(grace) }
+            matches!(message, ToWorker::Attempt(Message::Stop { fence, cause: StopCause::Cancel, grace: Some(grace) })
                 if fence == assignment.fence && grace.as_secs() == 3),
             "{message:?}"
         );
@@ -616,7 +614,9 @@ async fn what_waits_is_cancelled_at_once_and_what_is_ready_is_taken_back(pool: P
         .cancel(&queue.user, "", ready, None)
         .await
         .expect("asked");
-    assert!(matches!(worker.next().await, ToWorker::Revoke(fence) if fence == assignment.fence));
+    assert!(
+        matches!(worker.next().await, ToWorker::Attempt(Message::Revoke(fence)) if fence == assignment.fence)
+    );
     let returned = What::Returned {
         returned: true,
         message: String::new(),
@@ -632,7 +632,10 @@ async fn a_hold_and_an_edit_keep_a_job_that_is_ready(pool: PgPool) {
     let job = queue.one(spec("a")).await;
     let assignment = worker.assigned().await;
     queue.app.hold(&queue.user, "", job).await.expect("held");
-    assert!(matches!(worker.next().await, ToWorker::Revoke(_)));
+    assert!(matches!(
+        worker.next().await,
+        ToWorker::Attempt(Message::Revoke(_))
+    ));
     let edit = {
         let (app, user) = (Arc::clone(&queue.app), queue.user.clone());
         let wanted = JobSpec {
@@ -794,7 +797,10 @@ async fn a_job_that_started_before_it_came_back_is_not_executed_again_by_its_ret
     let assignment = worker.assigned().await;
     let executed = queue.app.execute_next(&queue.user, "", "w").await;
     assert_eq!(executed.expect("asked back"), job);
-    assert!(matches!(worker.next().await, ToWorker::Revoke(_)));
+    assert!(matches!(
+        worker.next().await,
+        ToWorker::Attempt(Message::Revoke(_))
+    ));
     worker.started(assignment.fence).await;
     let refused = What::Returned {
         returned: false,
@@ -900,7 +906,7 @@ async fn a_pause_is_carried_to_the_processes(pool: PgPool) {
     };
     assert!(matches!(
         worker.next().await,
-        ToWorker::SetPaused { paused: true, .. }
+        ToWorker::Attempt(Message::SetPaused { paused: true, .. })
     ));
     worker.say(assignment.fence, What::PauseChanged(true)).await;
     call.await.expect("joined").expect("paused");
@@ -1090,10 +1096,10 @@ async fn a_lost_attempt_is_given_up_and_its_late_end_is_kept(pool: PgPool) {
     assert!(
         matches!(
             stop,
-            ToWorker::Stop {
+            ToWorker::Attempt(Message::Stop {
                 cause: StopCause::Superseded,
                 ..
-            }
+            })
         ),
         "{stop:?}"
     );
@@ -1116,7 +1122,9 @@ async fn a_late_end_wins_against_a_successor_that_has_not_started(pool: PgPool) 
     assert_eq!(verdicts, [(lost.fence, Action::SendResult)]);
     first.ended(lost.fence, exit(0)).await;
     first.committed(lost.fence).await;
-    assert!(matches!(second.next().await, ToWorker::Revoke(fence) if fence == successor.fence));
+    assert!(
+        matches!(second.next().await, ToWorker::Attempt(Message::Revoke(fence)) if fence == successor.fence)
+    );
     let returned = What::Returned {
         returned: true,
         message: String::new(),

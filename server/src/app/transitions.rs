@@ -4,16 +4,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
-use qctl_server_core::attempt::AttemptEvent;
-use qctl_server_core::outcome::End;
-use qctl_server_core::{AttemptState, Facts, Fence, Progress, StopCause, WorkerId};
+use qctl_server_core::ledger::{AfterCommit, What, Which};
+use qctl_server_core::{Fence, Progress, WorkerId};
 use tokio::sync::mpsc;
 
-use super::ledger::{AfterCommit, Applied, EndReport, Ledger, worker_actor};
 use super::{App, Change, Error};
-use crate::sessions::{SessionId, ToWorker};
-use crate::store::ledger::{NewEvent, Which};
+use crate::sessions::SessionId;
 use crate::store::{Dedicated, StoreError};
 
 /// Reports in one transaction.
@@ -36,58 +32,6 @@ pub struct Report {
     pub fence: Fence,
     /// What happened.
     pub what: What,
-}
-
-/// What happened to an attempt.
-#[derive(Clone, Debug)]
-pub enum What {
-    /// Its process was started.
-    Started {
-        /// Process id.
-        pid: i32,
-        /// When, by the worker's clock.
-        started_at: Option<DateTime<Utc>>,
-        /// Limits that cannot be enforced.
-        not_enforced: Vec<String>,
-    },
-    /// Its process ended.
-    Ended(Box<EndedReport>),
-    /// No process of it is left.
-    SlotFreed,
-    /// It was given back, or refused; or it had started already when it was wanted back.
-    Returned {
-        /// False when it had started.
-        returned: bool,
-        /// Why, for people.
-        message: String,
-    },
-    /// Its process tree was frozen or thawed.
-    PauseChanged(bool),
-    /// It could not be handed to its worker, which had gone: it never started.
-    NotSent,
-}
-
-/// The recorded facts of an attempt's end.
-#[derive(Clone, Debug)]
-pub struct EndedReport {
-    /// The facts that decide the outcome.
-    pub facts: Facts,
-    /// When the process was started, by the worker's clock.
-    pub started_at: Option<DateTime<Utc>>,
-    /// When it ended, by the worker's clock.
-    pub ended_at: Option<DateTime<Utc>>,
-    /// Run time by the worker's monotonic clock.
-    pub duration: Option<Duration>,
-    /// Process id.
-    pub pid: Option<i32>,
-    /// Directory with its checkpoint; empty when it left none.
-    pub checkpoint: String,
-    /// Bytes of its whole output.
-    pub log_end: i64,
-    /// Checksum over them.
-    pub log_crc32c: u32,
-    /// Limits that could not be enforced.
-    pub not_enforced: Vec<String>,
 }
 
 /// Where reports go.
@@ -204,118 +148,27 @@ impl App {
     ) -> Result<AfterCommit, StoreError> {
         let fences: Vec<Fence> = batch.iter().map(|report| report.fence).collect();
         let mut transaction = database.begin(&self.store).await?;
-        let mut ledger = Ledger::open(self, &mut transaction, Which::Attempts(&fences)).await?;
+        let mut ledger = self
+            .open_ledger(&mut transaction, Which::Attempts(&fences))
+            .await?;
         for report in batch {
             // What an old connection still had to say is said again in the new one's greeting.
             let stale = !matches!(report.what, What::NotSent)
                 && !self.sessions.is_current(report.worker, report.session);
-            if !stale {
-                apply(&mut ledger, report);
+            if stale {
+                continue;
             }
-        }
-        let after = ledger.save(&mut transaction).await?;
-        transaction.commit().await?;
-        Ok(after)
-    }
-}
-
-fn apply(ledger: &mut Ledger, report: &Report) {
-    let Report {
-        worker,
-        fence,
-        ref what,
-        ..
-    } = *report;
-    let known = ledger.attempt(fence);
-    if known.is_some_and(|row| row.worker != worker) {
-        tracing::warn!(%worker, %fence, "worker {worker} reports about fence {fence}, which is not its own");
-        return;
-    }
-    let known = known.cloned();
-    match what {
-        What::Started {
-            pid,
-            started_at,
-            not_enforced,
-        } => {
-            let pid = (*pid > 0).then_some(*pid);
-            if ledger.started(fence, *started_at, pid, not_enforced.clone()) == Applied::Fenced {
-                ledger.message(
-                    worker,
-                    ToWorker::Stop {
-                        fence,
-                        cause: StopCause::Superseded,
-                        grace: None,
-                    },
+            let (worker, fence) = (report.worker, report.fence);
+            if let Err(refusal) = ledger.report(worker, fence, &report.what) {
+                tracing::warn!(
+                    %worker,
+                    %fence,
+                    "a report of worker {worker} about fence {fence} is dropped: {refusal}",
                 );
             }
         }
-        What::Ended(ended) => {
-            let report = EndReport {
-                started_at: ended.started_at,
-                ended_at: ended.ended_at,
-                duration: ended.duration,
-                pid: ended.pid,
-                checkpoint: ended.checkpoint.clone(),
-                log: Some((ended.log_end, ended.log_crc32c)),
-                not_enforced: ended.not_enforced.clone(),
-                refused: false,
-            };
-            // An attempt whose job was deleted is acknowledged as well: nobody wants its result.
-            ledger.ended(fence, &ended.facts, report);
-            ledger.message(worker, ToWorker::ResultCommitted(fence));
-        }
-        What::SlotFreed => {
-            if ledger.attempt_event(fence, AttemptEvent::SlotFreed) == Applied::Recorded {
-                ledger.dispatch();
-            }
-        }
-        What::Returned { returned: true, .. }
-            if known
-                .as_ref()
-                .is_some_and(|row| row.attempt.state == AttemptState::Running) =>
-        {
-            // It said before that it had started it, and a start cannot be undone.
-            tracing::warn!(%worker, %fence, "worker {worker} returns fence {fence}, which it has started");
-        }
-        What::Returned {
-            returned: true,
-            message,
-        } => {
-            let facts = Facts {
-                message: message.clone(),
-                ..Facts::of(End::NeverStarted)
-            };
-            let report = EndReport {
-                refused: true,
-                ..EndReport::default()
-            };
-            ledger.ended(fence, &facts, report);
-        }
-        What::Returned {
-            returned: false, ..
-        } => {
-            ledger.attempt_event(fence, AttemptEvent::ReturnRefused);
-        }
-        What::NotSent => {
-            ledger.ended(fence, &Facts::of(End::NeverStarted), EndReport::default());
-        }
-        What::PauseChanged(paused) => {
-            let applied = ledger.attempt_event(fence, AttemptEvent::Paused(*paused));
-            if let (Applied::Recorded, Some(row)) = (applied, known) {
-                let (kind, message) = match paused {
-                    true => ("paused", "its processes were frozen"),
-                    false => ("resumed", "its processes go on"),
-                };
-                ledger.tell(NewEvent {
-                    job: Some(row.job),
-                    attempt: Some(row.number),
-                    kind,
-                    message: message.to_owned(),
-                    actor: worker_actor(&row.worker_name),
-                    worker: row.worker_name,
-                });
-            }
-        }
+        let after = self.save_ledger(&mut transaction, ledger).await?;
+        transaction.commit().await?;
+        Ok(after)
     }
 }

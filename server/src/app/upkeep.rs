@@ -2,24 +2,20 @@
 //! life and progress on their way to the database. Each finds its work in the database, can be run at
 //! any time and any number of times, and is called by `reconcilers` on a timer.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use qctl_server_core::attempt::AttemptEvent;
-use qctl_server_core::dependency::{Standing, impossible, standing};
 use qctl_server_core::job::{JobEvent, JobRefusal};
-use qctl_server_core::lease::{Lapse, Leases, Limits};
-use qctl_server_core::outcome::End;
-use qctl_server_core::{Facts, Fence, JobId, WorkerId};
+use qctl_server_core::lease::{Leases, Limits};
+use qctl_server_core::ledger::{COORDINATOR, Holder, Ledger, Which, lapsed};
+use qctl_server_core::{Fence, JobId, WorkerId};
 
-use super::ledger::{Applied, COORDINATOR, EndReport, Ledger};
 use super::{App, Error};
 use crate::sessions::SessionId;
-use crate::store::dependencies::{self, Open};
-use crate::store::ledger::{NewEvent, Which};
-use crate::store::workers::{Current, SignOfLife};
+use crate::store::dependencies;
+use crate::store::workers::SignOfLife;
 
 /// Jobs or attempts in one transaction.
 const BATCH: usize = 500;
@@ -31,15 +27,6 @@ const FORGET_BATCH: i64 = 5_000;
 /// Signs of life on their way to the database.
 #[derive(Debug, Default)]
 pub(super) struct SignsOfLife(Mutex<HashMap<WorkerId, SignOfLife>>);
-
-/// Whose silence is counted: a worker, or an attempt that its worker knows nothing of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Holder {
-    /// A worker, for all its attempts.
-    Worker(WorkerId),
-    /// An attempt of a spool that its worker does not own any more.
-    Orphan(Fence),
-}
 
 /// Counts silence between two looks.
 #[derive(Debug)]
@@ -105,10 +92,7 @@ impl App {
             if due.is_empty() {
                 return Ok(next);
             }
-            self.change_jobs(&due, |ledger, job| {
-                let _ = ledger.job_event(job, &JobEvent::TimeCame, COORDINATOR);
-            })
-            .await?;
+            self.change_jobs(&due, Ledger::time_came).await?;
             if due.len() < BATCH {
                 return Ok(next);
             }
@@ -138,40 +122,19 @@ impl App {
     /// Settles what these jobs wait for. Returns whether anything was changed.
     async fn settle_dependencies(&self, jobs: &[JobId]) -> Result<bool, Error> {
         let mut transaction = self.store.begin().await?;
-        let mut ledger = Ledger::open(self, &mut transaction, Which::Jobs(jobs)).await?;
+        let mut ledger = self
+            .open_ledger(&mut transaction, Which::Jobs(jobs))
+            .await?;
         let open = dependencies::open_of(&mut transaction, jobs).await?;
-        let mut met = Vec::new();
-        let mut counts: HashMap<JobId, i32> = HashMap::new();
-        let mut hopeless: HashMap<JobId, Open> = HashMap::new();
-        for dependency in open {
-            match standing(dependency.condition, dependency.state) {
-                Standing::Open => {}
-                Standing::Met => {
-                    met.push((dependency.job, dependency.on));
-                    *counts.entry(dependency.job).or_default() += 1;
-                }
-                Standing::Impossible => {
-                    hopeless.entry(dependency.job).or_insert(dependency);
-                }
-            }
-        }
-        let mut changed = !met.is_empty();
-        dependencies::meet(&mut transaction, &met).await?;
-        for (job, count) in counts {
-            let _ = ledger.job_event(job, &JobEvent::DependenciesMet(count), COORDINATOR);
-        }
-        for (job, on) in hopeless {
-            let message = impossible(on.condition, on.on, on.state);
-            let event = JobEvent::DependencyFailed(message);
-            changed |= ledger.job_event(job, &event, COORDINATOR).is_ok();
-        }
-        let after = ledger.save(&mut transaction).await?;
+        let settled = ledger.settle_dependencies(&open);
+        dependencies::meet(&mut transaction, &settled.met).await?;
+        let after = self.save_ledger(&mut transaction, ledger).await?;
         transaction
             .commit()
             .await
             .map_err(crate::store::StoreError::from)?;
         self.carry_out(after);
-        Ok(changed)
+        Ok(settled.changed)
     }
 
     /// Begins to count silence.
@@ -201,82 +164,21 @@ impl App {
             .replace(looked)
             .map_or(Duration::ZERO, |last| looked - last);
         let now = self.clock.now();
-        let holders: BTreeSet<Holder> = current.iter().map(Current::holder).collect();
         let silent_after = self.settings.heartbeat_interval * 2;
-        let heard = |holder: &Holder| match holder {
-            Holder::Orphan(_) => false,
-            Holder::Worker(worker) => self.sessions.get(*worker).is_some_and(|session| {
+        let heard = |worker: WorkerId| {
+            self.sessions.get(worker).is_some_and(|session| {
                 (now - session.last_contact).to_std().unwrap_or_default() <= silent_after
-            }),
+            })
         };
-        let holders: Vec<(Holder, bool)> = holders
-            .into_iter()
-            .map(|holder| (holder, heard(&holder)))
-            .collect();
-        let mut silent = BTreeSet::new();
-        let mut lost = BTreeSet::new();
-        for lapse in watch.leases.tick(holders, elapsed, true) {
-            match lapse {
-                Lapse::Unreachable(holder) => silent.insert(holder),
-                Lapse::Lost(holder) => lost.insert(holder),
-            };
-        }
-        let unreachable: Vec<Fence> = current
-            .iter()
-            .filter(|attempt| !attempt.unreachable && silent.contains(&attempt.holder()))
-            .map(|attempt| attempt.fence)
-            .collect();
-        let back: Vec<Fence> = current
-            .iter()
-            .filter(|attempt| attempt.unreachable && heard(&attempt.holder()))
-            .map(|attempt| attempt.fence)
-            .collect();
-        let given_up: Vec<Fence> = current
-            .iter()
-            .filter(|attempt| lost.contains(&attempt.holder()))
-            .map(|attempt| attempt.fence)
-            .collect();
-        self.mark_unreachable(&unreachable).await?;
-        self.mark_reachable(&back).await?;
-        self.give_up(&given_up).await
-    }
-
-    async fn mark_unreachable(&self, fences: &[Fence]) -> Result<(), Error> {
-        let minutes = self.settings.unreachable_after.as_secs_f64() / 60.0;
-        self.change_attempts(fences, |ledger, fence| {
-            if ledger.attempt_event(fence, AttemptEvent::WorkerSilent) != Applied::Recorded {
-                return;
-            }
-            let Some(row) = ledger.attempt(fence) else { return };
-            let event = NewEvent {
-                job: Some(row.job),
-                attempt: Some(row.number),
-                worker: row.worker_name.clone(),
-                kind: "unreachable",
-                message: format!(
-                    "worker `{}` has not been heard of for {minutes:.0} min; the job may well be running",
-                    row.worker_name
-                ),
-                actor: COORDINATOR.to_owned(),
-            };
-            ledger.tell(event);
+        let lapsed = lapsed(&mut watch.leases, &current, heard, elapsed, true);
+        let after = self.settings.unreachable_after;
+        self.change_attempts(&lapsed.unreachable, |ledger, fence| {
+            ledger.unreachable(fence, after);
         })
-        .await
-    }
-
-    async fn mark_reachable(&self, fences: &[Fence]) -> Result<(), Error> {
-        self.change_attempts(fences, |ledger, fence| {
-            ledger.attempt_event(fence, AttemptEvent::WorkerBack);
-        })
-        .await
-    }
-
-    /// Gives attempts up whose worker has been silent for too long: their jobs may run elsewhere.
-    async fn give_up(&self, fences: &[Fence]) -> Result<(), Error> {
-        self.change_attempts(fences, |ledger, fence| {
-            ledger.ended(fence, &Facts::of(End::GivenUp), EndReport::default());
-        })
-        .await
+        .await?;
+        self.change_attempts(&lapsed.back, Ledger::reachable)
+            .await?;
+        self.change_attempts(&lapsed.lost, Ledger::give_up).await
     }
 
     /// Holds queued jobs that have waited too long for the worker that has their checkpoint.
@@ -356,11 +258,13 @@ impl App {
     ) -> Result<(), Error> {
         for part in jobs.chunks(BATCH) {
             let mut transaction = self.store.begin().await?;
-            let mut ledger = Ledger::open(self, &mut transaction, Which::Jobs(part)).await?;
+            let mut ledger = self
+                .open_ledger(&mut transaction, Which::Jobs(part))
+                .await?;
             for job in part {
                 change(&mut ledger, *job);
             }
-            let after = ledger.save(&mut transaction).await?;
+            let after = self.save_ledger(&mut transaction, ledger).await?;
             transaction
                 .commit()
                 .await
@@ -377,11 +281,13 @@ impl App {
     ) -> Result<(), Error> {
         for part in fences.chunks(BATCH) {
             let mut transaction = self.store.begin().await?;
-            let mut ledger = Ledger::open(self, &mut transaction, Which::Attempts(part)).await?;
+            let mut ledger = self
+                .open_ledger(&mut transaction, Which::Attempts(part))
+                .await?;
             for fence in part {
                 change(&mut ledger, *fence);
             }
-            let after = ledger.save(&mut transaction).await?;
+            let after = self.save_ledger(&mut transaction, ledger).await?;
             transaction
                 .commit()
                 .await
@@ -389,14 +295,5 @@ impl App {
             self.carry_out(after);
         }
         Ok(())
-    }
-}
-
-impl Current {
-    fn holder(&self) -> Holder {
-        match self.same_spool {
-            true => Holder::Worker(self.worker),
-            false => Holder::Orphan(self.fence),
-        }
     }
 }

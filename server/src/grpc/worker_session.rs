@@ -11,8 +11,9 @@ use qctl_proto::v1::open_session_request::Message as FromWorker;
 use qctl_proto::v1::open_session_response::Message as ToWire;
 use qctl_proto::v1::worker_session_service_server::WorkerSessionService;
 use qctl_proto::{PROTOCOL_VERSION, v1};
+use qctl_server_core::ledger::{EndedReport, Message, What};
 use qctl_server_core::outcome::End;
-use qctl_server_core::reconcile::Action;
+use qctl_server_core::reconcile::{Action, Held};
 use qctl_server_core::{AttemptState, Facts, Fence, StopCause, WorkerId};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -22,7 +23,7 @@ use uuid::Uuid;
 use super::convert;
 use super::status::{caller, status};
 use crate::app::read::GpuRecord;
-use crate::app::{App, EndedReport, Error, Greeting, HeldHere, Hello, Report, Role, What};
+use crate::app::{App, Error, Greeting, Hello, Report, Role};
 use crate::sessions::{Assignment, Outbox, SessionId, ToWorker};
 
 /// Time in which a worker must have said hello.
@@ -237,7 +238,7 @@ fn hello_from(hello: v1::Hello) -> Result<Hello, Error> {
     let held = hello
         .attempts
         .iter()
-        .map(|held| HeldHere {
+        .map(|held| Held {
             fence: Fence(held.fence),
             state: match held.state() {
                 v1::held_attempt::State::Running => AttemptState::Running,
@@ -375,24 +376,30 @@ fn to_wire(message: ToWorker) -> Vec<v1::OpenSessionResponse> {
             term: term.0,
         })),
         ToWorker::Assign(assignments) => assign(assignments),
-        ToWorker::Revoke(fence) => one(ToWire::Revoke(v1::Revoke { fence: fence.0 })),
-        ToWorker::Stop {
+        ToWorker::SetSlots(slots) => one(ToWire::SetSlots(v1::SetSlots { slots })),
+        ToWorker::Attempt(message) => one(about_attempt(message)),
+    }
+}
+
+fn about_attempt(message: Message) -> ToWire {
+    match message {
+        Message::Revoke(fence) => ToWire::Revoke(v1::Revoke { fence: fence.0 }),
+        Message::Stop {
             fence,
             cause,
             grace,
-        } => one(ToWire::Stop(v1::Stop {
+        } => ToWire::Stop(v1::Stop {
             fence: fence.0,
             cause: stop_cause(cause).into(),
             grace: grace.map(convert::duration),
-        })),
-        ToWorker::ResultCommitted(fence) => one(ToWire::ResultCommitted(v1::ResultCommitted {
-            fence: fence.0,
-        })),
-        ToWorker::SetSlots(slots) => one(ToWire::SetSlots(v1::SetSlots { slots })),
-        ToWorker::SetPaused { fence, paused } => one(ToWire::SetPaused(v1::SetPaused {
+        }),
+        Message::ResultCommitted(fence) => {
+            ToWire::ResultCommitted(v1::ResultCommitted { fence: fence.0 })
+        }
+        Message::SetPaused { fence, paused } => ToWire::SetPaused(v1::SetPaused {
             fence: fence.0,
             paused,
-        })),
+        }),
     }
 }
 

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use qctl_server_core::{AttemptNumber, Fence, JobId, JobSpec, StopCause, Term, WorkerId};
+use qctl_server_core::ledger::Message;
+use qctl_server_core::{AttemptNumber, Fence, JobId, JobSpec, Term, WorkerId};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -37,28 +37,10 @@ pub enum ToWorker {
     },
     /// Work, in order.
     Assign(Vec<Assignment>),
-    /// Takes work back that has not started.
-    Revoke(Fence),
-    /// Stops an attempt.
-    Stop {
-        /// The attempt.
-        fence: Fence,
-        /// Why.
-        cause: StopCause,
-        /// Overrides the job's time between the stop signal and force.
-        grace: Option<Duration>,
-    },
-    /// A result is committed.
-    ResultCommitted(Fence),
+    /// Something about an attempt that it was given.
+    Attempt(Message),
     /// How many slots to keep ready.
     SetSlots(i32),
-    /// Freezes or thaws an attempt.
-    SetPaused {
-        /// The attempt.
-        fence: Fence,
-        /// True freezes.
-        paused: bool,
-    },
 }
 
 /// One attempt to run.

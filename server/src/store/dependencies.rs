@@ -1,24 +1,12 @@
 //! Who waits for whom.
 
 use chrono::{DateTime, Utc};
-use qctl_server_core::{Condition, JobId, JobState};
+use qctl_server_core::dependency::Open;
+use qctl_server_core::{Condition, JobId};
 use sqlx::PgConnection;
 
 use super::ledger::job_state;
 use super::{Store, StoreError};
-
-/// A dependency that is not marked as met.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Open {
-    /// The job that waits.
-    pub(crate) job: JobId,
-    /// The job it waits for.
-    pub(crate) on: JobId,
-    /// How that one must end.
-    pub(crate) condition: Condition,
-    /// That one's state; `None` when it was deleted.
-    pub(crate) state: Option<JobState>,
-}
 
 /// Dependencies of these jobs that are not met.
 pub(crate) async fn open_of(

@@ -4,6 +4,7 @@
 use chrono::{DateTime, Utc};
 use qctl_server_core::attempt::{Asked, Attempt};
 use qctl_server_core::job::Job;
+use qctl_server_core::ledger::{AttemptRow, Closed, JobRow, NewEvent, Which};
 use qctl_server_core::retry::Budget;
 use qctl_server_core::{
     AttemptNumber, AttemptState, Cause, Fence, JobId, JobState, Outcome, OutcomeKind, WorkerId,
@@ -12,92 +13,6 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::StoreError;
-
-/// A job as decisions need it.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct JobRow {
-    /// The job.
-    pub(crate) id: JobId,
-    /// Its life.
-    pub(crate) job: Job,
-    /// Worker that must start it now, beside its slots.
-    pub(crate) run_now_on: Option<WorkerId>,
-    /// The state that was read.
-    pub(crate) read: JobState,
-}
-
-/// An attempt as decisions need it.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct AttemptRow {
-    /// The attempt.
-    pub(crate) fence: Fence,
-    /// Its job.
-    pub(crate) job: JobId,
-    /// Its number within the job.
-    pub(crate) number: AttemptNumber,
-    /// Its life.
-    pub(crate) attempt: Attempt,
-    /// The worker.
-    pub(crate) worker: WorkerId,
-    /// The worker's name.
-    pub(crate) worker_name: String,
-    /// The boot it was assigned to.
-    pub(crate) boot_id: String,
-    /// The spool it was assigned to.
-    pub(crate) spool_id: Uuid,
-    /// When it was assigned.
-    pub(crate) assigned_at: DateTime<Utc>,
-    /// When it ended.
-    pub(crate) ended_at: Option<DateTime<Utc>>,
-    /// Its run time in microseconds, as its worker measured it.
-    pub(crate) duration_us: Option<i64>,
-    /// Its process id.
-    pub(crate) pid: Option<i32>,
-    /// How it ended.
-    pub(crate) outcome: Option<Outcome>,
-    /// Directory with its checkpoint; empty when there is none.
-    pub(crate) checkpoint: String,
-    /// Limits that could not be enforced.
-    pub(crate) not_enforced: Vec<String>,
-    /// Bytes of its whole output, once its result is known.
-    pub(crate) log_end: Option<i64>,
-    /// Checksum over them.
-    pub(crate) log_crc32c: Option<i64>,
-    /// Bytes of its output that are stored.
-    pub(crate) log_stored: i64,
-    /// Other jobs wait for its job.
-    pub(crate) has_dependents: bool,
-    /// How it ended after it had been given up.
-    pub(crate) late_result: Option<Outcome>,
-    /// The state that was read.
-    pub(crate) read: AttemptState,
-}
-
-/// An entry of the history on its way into the table.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct NewEvent {
-    /// The job; `None` for events of a worker or the queue.
-    pub(crate) job: Option<JobId>,
-    /// The attempt's number.
-    pub(crate) attempt: Option<AttemptNumber>,
-    /// The worker's name; empty when none.
-    pub(crate) worker: String,
-    /// One word.
-    pub(crate) kind: &'static str,
-    /// The same in a sentence.
-    pub(crate) message: String,
-    /// Who caused it.
-    pub(crate) actor: String,
-}
-
-/// Which attempts to load beside the locked jobs.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Which<'a> {
-    /// These jobs with their current attempts.
-    Jobs(&'a [JobId]),
-    /// These attempts, with their jobs and those jobs' current attempts.
-    Attempts(&'a [Fence]),
-}
 
 /// Locks jobs and loads them with their attempts: the current ones, those asked for, and those with
 /// a late result.
@@ -243,10 +158,17 @@ async fn attempts_of(
 pub(crate) async fn save(
     conn: &mut PgConnection,
     now: DateTime<Utc>,
-    jobs: &[&JobRow],
-    attempts: &[&AttemptRow],
-    events: &[NewEvent],
+    changes: &Closed,
 ) -> Result<(), StoreError> {
+    let Closed {
+        jobs,
+        attempts,
+        events,
+        ..
+    } = changes;
+    if changes.is_empty() {
+        return Ok(());
+    }
     let ids: Vec<i64> = jobs.iter().map(|row| row.id.0).collect();
     let were: Vec<String> = jobs.iter().map(|row| row.read.to_string()).collect();
     let states: Vec<String> = jobs.iter().map(|row| row.job.state.to_string()).collect();
@@ -285,7 +207,7 @@ pub(crate) async fn save(
     let ended: Vec<Option<DateTime<Utc>>> = attempts.iter().map(|row| row.ended_at).collect();
     let durations: Vec<Option<i64>> = attempts.iter().map(|row| row.duration_us).collect();
     let pids: Vec<Option<i32>> = attempts.iter().map(|row| row.pid).collect();
-    fn of<T>(rows: &[&AttemptRow], part: impl Fn(&Outcome) -> Option<T>) -> Vec<Option<T>> {
+    fn of<T>(rows: &[AttemptRow], part: impl Fn(&Outcome) -> Option<T>) -> Vec<Option<T>> {
         rows.iter()
             .map(|row| row.outcome.as_ref().and_then(&part))
             .collect()

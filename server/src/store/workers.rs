@@ -1,6 +1,7 @@
 //! Workers: who they are, when they were last heard of, and what they hold.
 
 use chrono::{DateTime, Utc};
+use qctl_server_core::ledger::Current;
 use qctl_server_core::{Fence, JobId, Progress, WorkerId};
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -157,20 +158,6 @@ pub(crate) async fn attempts_on(
     .fetch_all(conn)
     .await?;
     Ok(rows.into_iter().map(Fence).collect())
-}
-
-/// Attempts that have not ended, by worker, and whether each belongs to the boot and spool that the
-/// worker has now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Current {
-    /// The attempt.
-    pub(crate) fence: Fence,
-    /// Its worker.
-    pub(crate) worker: WorkerId,
-    /// It was assigned to the spool that its worker owns now.
-    pub(crate) same_spool: bool,
-    /// It is shown as unreachable.
-    pub(crate) unreachable: bool,
 }
 
 impl Store {

@@ -1,0 +1,177 @@
+//! The end of an attempt, in time or too late.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+
+use super::{Applied, Ledger, NewEvent, Over, worker_actor};
+use crate::attempt::{Asked, AttemptEvent, AttemptState};
+use crate::id::{Fence, JobId};
+use crate::job::JobEvent;
+use crate::outcome::{End, Facts, Outcome, OutcomeKind, outcome};
+use crate::retry::Ended;
+
+/// What a worker tells of an attempt's end beside the facts of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EndReport {
+    /// When the process was started, by the worker's clock.
+    pub started_at: Option<DateTime<Utc>>,
+    /// When it ended, by the worker's clock.
+    pub ended_at: Option<DateTime<Utc>>,
+    /// Run time by the worker's monotonic clock.
+    pub duration: Option<Duration>,
+    /// Process id.
+    pub pid: Option<i32>,
+    /// Directory with its checkpoint; empty when it left none.
+    pub checkpoint: String,
+    /// Bytes of its whole output and the checksum over them; `None` when nobody knows.
+    pub log: Option<(i64, u32)>,
+    /// Limits that could not be enforced.
+    pub not_enforced: Vec<String>,
+    /// Its worker refused it unasked.
+    pub refused: bool,
+}
+
+impl Ledger {
+    /// An attempt is over. A result that comes after the attempt was given up decides its job only if
+    /// no successor runs.
+    pub fn ended(&mut self, fence: Fence, facts: &Facts, report: EndReport) -> Applied {
+        let Some(row) = self.attempts.get(&fence) else {
+            return Applied::Fenced;
+        };
+        let outcome = outcome(facts);
+        if row.attempt.state == AttemptState::Ended {
+            return self.ended_late(fence, outcome, &report);
+        }
+        let (job, worker, actor) = (row.job, row.worker, worker_actor(&row.worker_name));
+        let earliest = row.assigned_at;
+        let latest = self.now.max(earliest);
+        let never_started = matches!(facts.end, End::NeverStarted | End::CannotStart);
+        let started_at = row.attempt.started_at.or(match never_started {
+            true => None,
+            false => report.started_at.map(|at| at.clamp(earliest, latest)),
+        });
+        let ended_at = report.ended_at.unwrap_or(latest).clamp(
+            started_at.unwrap_or(earliest),
+            latest.max(started_at.unwrap_or(earliest)),
+        );
+        if row.attempt.started_at.is_none()
+            && let Some(at) = started_at
+        {
+            // The start was never heard of; the history tells it all the same.
+            self.started(fence, Some(at), report.pid, Vec::new());
+        }
+        let refused = report.refused
+            && self
+                .attempt(fence)
+                .is_some_and(|row| row.attempt.asked != Some(Asked::Return));
+        self.attempt_event(
+            fence,
+            AttemptEvent::Ended {
+                started_at,
+                slot_held: !never_started,
+            },
+        );
+        let checkpoint = !report.checkpoint.is_empty();
+        if let Some(row) = self.attempts.get_mut(&fence) {
+            row.ended_at = Some(ended_at);
+            row.duration_us = report.duration.map(micros);
+            row.pid = report.pid.or(row.pid);
+            row.outcome = Some(outcome.clone());
+            row.checkpoint = report.checkpoint;
+            if !report.not_enforced.is_empty() {
+                row.not_enforced = report.not_enforced;
+            }
+            if let Some((end, crc)) = report.log {
+                row.log_end = Some(end);
+                row.log_crc32c = Some(crc.into());
+            }
+        }
+        self.after.over.push(Over {
+            fence,
+            worker,
+            duration: report.duration,
+        });
+        self.after.dispatch = true;
+        let came_back = outcome.kind == OutcomeKind::NeverStarted;
+        let event = JobEvent::AttemptEnded(
+            Ended {
+                outcome,
+                started_at,
+                ended_at,
+                checkpoint,
+                refused,
+                cancel_requested: false,
+            },
+            self.backoff,
+        );
+        if self.job_event(job, &event, &actor).is_ok() && came_back {
+            self.adopt_late_result(job);
+        }
+        Applied::Recorded
+    }
+
+    fn ended_late(&mut self, fence: Fence, outcome: Outcome, report: &EndReport) -> Applied {
+        let Some(row) = self.attempts.get_mut(&fence) else {
+            return Applied::Fenced;
+        };
+        if row.log_end.is_some() || report.log.is_none() {
+            return Applied::Known;
+        }
+        if outcome.kind == OutcomeKind::NeverStarted {
+            // It was returned, and its record only says so again: now the record can go.
+            row.log_end = report.log.map(|(end, _)| end);
+            row.log_crc32c = report.log.map(|(_, crc)| crc.into());
+            self.touched_attempts.insert(fence);
+            return Applied::Known;
+        }
+        let (job, actor) = (row.job, worker_actor(&row.worker_name));
+        let event = NewEvent {
+            job: Some(job),
+            attempt: Some(row.number),
+            worker: row.worker_name.clone(),
+            kind: "late_result",
+            message: format!(
+                "the attempt had been given up, and ended after all: {}",
+                outcome.message
+            ),
+            actor: actor.clone(),
+        };
+        if let Some((end, crc)) = report.log {
+            row.log_end = Some(end);
+            row.log_crc32c = Some(crc.into());
+        }
+        let decides = matches!(outcome.kind, OutcomeKind::Succeeded | OutcomeKind::Failed);
+        row.late_result = Some(outcome.clone());
+        self.touched_attempts.insert(fence);
+        self.after.changed.insert(job);
+        self.events.push(event);
+        if decides {
+            let _ = self.job_event(job, &JobEvent::LateResult(outcome), &actor);
+        }
+        Applied::Recorded
+    }
+
+    /// A successor came back: the late result of its predecessor decides now.
+    fn adopt_late_result(&mut self, job: JobId) {
+        let late = self
+            .attempts
+            .values()
+            .rev()
+            .filter(|row| row.job == job)
+            .find_map(|row| {
+                row.late_result
+                    .clone()
+                    .map(|outcome| (outcome, row.worker_name.clone()))
+            });
+        if let Some((outcome, worker)) = late
+            && matches!(outcome.kind, OutcomeKind::Succeeded | OutcomeKind::Failed)
+        {
+            let _ = self.job_event(job, &JobEvent::LateResult(outcome), &worker_actor(&worker));
+        }
+    }
+}
+
+fn micros(length: Duration) -> i64 {
+    i64::try_from(length.as_micros()).unwrap_or(i64::MAX)
+}

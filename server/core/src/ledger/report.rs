@@ -1,0 +1,179 @@
+//! What workers report about attempts.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+
+use super::{Applied, EndReport, Ledger, Message, NewEvent, worker_actor};
+use crate::attempt::{AttemptEvent, AttemptState};
+use crate::id::{Fence, WorkerId};
+use crate::outcome::{End, Facts, StopCause};
+
+/// What happened to an attempt.
+#[derive(Clone, Debug)]
+pub enum What {
+    /// Its process was started.
+    Started {
+        /// Process id.
+        pid: i32,
+        /// When, by the worker's clock.
+        started_at: Option<DateTime<Utc>>,
+        /// Limits that cannot be enforced.
+        not_enforced: Vec<String>,
+    },
+    /// Its process ended.
+    Ended(Box<EndedReport>),
+    /// No process of it is left.
+    SlotFreed,
+    /// It was given back, or refused; or it had started already when it was wanted back.
+    Returned {
+        /// False when it had started.
+        returned: bool,
+        /// Why, for people.
+        message: String,
+    },
+    /// Its process tree was frozen or thawed.
+    PauseChanged(bool),
+    /// It could not be handed to its worker, which had gone: it never started.
+    NotSent,
+}
+
+/// The recorded facts of an attempt's end.
+#[derive(Clone, Debug)]
+pub struct EndedReport {
+    /// The facts that decide the outcome.
+    pub facts: Facts,
+    /// When the process was started, by the worker's clock.
+    pub started_at: Option<DateTime<Utc>>,
+    /// When it ended, by the worker's clock.
+    pub ended_at: Option<DateTime<Utc>>,
+    /// Run time by the worker's monotonic clock.
+    pub duration: Option<Duration>,
+    /// Process id.
+    pub pid: Option<i32>,
+    /// Directory with its checkpoint; empty when it left none.
+    pub checkpoint: String,
+    /// Bytes of its whole output.
+    pub log_end: i64,
+    /// Checksum over them.
+    pub log_crc32c: u32,
+    /// Limits that could not be enforced.
+    pub not_enforced: Vec<String>,
+}
+
+/// Why a report was not recorded although it was well formed. A worker that keeps to the protocol
+/// causes none of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReportRefusal {
+    /// The attempt is another worker's.
+    #[error("the attempt is not its own")]
+    NotItsOwn,
+    /// It returns what it said it had started, and a start cannot be undone.
+    #[error("it returns an attempt that it has started")]
+    HasStarted,
+}
+
+impl Ledger {
+    /// Records what a worker reports about an attempt.
+    ///
+    /// # Errors
+    /// [`ReportRefusal`] when it contradicts what is recorded; nothing was changed then.
+    pub fn report(
+        &mut self,
+        worker: WorkerId,
+        fence: Fence,
+        what: &What,
+    ) -> Result<(), ReportRefusal> {
+        let known = self.attempt(fence);
+        if known.is_some_and(|row| row.worker != worker) {
+            return Err(ReportRefusal::NotItsOwn);
+        }
+        let known = known.cloned();
+        match what {
+            What::Started {
+                pid,
+                started_at,
+                not_enforced,
+            } => {
+                let pid = (*pid > 0).then_some(*pid);
+                if self.started(fence, *started_at, pid, not_enforced.clone()) == Applied::Fenced {
+                    self.message(
+                        worker,
+                        Message::Stop {
+                            fence,
+                            cause: StopCause::Superseded,
+                            grace: None,
+                        },
+                    );
+                }
+            }
+            What::Ended(ended) => {
+                let report = EndReport {
+                    started_at: ended.started_at,
+                    ended_at: ended.ended_at,
+                    duration: ended.duration,
+                    pid: ended.pid,
+                    checkpoint: ended.checkpoint.clone(),
+                    log: Some((ended.log_end, ended.log_crc32c)),
+                    not_enforced: ended.not_enforced.clone(),
+                    refused: false,
+                };
+                // An attempt whose job was deleted is acknowledged as well: nobody wants its result.
+                self.ended(fence, &ended.facts, report);
+                self.message(worker, Message::ResultCommitted(fence));
+            }
+            What::SlotFreed => {
+                if self.attempt_event(fence, AttemptEvent::SlotFreed) == Applied::Recorded {
+                    self.dispatch();
+                }
+            }
+            What::Returned { returned: true, .. }
+                if known
+                    .as_ref()
+                    .is_some_and(|row| row.attempt.state == AttemptState::Running) =>
+            {
+                return Err(ReportRefusal::HasStarted);
+            }
+            What::Returned {
+                returned: true,
+                message,
+            } => {
+                let facts = Facts {
+                    message: message.clone(),
+                    ..Facts::of(End::NeverStarted)
+                };
+                let report = EndReport {
+                    refused: true,
+                    ..EndReport::default()
+                };
+                self.ended(fence, &facts, report);
+            }
+            What::Returned {
+                returned: false, ..
+            } => {
+                self.attempt_event(fence, AttemptEvent::ReturnRefused);
+            }
+            What::NotSent => {
+                self.ended(fence, &Facts::of(End::NeverStarted), EndReport::default());
+            }
+            What::PauseChanged(paused) => {
+                let applied = self.attempt_event(fence, AttemptEvent::Paused(*paused));
+                if let (Applied::Recorded, Some(row)) = (applied, known) {
+                    let (kind, message) = match paused {
+                        true => ("paused", "its processes were frozen"),
+                        false => ("resumed", "its processes go on"),
+                    };
+                    self.tell(NewEvent {
+                        job: Some(row.job),
+                        attempt: Some(row.number),
+                        kind,
+                        message: message.to_owned(),
+                        actor: worker_actor(&row.worker_name),
+                        worker: row.worker_name,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,129 @@
+//! Whose silence is counted, and what it leads to.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::{Applied, COORDINATOR, EndReport, Ledger, NewEvent};
+use crate::attempt::AttemptEvent;
+use crate::id::{Fence, WorkerId};
+use crate::lease::{Lapse, Leases};
+use crate::outcome::{End, Facts};
+
+/// An attempt that has not ended, as far as silence is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Current {
+    /// The attempt.
+    pub fence: Fence,
+    /// Its worker.
+    pub worker: WorkerId,
+    /// It was assigned to the spool that its worker owns now.
+    pub same_spool: bool,
+    /// It is shown as unreachable.
+    pub unreachable: bool,
+}
+
+/// Whose silence is counted: a worker, or an attempt that its worker knows nothing of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Holder {
+    /// A worker, for all its attempts.
+    Worker(WorkerId),
+    /// An attempt of a spool that its worker does not own any more.
+    Orphan(Fence),
+}
+
+impl Current {
+    /// Whose silence counts against it.
+    pub fn holder(&self) -> Holder {
+        match self.same_spool {
+            true => Holder::Worker(self.worker),
+            false => Holder::Orphan(self.fence),
+        }
+    }
+}
+
+/// What a look at the silence of all workers finds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lapsed {
+    /// Attempts to be shown as unreachable.
+    pub unreachable: Vec<Fence>,
+    /// Attempts that are heard of again.
+    pub back: Vec<Fence>,
+    /// Attempts to be given up.
+    pub lost: Vec<Fence>,
+}
+
+/// Counts `elapsed` against everyone who holds one of the current attempts and is not heard of, as
+/// [`Leases::tick`] does, and says what follows for the attempts. Nobody hears of an orphan.
+pub fn lapsed(
+    leases: &mut Leases<Holder>,
+    current: &[Current],
+    heard: impl Fn(WorkerId) -> bool,
+    elapsed: Duration,
+    healthy: bool,
+) -> Lapsed {
+    let heard = |holder: Holder| match holder {
+        Holder::Orphan(_) => false,
+        Holder::Worker(worker) => heard(worker),
+    };
+    let holders: BTreeSet<Holder> = current.iter().map(Current::holder).collect();
+    let holders: Vec<(Holder, bool)> = holders
+        .into_iter()
+        .map(|holder| (holder, heard(holder)))
+        .collect();
+    let mut silent = BTreeSet::new();
+    let mut lost = BTreeSet::new();
+    for lapse in leases.tick(holders, elapsed, healthy) {
+        match lapse {
+            Lapse::Unreachable(holder) => silent.insert(holder),
+            Lapse::Lost(holder) => lost.insert(holder),
+        };
+    }
+    let those = |wanted: &dyn Fn(&Current) -> bool| -> Vec<Fence> {
+        current
+            .iter()
+            .filter(|attempt| wanted(attempt))
+            .map(|attempt| attempt.fence)
+            .collect()
+    };
+    Lapsed {
+        unreachable: those(&|one| !one.unreachable && silent.contains(&one.holder())),
+        back: those(&|one| one.unreachable && heard(one.holder())),
+        lost: those(&|one| lost.contains(&one.holder())),
+    }
+}
+
+impl Ledger {
+    /// An attempt's worker has been silent for `after`: that is shown and told.
+    pub fn unreachable(&mut self, fence: Fence, after: Duration) {
+        if self.attempt_event(fence, AttemptEvent::WorkerSilent) != Applied::Recorded {
+            return;
+        }
+        let Some(row) = self.attempts.get(&fence) else {
+            return;
+        };
+        let minutes = after.as_secs_f64() / 60.0;
+        let event = NewEvent {
+            job: Some(row.job),
+            attempt: Some(row.number),
+            worker: row.worker_name.clone(),
+            kind: "unreachable",
+            message: format!(
+                "worker `{}` has not been heard of for {minutes:.0} min; the job may well be running",
+                row.worker_name
+            ),
+            actor: COORDINATOR.to_owned(),
+        };
+        self.tell(event);
+    }
+
+    /// An attempt's worker is heard of again.
+    pub fn reachable(&mut self, fence: Fence) {
+        self.attempt_event(fence, AttemptEvent::WorkerBack);
+    }
+
+    /// An attempt is given up because its worker has been silent for too long: its job may run
+    /// elsewhere. What it occupies stays occupied, for nothing proves that its processes are gone.
+    pub fn give_up(&mut self, fence: Fence) {
+        self.ended(fence, &Facts::of(End::GivenUp), EndReport::default());
+    }
+}

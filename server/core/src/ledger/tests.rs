@@ -1,0 +1,216 @@
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use super::*;
+use crate::attempt::{Asked, Attempt};
+use crate::id::AttemptNumber;
+use crate::job::Job;
+use crate::lease::{Leases, Limits};
+use crate::outcome::{Cause, End, Facts, OutcomeKind};
+use crate::reconcile::{Action, Held};
+
+const JOB: JobId = JobId(1);
+const WORKER: WorkerId = WorkerId(Uuid::from_u128(1));
+const OTHER: WorkerId = WorkerId(Uuid::from_u128(2));
+const SPOOL: Uuid = Uuid::from_u128(10);
+const NEW_SPOOL: Uuid = Uuid::from_u128(11);
+
+fn at(seconds: i64) -> DateTime<Utc> {
+    DateTime::from_timestamp(1_800_000_000 + seconds, 0).unwrap()
+}
+
+fn attempt(fence: i64, state: AttemptState) -> AttemptRow {
+    let ended = state == AttemptState::Ended;
+    AttemptRow {
+        fence: Fence(fence),
+        job: JOB,
+        number: AttemptNumber(fence as i32),
+        attempt: Attempt {
+            state,
+            slot_held: true,
+            unreachable: false,
+            paused: false,
+            asked: None,
+            started_at: (state != AttemptState::Assigned).then(|| at(1)),
+        },
+        worker: WORKER,
+        worker_name: "box".to_owned(),
+        boot_id: "boot".to_owned(),
+        spool_id: SPOOL,
+        assigned_at: at(0),
+        ended_at: ended.then(|| at(2)),
+        duration_us: None,
+        pid: None,
+        outcome: ended.then(|| crate::outcome::outcome(&Facts::of(End::GivenUp))),
+        checkpoint: String::new(),
+        not_enforced: Vec::new(),
+        log_end: None,
+        log_crc32c: None,
+        log_stored: 0,
+        has_dependents: false,
+        late_result: None,
+        read: state,
+    }
+}
+
+fn ledger(attempts: Vec<AttemptRow>) -> Ledger {
+    let mut job = Job::submitted(false, 0, 2, 3);
+    let current = attempts
+        .iter()
+        .find(|row| row.attempt.state != AttemptState::Ended);
+    job.attempt = current.map(|row| row.attempt.state);
+    if job.attempt == Some(AttemptState::Running) {
+        job.state = JobState::Running;
+        job.started_at = Some(at(1));
+    }
+    let row = JobRow {
+        id: JOB,
+        read: job.state,
+        job,
+        run_now_on: None,
+    };
+    let backoff = Backoff {
+        base: Duration::from_secs(10),
+        most: Duration::from_secs(600),
+        random: 0.5,
+    };
+    Ledger::new(at(10_000), backoff, [row], attempts)
+}
+
+fn greet(ledger: &mut Ledger, spool_id: Uuid, held: &[Held]) -> Greeted {
+    ledger.greet(&Present {
+        worker: WORKER,
+        name: "box",
+        boot_id: "boot",
+        spool_id,
+        held,
+    })
+}
+
+#[test]
+fn a_worker_with_a_new_spool_brings_no_news_of_what_the_old_one_held() {
+    let mut orphan = attempt(1, AttemptState::Running);
+    orphan.attempt.unreachable = true;
+    let mut ledger = ledger(vec![orphan.clone()]);
+    let greeted = greet(&mut ledger, NEW_SPOOL, &[]);
+    assert_eq!(greeted.verdicts, []);
+    assert_eq!(
+        ledger.attempt(Fence(1)).unwrap().attempt,
+        orphan.attempt,
+        "nobody has heard of it"
+    );
+    let mut ledger = self::ledger(vec![orphan]);
+    let held = Held {
+        fence: Fence(1),
+        state: AttemptState::Running,
+        slot_held: true,
+    };
+    let greeted = greet(&mut ledger, SPOOL, &[held]);
+    assert_eq!(greeted.verdicts[0].action, Action::Continue);
+    assert!(!ledger.attempt(Fence(1)).unwrap().attempt.unreachable);
+}
+
+#[test]
+fn the_silence_of_an_orphan_is_its_own() {
+    let mut leases = Leases::new(Limits {
+        unreachable_after: Duration::from_secs(1),
+        lost_after: Duration::from_secs(4),
+    });
+    let current = |fence, same_spool| Current {
+        fence: Fence(fence),
+        worker: WORKER,
+        same_spool,
+        unreachable: false,
+    };
+    let current = [current(1, true), current(2, false)];
+    let mut look = || {
+        lapsed(
+            &mut leases,
+            &current,
+            |_| true,
+            Duration::from_secs(3),
+            true,
+        )
+    };
+    assert_eq!(look().unreachable, [Fence(2)]);
+    assert_eq!(look().lost, [Fence(2)]);
+}
+
+#[test]
+fn what_is_given_up_keeps_its_place_and_may_speak_later() {
+    let mut ledger = ledger(vec![attempt(1, AttemptState::Running)]);
+    ledger.give_up(Fence(1));
+    let row = ledger.attempt(Fence(1)).unwrap();
+    assert!(row.attempt.slot_held, "nothing proves that it is gone");
+    assert_eq!(row.outcome.as_ref().unwrap().cause, Cause::WorkerLost);
+    assert_eq!(ledger.job(JOB).unwrap().job.state, JobState::Queued);
+    let result = EndReport {
+        log: Some((5, 7)),
+        ..EndReport::default()
+    };
+    let exit = Facts {
+        exit_code: Some(0),
+        ..Facts::of(End::Waited)
+    };
+    assert_eq!(
+        ledger.ended(Fence(1), &exit, result.clone()),
+        Applied::Recorded
+    );
+    assert_eq!(ledger.ended(Fence(1), &exit, result), Applied::Known);
+    assert_eq!(ledger.job(JOB).unwrap().job.state, JobState::Succeeded);
+    let row = ledger.attempt(Fence(1)).unwrap();
+    assert_eq!(
+        row.outcome.as_ref().unwrap().kind,
+        OutcomeKind::Interrupted,
+        "an ended attempt never changes"
+    );
+}
+
+#[test]
+fn a_late_result_asks_an_assigned_successor_back_and_then_decides() {
+    let mut ledger = ledger(vec![
+        attempt(1, AttemptState::Ended),
+        attempt(2, AttemptState::Assigned),
+    ]);
+    let result = EndReport {
+        log: Some((0, 0)),
+        ..EndReport::default()
+    };
+    let exit = Facts {
+        exit_code: Some(0),
+        ..Facts::of(End::Waited)
+    };
+    ledger.ended(Fence(1), &exit, result);
+    let successor = ledger.attempt(Fence(2)).unwrap();
+    assert_eq!(successor.attempt.asked, Some(Asked::Return));
+    let returned = What::Returned {
+        returned: true,
+        message: String::new(),
+    };
+    ledger.report(WORKER, Fence(2), &returned).unwrap();
+    assert_eq!(ledger.job(JOB).unwrap().job.state, JobState::Succeeded);
+    let after = ledger.close().after;
+    assert_eq!(after.messages, [(WORKER, Message::Revoke(Fence(2)))]);
+}
+
+#[test]
+fn a_worker_speaks_only_for_its_own_attempts_and_takes_no_start_back() {
+    let mut ledger = ledger(vec![attempt(1, AttemptState::Running)]);
+    let before = ledger.attempt(Fence(1)).unwrap().clone();
+    assert_eq!(
+        ledger.report(OTHER, Fence(1), &What::NotSent),
+        Err(ReportRefusal::NotItsOwn)
+    );
+    let returned = What::Returned {
+        returned: true,
+        message: String::new(),
+    };
+    assert_eq!(
+        ledger.report(WORKER, Fence(1), &returned),
+        Err(ReportRefusal::HasStarted)
+    );
+    assert_eq!(ledger.attempt(Fence(1)), Some(&before));
+    assert!(ledger.close().is_empty());
+}
