@@ -3,6 +3,7 @@
 
 pub mod attempt;
 pub mod dependency;
+pub mod dispatch;
 pub mod explain;
 pub mod id;
 pub mod job;

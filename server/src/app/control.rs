@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use qctl_server_core::dispatch::Window;
 use qctl_server_core::job::{JobEffect, JobEvent, JobRefusal};
 use qctl_server_core::ledger::{AfterCommit, COORDINATOR, Ledger, Message, NewEvent, Which};
 use qctl_server_core::{AttemptState, JobId, JobSpec, JobState, WorkerId};
@@ -14,7 +15,7 @@ use tokio::sync::broadcast;
 use super::submit::{RequestKey, check_batch, met_by};
 use super::{App, Caller, Change, Error, Role};
 use crate::sessions::ToWorker;
-use crate::store::dispatch::{self, Window};
+use crate::store::dispatch;
 use crate::store::read::WorkerMode;
 use crate::store::submit::{delete_job, lock_states, replace_dependencies, replace_spec, spec_of};
 use crate::store::{ledger, workers};

@@ -1,23 +1,19 @@
 //! One task assigns queued jobs to workers. It is woken when there may be something to assign, and
 //! looks by itself every few seconds.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use qctl_server_core::job;
+use qctl_server_core::dispatch::{NewAssignment, Round, Target, Turnover};
 use qctl_server_core::ledger::{What, Which};
-use qctl_server_core::placement::{Placed, Placement, Worker};
 use qctl_server_core::{Fence, JobId, WorkerId};
 
 use super::transitions::Report;
 use super::{App, Change};
 use crate::sessions::{Assignment, Connected, ToWorker};
-use crate::store::dispatch::{self, NewAssignment, QueuedJob, Window};
-use crate::store::{Dedicated, StoreError};
+use crate::store::{Dedicated, StoreError, dispatch};
 
-/// Jobs in one look at the queue, at most.
-const WINDOW: i64 = 500;
 /// Looks at the queue in one round: a job behind so many that have to wait fills in later.
 const WINDOWS: usize = 8;
 /// Assignments in one statement.
@@ -74,93 +70,31 @@ impl App {
         let mut fleet = dispatch::fleet(database.get(&self.store).await?, &ids).await?;
         for (worker, oldest) in fleet.workers.iter_mut().zip(&fleet.oldest_start) {
             let oldest = oldest.map(|start| (now - start).to_std().unwrap_or_default());
-            worker.ready = self.turnover.ready_places(worker.id, oldest);
+            worker.ready = self.turnover().ready_places(worker.id, oldest);
         }
-        let mut placement = Placement::new(fleet.workers.clone(), now);
-        let mut picked = Vec::new();
-        let mut taken = HashSet::new();
-        let run_now = match fleet.run_now {
-            true => dispatch::run_now_jobs(database.get(&self.store).await?).await?,
-            false => Vec::new(),
-        };
-        for queued in run_now {
-            let target = queued.run_now_on.and_then(|worker| connected.get(&worker));
-            let Some(target) = target else { continue };
-            if let Some(gpus) = placement.place_now(target.worker, &queued.candidate.demand) {
-                taken.insert(queued.candidate.job);
-                picked.push(assignment(&queued, target, gpus, true));
+        let mut round = Round::new(fleet.workers, connected.values().map(target), now);
+        if fleet.run_now {
+            for queued in dispatch::run_now_jobs(database.get(&self.store).await?).await? {
+                round.start_now(&queued);
             }
         }
-        if !fleet.queue_paused {
-            self.fill(
-                database,
-                &mut placement,
-                &fleet.workers,
-                &connected,
-                &mut picked,
-                &mut taken,
-            )
-            .await?;
+        let mut window = round.first_window().filter(|_| !fleet.queue_paused);
+        for _ in 0..WINDOWS {
+            let Some(wanted) = window else { break };
+            let conn = database.get(&self.store).await?;
+            let jobs = dispatch::queued_jobs(conn, round.accepting(), &wanted).await?;
+            window = round.offer(&wanted, &jobs);
         }
-        // What has to make room goes first, so that a worker never has two jobs ready.
-        self.ask_back(database, &placement.finish()).await?;
-        for part in picked.chunks(ASSIGNMENTS) {
+        let decided = round.finish();
+        self.ask_back(database, &decided.ask_back).await?;
+        for part in decided.assign.chunks(ASSIGNMENTS) {
             self.assign(database, part, &connected).await?;
         }
         Ok(())
     }
 
-    /// Offers the queue to the workers, as far as they have room.
-    async fn fill(
-        &self,
-        database: &mut Dedicated,
-        placement: &mut Placement,
-        workers: &[Worker],
-        connected: &HashMap<WorkerId, Connected>,
-        picked: &mut Vec<NewAssignment>,
-        taken: &mut HashSet<JobId>,
-    ) -> Result<(), StoreError> {
-        let accepting: Vec<Worker> = workers
-            .iter()
-            .filter(|worker| worker.accepts)
-            .cloned()
-            .collect();
-        // One more than there is room for, so that the first that has to wait reserves.
-        let places = i64::try_from(placement.places()).unwrap_or(WINDOW);
-        if accepting.is_empty() || places == 0 {
-            return Ok(());
-        }
-        let mut window = Window {
-            after: None,
-            limit: (places + 1).min(WINDOW),
-        };
-        for _ in 0..WINDOWS {
-            let conn = database.get(&self.store).await?;
-            let jobs = dispatch::queued_jobs(conn, &accepting, &window).await?;
-            let full = jobs.len() as i64 == window.limit;
-            if let Some(last) = jobs.last() {
-                window.after = Some((last.priority, last.candidate.job));
-            }
-            for queued in jobs {
-                if !placement.wants(queued.candidate.order) {
-                    return Ok(());
-                }
-                if taken.contains(&queued.candidate.job) {
-                    continue;
-                }
-                if let Placed::Assign { worker, gpus } = placement.offer(&queued.candidate)
-                    && let Some(target) = connected.get(&worker)
-                {
-                    taken.insert(queued.candidate.job);
-                    picked.push(assignment(&queued, target, gpus, false));
-                }
-            }
-            if !full {
-                return Ok(());
-            }
-            window.limit = WINDOW;
-        }
-        Ok(())
+    pub(super) fn turnover(&self) -> MutexGuard<'_, Turnover> {
+        self.turnover.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Asks workers for attempts back that have not started.
@@ -252,26 +186,11 @@ impl App {
     }
 }
 
-fn assignment(
-    queued: &QueuedJob,
-    target: &Connected,
-    gpus: Vec<String>,
-    beside_slots: bool,
-) -> NewAssignment {
-    let resume_from = match &queued.checkpoint {
-        Some((worker, directory)) if *worker == target.worker => directory.clone(),
-        _ => String::new(),
-    };
-    NewAssignment {
-        job: queued.candidate.job,
-        worker: target.worker,
-        worker_name: target.name.clone(),
-        boot_id: target.boot_id.clone(),
-        spool_id: target.spool_id,
-        gpus,
-        beside_slots,
-        resume_from,
-        reason: job::reason::ASSIGNED,
-        message: job::assigned_message(&target.name),
+fn target(connected: &Connected) -> Target {
+    Target {
+        worker: connected.worker,
+        name: connected.name.clone(),
+        boot_id: connected.boot_id.clone(),
+        spool_id: connected.spool_id,
     }
 }

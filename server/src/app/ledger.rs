@@ -43,7 +43,7 @@ impl App {
         for over in after.over {
             self.live.ended(over.fence);
             if let Some(duration) = over.duration {
-                self.turnover.note(over.worker, duration);
+                self.turnover().note(over.worker, duration);
             }
         }
         for (worker, message) in after.messages {

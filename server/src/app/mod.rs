@@ -25,10 +25,11 @@ mod upkeep;
 mod wake;
 pub mod watch;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use chrono::{DateTime, Utc};
 use qctl_server_core::Term;
+use qctl_server_core::dispatch::Turnover;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -49,7 +50,7 @@ use links::Links;
 use logs::Logs;
 use transitions::Reports;
 use upkeep::SignsOfLife;
-use wake::{Turnover, Wake};
+use wake::Wake;
 use watch::Watches;
 
 /// What an [`App`] is made of.
@@ -97,7 +98,7 @@ pub struct App {
     /// Since when it runs.
     pub started_at: DateTime<Utc>,
     wake: Wake,
-    turnover: Turnover,
+    turnover: Mutex<Turnover>,
     reports: Reports,
     signs: SignsOfLife,
     greetings: tokio::sync::Mutex<()>,
@@ -135,7 +136,7 @@ impl App {
             about,
             started_at,
             wake: Wake::default(),
-            turnover: Turnover::default(),
+            turnover: Mutex::default(),
             reports,
             signs: SignsOfLife::default(),
             greetings: tokio::sync::Mutex::new(()),

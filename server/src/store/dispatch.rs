@@ -1,6 +1,7 @@
 //! What the dispatcher reads, and the one statement with which it assigns.
 
 use chrono::{DateTime, TimeDelta, Utc};
+use qctl_server_core::dispatch::{Fleet, MadeAssignment, NewAssignment, QueuedJob, Window};
 use qctl_server_core::placement::{Candidate, Holding, Order, Worker};
 use qctl_server_core::{AttemptNumber, Demand, Fence, JobId, JobSpec, Term, WorkerId};
 use sqlx::PgConnection;
@@ -9,79 +10,6 @@ use uuid::Uuid;
 
 use super::StoreError;
 use super::read::GpuRecord;
-
-/// Workers with what occupies them.
-#[derive(Clone, Debug)]
-pub(crate) struct Fleet {
-    /// The workers that were asked for, as far as they exist.
-    pub(crate) workers: Vec<Worker>,
-    /// The queue is paused.
-    pub(crate) queue_paused: bool,
-    /// A person wants a job to start now.
-    pub(crate) run_now: bool,
-    /// When the oldest attempt that runs there started, by worker.
-    pub(crate) oldest_start: Vec<Option<DateTime<Utc>>>,
-}
-
-/// A queued job with what placing it needs to know.
-#[derive(Clone, Debug)]
-pub(crate) struct QueuedJob {
-    /// What is offered.
-    pub(crate) candidate: Candidate,
-    /// Its priority.
-    pub(crate) priority: i32,
-    /// Worker that must start it now, beside its slots.
-    pub(crate) run_now_on: Option<WorkerId>,
-    /// Where its latest checkpoint is, and in which directory.
-    pub(crate) checkpoint: Option<(WorkerId, String)>,
-}
-
-/// An assignment to be made.
-#[derive(Clone, Debug)]
-pub(crate) struct NewAssignment {
-    /// The job.
-    pub(crate) job: JobId,
-    /// The worker.
-    pub(crate) worker: WorkerId,
-    /// The worker's name.
-    pub(crate) worker_name: String,
-    /// The boot it runs in.
-    pub(crate) boot_id: String,
-    /// The spool it owns.
-    pub(crate) spool_id: Uuid,
-    /// The GPUs that the attempt gets.
-    pub(crate) gpus: Vec<String>,
-    /// It starts beside the slots.
-    pub(crate) beside_slots: bool,
-    /// Directory to resume from; empty to begin afresh.
-    pub(crate) resume_from: String,
-    /// One word for why the job is where it is.
-    pub(crate) reason: &'static str,
-    /// The same in a sentence.
-    pub(crate) message: String,
-}
-
-/// An assignment that was made.
-#[derive(Clone, Debug)]
-pub(crate) struct MadeAssignment {
-    /// The job.
-    pub(crate) job: JobId,
-    /// The attempt.
-    pub(crate) fence: Fence,
-    /// Its number within the job.
-    pub(crate) number: AttemptNumber,
-    /// What to run.
-    pub(crate) spec: JobSpec,
-}
-
-/// Which queued jobs to load.
-#[derive(Clone, Debug)]
-pub(crate) struct Window {
-    /// Behind this place; `None` begins at the front.
-    pub(crate) after: Option<(i32, JobId)>,
-    /// At most this many.
-    pub(crate) limit: i64,
-}
 
 /// Reads workers and what occupies them. `accepts` knows the mode and the queue's pause; `ready`
 /// is left to the caller.
