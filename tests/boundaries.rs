@@ -108,11 +108,15 @@ const ALL_SECTIONS: &[&str] = &["dependencies", "dev-dependencies", "build-depen
 fn crates_depend_in_one_direction() {
     let allowed: &[(&str, &[&str])] = &[
         ("Cargo.toml", &[]),
+        ("checkpoint/Cargo.toml", &[]),
         ("server/core/Cargo.toml", &[]),
         ("worker/core/Cargo.toml", &[]),
         ("server/Cargo.toml", &["qctl-proto", "qctl-server-core"]),
-        ("worker/Cargo.toml", &["qctl-proto", "qctl-worker-core"]),
-        ("cli/Cargo.toml", &["qctl-proto"]),
+        (
+            "worker/Cargo.toml",
+            &["qctl-checkpoint", "qctl-proto", "qctl-worker-core"],
+        ),
+        ("cli/Cargo.toml", &["qctl-checkpoint", "qctl-proto"]),
     ];
     for (manifest, allowed) in allowed {
         let ours: Vec<_> = dependencies(manifest, ALL_SECTIONS)

@@ -147,6 +147,8 @@ pub enum Command {
     Template(commands::template::Args),
     /// Report a job's progress, from inside the job
     Progress(commands::progress::Args),
+    /// Publish a checkpoint to resume from, from inside the job
+    Checkpoint(commands::checkpoint::Args),
     /// Print completions for a shell
     Completions(commands::completions::Args),
     /// Print or write the manual pages

@@ -57,26 +57,6 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// A reader of whole numbers from `least` to `most`.
-///
-/// # Errors
-/// It refuses anything else with a sentence that names both.
-pub fn whole<N: TryFrom<i64>>(
-    least: i64,
-    most: i64,
-) -> impl Fn(&str) -> Result<N, String> + Clone + Send + Sync + 'static {
-    move |text| {
-        let number = text.trim().parse::<i64>().ok();
-        number
-            .filter(|number| (least..=most).contains(number))
-            .and_then(|number| N::try_from(number).ok())
-            .ok_or_else(|| match most {
-                i64::MAX => format!("expected a whole number from {least} on"),
-                _ => format!("expected a whole number from {least} to {most}"),
-            })
-    }
-}
-
 /// Reads a size in bytes: `512M`, `2G`, `1.5TiB`, `4096`. K, M, G and T count in 1024, as does
 /// the `iB` spelling; KB, MB, GB and TB count in 1000.
 ///
@@ -382,22 +362,6 @@ mod tests {
         ] {
             assert_eq!(duration(text).unwrap().as_secs_f64(), seconds, "{text}");
         }
-    }
-
-    #[test]
-    fn whole_numbers_stay_within_their_bounds() {
-        let days = whole::<u32>(0, 365);
-        assert_eq!(days("30"), Ok(30));
-        for wrong in ["abc", "1e9", "-1", "366", "", "99999999999999999999"] {
-            assert_eq!(
-                days(wrong).unwrap_err(),
-                "expected a whole number from 0 to 365"
-            );
-        }
-        assert_eq!(
-            whole::<i32>(1, i64::MAX)("0").unwrap_err(),
-            "expected a whole number from 1 on"
-        );
     }
 
     #[test]

@@ -10,6 +10,7 @@ use crate::exit;
 use crate::output::document;
 
 pub mod cancel;
+pub mod checkpoint;
 pub mod cleanup;
 pub mod completions;
 pub mod delete;

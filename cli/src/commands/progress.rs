@@ -15,7 +15,7 @@ use crate::error::{Error, Problem};
 use crate::exit;
 
 /// Where a job's reports go.
-const VARIABLE: &str = "QCTL_PROGRESS";
+pub(super) const VARIABLE: &str = "QCTL_PROGRESS";
 /// Longest report that reaches the other end in one piece, in bytes (`PIPE_BUF`).
 const LINE_LIMIT: usize = 4096;
 /// Longest unit and message, in bytes; what is longer is cut.
@@ -151,7 +151,7 @@ fn start(text: &str, limit: usize) -> &str {
 }
 
 /// Writes the line whole, or not at all.
-fn send(path: &Path, line: &[u8]) -> io::Result<()> {
+pub(super) fn send(path: &Path, line: &[u8]) -> io::Result<()> {
     let mut pipe = OpenOptions::new()
         .append(true)
         .custom_flags(libc::O_NONBLOCK)

@@ -162,9 +162,9 @@ pub fn list(jobs: &[v1::Job], view: &View) -> String {
         Column::left("NAME").shrinking(12).plain_at_most(40),
         Column::right("PROGRESS"),
         Column::right("TIME"),
-        Column::left("SUBMITTED").gives_way(2),
-        Column::left("TRACKER").shrinking(8).gives_way(3),
-        Column::left("WORKER").shrinking(8).gives_way(1),
+        Column::left("SUBMITTED"),
+        Column::left("TRACKER").shrinking(8),
+        Column::left("WORKER").shrinking(8),
     ]);
     for job in jobs {
         let submitted = time::instant(job.created_at.as_ref())
@@ -424,9 +424,9 @@ fn attempts_table(attempts: &[v1::Attempt], view: &View) -> String {
         Column::right("ATTEMPT"),
         Column::left("STATE").shrinking(10),
         Column::left("WORKER").shrinking(8),
-        Column::left("STARTED").gives_way(2),
+        Column::left("STARTED"),
         Column::right("TIME"),
-        Column::right("OUTPUT").gives_way(1),
+        Column::right("OUTPUT"),
         Column::left("RESUMED FROM").shrinking(12),
     ]);
     for attempt in attempts {
@@ -475,7 +475,7 @@ pub fn history(events: &[v1::Event], of_several: bool, view: &View) -> String {
         Column::right(if of_several { "JOB" } else { "ATTEMPT" }),
         Column::left("EVENT"),
         Column::left("WHAT").shrinking(20),
-        Column::left("BY").shrinking(8).gives_way(1),
+        Column::left("BY").shrinking(8),
     ]);
     for event in events {
         let subject = match (event.job_id, event.attempt) {

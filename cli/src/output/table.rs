@@ -76,7 +76,6 @@ pub struct Column {
     right: bool,
     shrinks_to: Option<usize>,
     plain_most: Option<usize>,
-    gives_way: Option<u8>,
 }
 
 impl Column {
@@ -87,7 +86,6 @@ impl Column {
             right: false,
             shrinks_to: None,
             plain_most: None,
-            gives_way: None,
         }
     }
 
@@ -98,7 +96,6 @@ impl Column {
             right: true,
             shrinks_to: None,
             plain_most: None,
-            gives_way: None,
         }
     }
 
@@ -106,13 +103,6 @@ impl Column {
     #[must_use]
     pub const fn shrinking(mut self, least: usize) -> Self {
         self.shrinks_to = Some(least);
-        self
-    }
-
-    /// Is left out where the terminal is too narrow even for cut columns; the lowest number first.
-    #[must_use]
-    pub const fn gives_way(mut self, turn: u8) -> Self {
-        self.gives_way = Some(turn);
         self
     }
 
@@ -151,22 +141,14 @@ impl Table {
 
     /// The lines, each ended by a newline.
     pub fn render(&self, view: &View) -> String {
-        let mut used: Vec<usize> = (0..self.columns.len())
+        let used: Vec<usize> = (0..self.columns.len())
             .filter(|&index| {
                 self.rows
                     .iter()
                     .any(|row| row.get(index).is_some_and(|cell| !cell.text.is_empty()))
             })
             .collect();
-        let mut widths = self.widths(&used, view.width);
-        while view.width.is_some_and(|limit| total(&widths) > limit) {
-            let next = (0..used.len())
-                .filter(|&at| self.columns[used[at]].gives_way.is_some())
-                .min_by_key(|&at| self.columns[used[at]].gives_way);
-            let Some(next) = next else { break };
-            used.remove(next);
-            widths = self.widths(&used, view.width);
-        }
+        let widths = self.widths(&used, view.width);
         let heading: Vec<Cell> = self
             .columns
             .iter()
@@ -199,8 +181,9 @@ impl Table {
             }
             return widths;
         };
+        let gaps = GAP * used.len().saturating_sub(1);
         loop {
-            let excess = total(&widths).saturating_sub(limit);
+            let excess = (widths.iter().sum::<usize>() + gaps).saturating_sub(limit);
             // The widest column that can still give way gives what is missing, or all it can.
             let widest = (0..used.len())
                 .filter(|&at| {
@@ -239,11 +222,6 @@ impl Table {
         out.push_str(line.trim_end());
         out.push('\n');
     }
-}
-
-/// Columns of a terminal that a line of these takes.
-fn total(widths: &[usize]) -> usize {
-    widths.iter().sum::<usize>() + GAP * widths.len().saturating_sub(1)
 }
 
 /// Pairs of a title and a text, one below the other; empty texts are left out.
@@ -328,22 +306,5 @@ mod tests {
         );
         // Nothing is cut below its least width.
         assert!(table().render(&view(Some(5))).contains("plain…"));
-    }
-
-    #[test]
-    fn what_gives_way_is_left_out_before_a_line_wraps() {
-        let mut table = Table::new(&[
-            Column::right("JOB"),
-            Column::left("WORKER").gives_way(1),
-            Column::left("SUBMITTED").gives_way(2),
-        ]);
-        table.row(vec!["7".into(), "gpu-box".into(), "today".into()]);
-        let heading = |width| {
-            let text = table.render(&view(Some(width)));
-            text.lines().next().map(str::to_owned)
-        };
-        assert_eq!(heading(23).as_deref(), Some("JOB  WORKER   SUBMITTED"));
-        assert_eq!(heading(22).as_deref(), Some("JOB  SUBMITTED"));
-        assert_eq!(heading(5).as_deref(), Some("JOB"));
     }
 }

@@ -8,6 +8,14 @@ pub const MAX_LINE_BYTES: usize = 4096;
 /// Shortest time between two reports. Of what comes faster, the latest line is kept.
 pub const INTERVAL: Duration = Duration::from_millis(50);
 
+/// How a line begins that only rings: a checkpoint was published. It must not take a report's place.
+const BELL: &[u8] = b"{\"checkpoint\":";
+
+/// True for a line that tells of a published checkpoint.
+pub fn is_bell(line: &[u8]) -> bool {
+    line.starts_with(BELL)
+}
+
 /// Cuts what a job writes into lines, and lets at most one through per [`INTERVAL`].
 ///
 /// `now` is the time since any fixed moment by a clock that never jumps.
@@ -17,6 +25,8 @@ pub struct ReportLines {
     /// The line being read is too long.
     skipping: bool,
     latest: Option<Vec<u8>>,
+    /// The latest line that rings; it comes after the report that was written before it.
+    bell: Option<Vec<u8>>,
     /// When the next report may go out.
     open_at: Duration,
 }
@@ -40,7 +50,8 @@ impl ReportLines {
 
     /// When [`ReportLines::take`] has a line next.
     pub fn deadline(&self) -> Option<Duration> {
-        self.latest.is_some().then_some(self.open_at)
+        let waits = self.latest.is_some() || self.bell.is_some();
+        waits.then_some(self.open_at)
     }
 
     /// The line to report now, if any.
@@ -48,21 +59,25 @@ impl ReportLines {
         if now < self.open_at {
             return None;
         }
-        let line = self.latest.take()?;
+        let line = self.latest.take().or_else(|| self.bell.take())?;
         self.open_at = now.saturating_add(INTERVAL);
         Some(line)
     }
 
     /// The last line, whenever it came; it need not end in a newline. The next job begins afresh.
+    /// Nothing rings any more: who hears of a job's end looks for its checkpoints.
     pub fn finish(&mut self) -> Option<Vec<u8>> {
         self.end_line();
+        self.bell = None;
         self.open_at = Duration::ZERO;
         self.latest.take()
     }
 
     fn end_line(&mut self) {
         let line = std::mem::take(&mut self.partial);
-        if !self.skipping && !line.trim_ascii().is_empty() {
+        if !self.skipping && is_bell(&line) {
+            self.bell = Some(line);
+        } else if !self.skipping && !line.trim_ascii().is_empty() {
             self.latest = Some(line);
         }
         self.skipping = false;
@@ -101,6 +116,19 @@ mod tests {
         assert_eq!(lines.finish(), None);
         lines.feed(b"4\n");
         assert_eq!(lines.take(ms(1)), Some(b"4".to_vec()));
+    }
+
+    #[test]
+    fn a_bell_and_a_report_do_not_take_each_others_place() {
+        let mut lines = ReportLines::default();
+        lines.feed(b"29/30\n30/30\n{\"checkpoint\":1}\n{\"checkpoint\":2}\n");
+        assert_eq!(lines.take(ms(0)), Some(b"30/30".to_vec()));
+        assert_eq!(lines.deadline(), Some(ms(50)));
+        assert_eq!(lines.take(ms(50)), Some(b"{\"checkpoint\":2}".to_vec()));
+        assert_eq!(lines.deadline(), None);
+        lines.feed(b"1/3\n{\"checkpoint\":3}\n");
+        assert_eq!(lines.finish(), Some(b"1/3".to_vec()));
+        assert_eq!(lines.take(ms(200)), None);
     }
 
     #[test]
