@@ -8,6 +8,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use crate::commands;
 
+pub mod causes;
 pub mod values;
 
 /// A job queue for long work on GPU machines.
@@ -195,6 +196,16 @@ pub struct SpecArgs {
     /// Automatic resumes after interruptions [default: 3]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(0..=1000))]
     pub resumes: Option<i32>,
+    /// Retry only these failures, such as exit:1,137, exit, signal:KILL, time-limit, out-of-memory
+    /// [default: all that a retry can mend]
+    #[arg(long, value_name = "CAUSE,...", value_parser = causes::causes)]
+    pub retry_on: Vec<causes::Causes>,
+    /// Never retry these failures; wins over --retry-on
+    #[arg(long, value_name = "CAUSE,...", value_parser = causes::causes)]
+    pub no_retry_on: Vec<causes::Causes>,
+    /// Exit code by which the job asks to be run again from its checkpoint; uses up nothing
+    #[arg(long, value_name = "CODE", value_parser = causes::checkpoint_exit_code)]
+    pub checkpoint_exit_code: Option<i32>,
     /// Slots that the job occupies on its worker [default: 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=1000))]
     pub slots: Option<i32>,
@@ -231,6 +242,9 @@ pub struct SubmissionArgs {
     /// Pattern that recognises progress, with groups named done and total, or percent
     #[arg(long, value_name = "REGEX", value_parser = values::progress_pattern)]
     pub progress: Option<String>,
+    /// Pattern of a line near the end of the output that makes exit 0 a failure
+    #[arg(long, value_name = "REGEX")]
+    pub contradicted_by: Option<String>,
     /// Run on a pseudo-terminal, which merges the output streams
     #[arg(long)]
     pub pty: bool,

@@ -6,7 +6,8 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use qctl_proto::v1::{Assignment, AttemptEnded, SegmentPid, StopCause};
+use qctl_proto::v1::{Assignment, AttemptEnded, SegmentPid, StopCause, attempt_ended};
+use qctl_worker_core::ending::{Contradiction, Ending};
 use qctl_worker_core::progress::{Pattern, Reading, Tracker};
 use qctl_worker_core::segment::{Corrupt, Read, Reader, Record};
 
@@ -99,6 +100,7 @@ struct Attempt {
     /// Position in the file behind its assignment.
     begin: u64,
     tracker: Tracker,
+    ending: Ending,
     end: u64,
     crc32c: u32,
     wall_us: i64,
@@ -187,6 +189,20 @@ impl Follower {
         Some(attempt.note(Fact::Progress(reading)))
     }
 
+    /// Adds what the end of its output tells to the end of an attempt.
+    pub(crate) fn judge(&self, ended: &mut AttemptEnded) {
+        let Some(attempt) = self.attempt.as_ref().filter(|a| a.fence == ended.fence) else {
+            return;
+        };
+        ended.gpu_out_of_memory |= attempt.ending.gpu_out_of_memory();
+        let is_success = ended.end() == attempt_ended::End::Waited
+            && ended.exit_code == Some(0)
+            && ended.stop_cause() == StopCause::Unspecified;
+        if is_success && let Some(line) = attempt.ending.contradiction() {
+            ended.contradiction = line;
+        }
+    }
+
     fn records(&mut self, now: Duration, notes: &mut Vec<Note>) -> Result<(), FollowError> {
         loop {
             let (record, position) = match self.reader.read()? {
@@ -211,6 +227,7 @@ impl Follower {
                     attempt.crc32c = crc32c::crc32c_append(attempt.crc32c, data);
                     attempt.advance(offset + data.len() as u64, wall_us);
                     attempt.tracker.output(stream, data, wall_time(wall_us));
+                    attempt.ending.output(data);
                 }
                 Record::Event { payload, .. } => match records::decode(payload) {
                     Ok((fence, event)) => {
@@ -260,6 +277,11 @@ impl Follower {
             }
             Event::Exit(mut ended) => {
                 ended.fence = fence;
+                self.judge(&mut ended);
+                let current = self
+                    .attempt
+                    .as_mut()
+                    .filter(|attempt| attempt.fence == fence);
                 if let Some(attempt) = current
                     && let Some(reading) = attempt.tracker.flush()
                 {
@@ -307,10 +329,28 @@ impl Attempt {
                 })
                 .ok()
         });
+        let contradicted_by = assignment
+            .spec
+            .as_ref()
+            .map(|spec| spec.contradicted_by.as_str());
+        let contradiction = contradicted_by
+            .filter(|text| !text.is_empty())
+            .and_then(|text| {
+                Contradiction::parse(text)
+                    .inspect_err(|error| {
+                        tracing::warn!(
+                            fence,
+                            "the attempt with fence {fence} has a pattern that is not used: {}",
+                            chain(&error)
+                        );
+                    })
+                    .ok()
+            });
         Self {
             fence,
             begin,
             tracker: Tracker::new(pattern),
+            ending: Ending::new(contradiction),
             end: 0,
             crc32c: 0,
             wall_us: 0,

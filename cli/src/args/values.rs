@@ -255,19 +255,23 @@ const SIGNALS: &[(&str, i32)] = &[
 /// # Errors
 /// When there is no such signal, or it cannot be handled.
 pub fn signal(text: &str) -> Result<i32, String> {
+    match any_signal(text) {
+        Some(9 | 19) => Err("no program can handle this signal".to_owned()),
+        Some(number) => Ok(number),
+        None => Err("expected a signal such as USR1, TERM or 10".to_owned()),
+    }
+}
+
+/// Reads a signal by name or number, whether a program can handle it or not.
+pub fn any_signal(text: &str) -> Option<i32> {
     let name = text.to_ascii_uppercase();
     let name = name.strip_prefix("SIG").unwrap_or(&name);
-    let number = match name.parse::<i32>() {
+    match name.parse::<i32>() {
         Ok(number) => Some(number).filter(|n| (1..=64).contains(n)),
         Err(_) => SIGNALS
             .iter()
             .find(|(known, _)| *known == name)
             .map(|(_, number)| *number),
-    };
-    match number {
-        Some(9 | 19) => Err("no program can handle this signal".to_owned()),
-        Some(number) => Ok(number),
-        None => Err("expected a signal such as USR1, TERM or 10".to_owned()),
     }
 }
 

@@ -22,6 +22,7 @@ use crate::submission::surroundings::Surroundings;
     mut_arg("cwd", |arg| arg.help("Working directory of the job")),
     mut_arg("retries", |arg| arg.help("Automatic retries after failures")),
     mut_arg("resumes", |arg| arg.help("Automatic resumes after interruptions")),
+    mut_arg("retry_on", |arg| arg.help("Retry only these failures")),
     mut_arg("slots", |arg| arg.help("Slots that the job occupies on its worker"))
 )]
 pub struct Args {
@@ -72,6 +73,12 @@ pub enum Field {
     WarnBefore,
     /// The choice of a worker
     Worker,
+    /// The failures that alone are retried
+    RetryOn,
+    /// The failures that are never retried
+    NoRetryOn,
+    /// The exit code that asks for another run
+    CheckpointExitCode,
 }
 
 impl Field {
@@ -85,6 +92,9 @@ impl Field {
             Self::TimeLimit => "time_limit",
             Self::WarnBefore => "warn_before",
             Self::Worker => "worker",
+            Self::RetryOn => "retry_on",
+            Self::NoRetryOn => "no_retry_on",
+            Self::CheckpointExitCode => "checkpoint_exit_code",
         }
     }
 
@@ -97,6 +107,9 @@ impl Field {
             Self::TimeLimit => spec.time_limit = None,
             Self::WarnBefore => spec.warn_before = None,
             Self::Worker => spec.worker.clear(),
+            Self::RetryOn => spec.retry_on.clear(),
+            Self::NoRetryOn => spec.no_retry_on.clear(),
+            Self::CheckpointExitCode => spec.checkpoint_exit_code = None,
         }
     }
 }
@@ -212,6 +225,15 @@ fn apply(draft: Draft, spec: &mut v1::JobSpec, surroundings: &Surroundings) -> V
     }
     if draft.resumes.is_some() && touch("resumes", true) {
         spec.resumes = draft.resumes;
+    }
+    if let Some(causes) = draft.retry_on.filter(|_| touch("retry_on", true)) {
+        spec.retry_on = causes;
+    }
+    if let Some(causes) = draft.no_retry_on.filter(|_| touch("no_retry_on", true)) {
+        spec.no_retry_on = causes;
+    }
+    if draft.checkpoint_exit_code.is_some() && touch("checkpoint_exit_code", true) {
+        spec.checkpoint_exit_code = draft.checkpoint_exit_code;
     }
     let demands = draft.slots.is_some() || draft.gpus.is_some() || draft.memory.is_some();
     if touch("demand", demands) {

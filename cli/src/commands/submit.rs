@@ -281,6 +281,10 @@ impl Submission {
             .await
             .map_err(|error| locate(error, self.lines.as_ref()))?;
         let ids: Vec<i64> = response.jobs.iter().map(|job| job.id).collect();
+        for warning in &response.warnings {
+            let warning = text::printable(warning);
+            context.output.print_error(&format!("warning: {warning}\n"));
+        }
         if self.wait {
             let announced = announcement(context, &response, self.lines.is_some());
             context.output.remark(announced.trim_end());

@@ -10,6 +10,7 @@ use qctl_proto::v1;
 use serde::Serialize;
 
 use super::time;
+use crate::args::causes;
 
 /// A job.
 #[derive(Debug, Serialize)]
@@ -42,6 +43,10 @@ pub struct Job<'a> {
     checkpoint: &'a str,
     retries_left: i32,
     resumes_left: i32,
+    retry_on: Vec<String>,
+    no_retry_on: Vec<String>,
+    checkpoint_exit_code: Option<i32>,
+    contradicted_by: &'a str,
     time_limit: Option<f64>,
     warn_before: Option<f64>,
     warn_signal: i32,
@@ -237,6 +242,7 @@ pub fn outcome_kind(kind: v1::outcome::Kind) -> &'static str {
         Kind::Interrupted => "interrupted",
         Kind::Cancelled => "cancelled",
         Kind::NeverStarted => "never_started",
+        Kind::Checkpointed => "checkpointed",
     }
 }
 
@@ -311,6 +317,10 @@ impl<'a> From<&'a v1::Job> for Job<'a> {
             checkpoint: &job.checkpoint,
             retries_left: job.retries_left,
             resumes_left: job.resumes_left,
+            retry_on: spec.retry_on.iter().map(causes::shown).collect(),
+            no_retry_on: spec.no_retry_on.iter().map(causes::shown).collect(),
+            checkpoint_exit_code: spec.checkpoint_exit_code,
+            contradicted_by: &spec.contradicted_by,
             time_limit: seconds(spec.time_limit.as_ref()),
             warn_before: seconds(spec.warn_before.as_ref()),
             warn_signal: spec.warn_signal,

@@ -7,7 +7,7 @@ use v1::job::State;
 
 use super::table::{Cell, Column, Paint, Table, facts};
 use super::{View, document, text, time};
-use crate::args::values;
+use crate::args::{causes, values};
 
 /// The colour of a job's state.
 pub fn paint(job: &v1::Job) -> Paint {
@@ -310,6 +310,7 @@ pub fn show(job: &v1::Job, attempts: &[v1::Attempt], events: &[v1::Event], view:
             ("Template", printable(&spec.template)),
             ("Needs", needs(&spec)),
             ("Limits", limits(job, &spec)),
+            ("Retries", retry_rules(&spec)),
             ("After", after(&spec)),
             ("Repeats", known(job.retry_of, |id| format!("job {id}"))),
             ("Submitted", at(job.created_at.as_ref())),
@@ -404,6 +405,29 @@ fn limits(job: &v1::Job, spec: &v1::JobSpec) -> String {
         parts.push(format!("priority {}", spec.priority));
     }
     parts.join(", ")
+}
+
+/// What the budget of retries is used for, where the job says something about that.
+fn retry_rules(spec: &v1::JobSpec) -> String {
+    let list = |found: &[v1::FailureCause]| {
+        let words: Vec<String> = found.iter().map(causes::shown).collect();
+        words.join(", ")
+    };
+    let mut parts = Vec::new();
+    if !spec.retry_on.is_empty() {
+        parts.push(format!("only {}", list(&spec.retry_on)));
+    }
+    if !spec.no_retry_on.is_empty() {
+        parts.push(format!("not {}", list(&spec.no_retry_on)));
+    }
+    if let Some(code) = spec.checkpoint_exit_code {
+        parts.push(format!("exit {code} goes on from its checkpoint"));
+    }
+    if !spec.contradicted_by.is_empty() {
+        let pattern = text::printable(&spec.contradicted_by);
+        parts.push(format!("a line like {pattern} is a failure"));
+    }
+    parts.join("; ")
 }
 
 fn after(spec: &v1::JobSpec) -> String {

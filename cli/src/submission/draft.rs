@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+use qctl_proto::v1::FailureCause;
 use serde_json::Value;
 
+use crate::args::causes;
 use crate::args::values::{self, After};
 
 /// A command as it was written.
@@ -54,6 +56,12 @@ pub struct Draft {
     pub retries: Option<i32>,
     /// Resumes after interruptions.
     pub resumes: Option<i32>,
+    /// The only failures that are retried.
+    pub retry_on: Option<Vec<FailureCause>>,
+    /// Failures that are never retried.
+    pub no_retry_on: Option<Vec<FailureCause>>,
+    /// Exit code that asks for another run from the checkpoint.
+    pub checkpoint_exit_code: Option<i32>,
     /// Slots.
     pub slots: Option<i32>,
     /// GPUs.
@@ -68,6 +76,8 @@ pub struct Draft {
     pub hold: Option<bool>,
     /// Progress pattern.
     pub progress: Option<String>,
+    /// Pattern of a line that makes exit 0 a failure.
+    pub contradicted_by: Option<String>,
     /// Run on a pseudo-terminal.
     pub pty: Option<bool>,
     /// Results.
@@ -94,6 +104,9 @@ pub const BATCH_KEYS: &[&str] = &[
     "stop_grace",
     "retries",
     "resumes",
+    "retry_on",
+    "no_retry_on",
+    "checkpoint_exit_code",
     "slots",
     "gpus",
     "memory",
@@ -101,6 +114,7 @@ pub const BATCH_KEYS: &[&str] = &[
     "exclusive",
     "hold",
     "progress",
+    "contradicted_by",
     "pty",
     "artifacts",
 ];
@@ -121,6 +135,9 @@ pub const TEMPLATE_KEYS: &[&str] = &[
     "stop_grace",
     "retries",
     "resumes",
+    "retry_on",
+    "no_retry_on",
+    "checkpoint_exit_code",
     "slots",
     "gpus",
     "memory",
@@ -128,6 +145,7 @@ pub const TEMPLATE_KEYS: &[&str] = &[
     "exclusive",
     "hold",
     "progress",
+    "contradicted_by",
     "pty",
     "artifacts",
 ];
@@ -143,11 +161,15 @@ pub const PROJECT_KEYS: &[&str] = &[
     "stop_grace",
     "retries",
     "resumes",
+    "retry_on",
+    "no_retry_on",
+    "checkpoint_exit_code",
     "slots",
     "gpus",
     "memory",
     "exclusive",
     "progress",
+    "contradicted_by",
     "pty",
     "artifacts",
 ];
@@ -196,6 +218,11 @@ impl Draft {
             "stop_grace" => self.stop_grace = Some(duration(&value)?),
             "retries" => self.retries = Some(number(&value, 0, 1000)?),
             "resumes" => self.resumes = Some(number(&value, 0, 1000)?),
+            "retry_on" => self.retry_on = Some(failures(&value)?),
+            "no_retry_on" => self.no_retry_on = Some(failures(&value)?),
+            "checkpoint_exit_code" => {
+                self.checkpoint_exit_code = Some(number(&value, 1, 255)?);
+            }
             "slots" => self.slots = Some(number(&value, 1, 1000)?),
             "gpus" => self.gpus = Some(number(&value, 0, 1000)?),
             "memory" => self.memory = Some(values::size(&scalar(&value)?)?),
@@ -203,6 +230,7 @@ impl Draft {
             "exclusive" => self.exclusive = Some(truth(&value)?),
             "hold" => self.hold = Some(truth(&value)?),
             "progress" => self.progress = Some(values::progress_pattern(&text(value)?)?),
+            "contradicted_by" => self.contradicted_by = Some(text(value)?),
             "pty" => self.pty = Some(truth(&value)?),
             "artifacts" => self.artifacts = Some(texts(value)?),
             other => return Err(format!("`{other}` is no key of a job")),
@@ -236,6 +264,9 @@ impl Draft {
             stop_grace: self.stop_grace.or(below.stop_grace),
             retries: self.retries.or(below.retries),
             resumes: self.resumes.or(below.resumes),
+            retry_on: self.retry_on.or(below.retry_on),
+            no_retry_on: self.no_retry_on.or(below.no_retry_on),
+            checkpoint_exit_code: self.checkpoint_exit_code.or(below.checkpoint_exit_code),
             slots: self.slots.or(below.slots),
             gpus: self.gpus.or(below.gpus),
             memory: self.memory.or(below.memory),
@@ -243,6 +274,7 @@ impl Draft {
             exclusive: self.exclusive.or(below.exclusive),
             hold: self.hold.or(below.hold),
             progress: self.progress.or(below.progress),
+            contradicted_by: self.contradicted_by.or(below.contradicted_by),
             pty: self.pty.or(below.pty),
             artifacts: self.artifacts.or(below.artifacts),
         }
@@ -360,6 +392,18 @@ fn after(value: Value) -> Result<Vec<After>, String> {
     }
 }
 
+/// One text as an option has it, or a list of causes. An empty list says that none is named.
+fn failures(value: &Value) -> Result<Vec<FailureCause>, String> {
+    let Value::Array(items) = value else {
+        return Ok(causes::causes(&scalar(value)?)?.0);
+    };
+    let mut all = Vec::new();
+    for item in items {
+        all.extend(causes::causes(&scalar(item)?)?.0);
+    }
+    Ok(all)
+}
+
 fn duration(value: &Value) -> Result<Duration, String> {
     values::duration(&scalar(value)?)
 }
@@ -417,6 +461,8 @@ mod tests {
             "warn_signal": "TERM", "stop_grace": "5s", "retries": 0, "resumes": 1, "slots": 2,
             "gpus": 1, "memory": "2G", "worker": "w", "exclusive": true, "hold": true,
             "progress": "(?<percent>\\d+)", "pty": true, "artifacts": ["out"],
+            "retry_on": "exit:1,137", "no_retry_on": ["time-limit", "signal:9"],
+            "checkpoint_exit_code": 85, "contradicted_by": "[1-9] failed",
         }))
         .unwrap();
         assert_eq!(
@@ -427,6 +473,8 @@ mod tests {
         assert_eq!(draft.labels["bare"], "");
         assert_eq!(draft.memory, Some(2_147_483_648));
         assert_eq!(draft.warn_signal, Some(15));
+        assert_eq!(draft.retry_on.map(|causes| causes.len()), Some(2));
+        assert_eq!(draft.no_retry_on.map(|causes| causes.len()), Some(2));
         let after: Vec<_> = draft
             .after
             .unwrap()

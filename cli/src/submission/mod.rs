@@ -9,6 +9,7 @@ use std::path::Path;
 use qctl_proto::v1;
 
 use crate::args::SubmissionArgs;
+use crate::args::causes::Causes;
 use crate::error::Problem;
 use crate::output::time;
 
@@ -48,6 +49,9 @@ pub fn from_options(args: SubmissionArgs, surroundings: &Surroundings) -> Result
         stop_grace: args.stop_grace,
         retries: spec.retries,
         resumes: spec.resumes,
+        retry_on: joined(spec.retry_on),
+        no_retry_on: joined(spec.no_retry_on),
+        checkpoint_exit_code: spec.checkpoint_exit_code,
         slots: spec.slots,
         gpus: spec.gpus,
         memory: spec.memory,
@@ -55,6 +59,7 @@ pub fn from_options(args: SubmissionArgs, surroundings: &Surroundings) -> Result
         exclusive: spec.exclusive,
         hold: args.hold.then_some(true),
         progress: args.progress,
+        contradicted_by: args.contradicted_by,
         pty: args.pty.then_some(true),
         ..Draft::default()
     };
@@ -230,5 +235,14 @@ fn finish(
         submit_host: surroundings.host.clone(),
         stop_grace: draft.stop_grace.map(time::wire_span),
         artifacts: draft.artifacts.unwrap_or_default(),
+        retry_on: draft.retry_on.unwrap_or_default(),
+        no_retry_on: draft.no_retry_on.unwrap_or_default(),
+        checkpoint_exit_code: draft.checkpoint_exit_code,
+        contradicted_by: draft.contradicted_by.unwrap_or_default(),
     })
+}
+
+/// What several uses of one option name together; `None` when it was not used.
+fn joined(options: Vec<Causes>) -> Option<Vec<v1::FailureCause>> {
+    (!options.is_empty()).then(|| options.into_iter().flat_map(|causes| causes.0).collect())
 }

@@ -40,6 +40,8 @@ pub(crate) struct Script {
     pub(crate) logs: VecDeque<Scripted<v1::ReadLogResponse>>,
     /// Every request, as its Rust text.
     pub(crate) asked: Vec<String>,
+    /// What every submission is warned of.
+    pub(crate) warnings: Vec<String>,
     pub(crate) submitted: Vec<v1::SubmitJobsRequest>,
     pub(crate) updated: Vec<v1::UpdateJobRequest>,
     pub(crate) read: Vec<v1::ReadLogRequest>,
@@ -255,6 +257,7 @@ impl JobService for Service {
         Ok(Response::new(v1::SubmitJobsResponse {
             jobs: jobs.collect(),
             replayed: false,
+            warnings: script.warnings.clone(),
         }))
     }
 
@@ -311,6 +314,14 @@ impl JobService for Service {
     ) -> Result<Response<v1::RetryJobResponse>, Status> {
         let job = self.job(&request, request.get_ref().id)?;
         Ok(Response::new(v1::RetryJobResponse { job }))
+    }
+
+    async fn interrupt_job(
+        &self,
+        request: Request<v1::InterruptJobRequest>,
+    ) -> Result<Response<v1::InterruptJobResponse>, Status> {
+        let job = self.job(&request, request.get_ref().id)?;
+        Ok(Response::new(v1::InterruptJobResponse { job }))
     }
 
     async fn hold_job(

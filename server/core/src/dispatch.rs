@@ -155,10 +155,18 @@ impl Round {
         &self.accepting
     }
 
+    /// Leaves jobs where they are in this round.
+    pub fn leave(&mut self, jobs: impl IntoIterator<Item = JobId>) {
+        self.taken.extend(jobs);
+    }
+
     /// Takes a job that a person wants to start now, when its worker is there and has room for it.
     pub fn start_now(&mut self, queued: &QueuedJob) {
         let target = queued.run_now_on.and_then(|id| self.targets.get(&id));
         let Some(target) = target else { return };
+        if self.taken.contains(&queued.candidate.job) {
+            return;
+        }
         let placed = self
             .placement
             .place_now(target.worker, &queued.candidate.demand);

@@ -124,15 +124,17 @@ impl Candidate {
     }
 
     fn takes_beside(&self, needs: Demand, taken: Demand) -> bool {
-        // A worker whose memory is unknown is not limited by it.
-        let memory = match self.total.memory_bytes {
-            0 => true,
-            total => needs.memory_bytes <= total - taken.memory_bytes,
-        };
-        memory
-            && needs.slots <= self.total.slots - taken.slots
-            && needs.gpus <= self.total.gpus - taken.gpus
+        takes_beside(needs, self.total, taken)
     }
+}
+
+fn takes_beside(needs: Demand, total: Demand, taken: Demand) -> bool {
+    // A worker whose memory is unknown is not limited by it.
+    let memory = match total.memory_bytes {
+        0 => true,
+        known => needs.memory_bytes <= known - taken.memory_bytes,
+    };
+    memory && needs.slots <= total.slots - taken.slots && needs.gpus <= total.gpus - taken.gpus
 }
 
 const NOTHING: Demand = Demand {
@@ -339,9 +341,7 @@ fn turn(queued: &Queued, now: DateTime<Utc>) -> Vec<String> {
 fn no_worker(queued: &Queued, eligible: &[&Candidate], now: DateTime<Utc>) -> Option<String> {
     if eligible.is_empty() {
         return Some(match &queued.pinned {
-            Some(name) => format!(
-                "Only worker `{name}` may run it, and no worker of that name has ever connected."
-            ),
+            Some(name) => unknown_worker(name),
             None => "No worker has ever connected.".to_owned(),
         });
     }
@@ -350,7 +350,12 @@ fn no_worker(queued: &Queued, eligible: &[&Candidate], now: DateTime<Utc>) -> Op
         .filter(|worker| worker.could_take(queued.needs))
         .collect();
     if large.is_empty() {
-        return Some(too_large(queued, eligible));
+        let only = queued.pinned.as_ref().or(queued.checkpoint_on.as_ref());
+        let totals: Vec<(&str, Demand)> = eligible
+            .iter()
+            .map(|worker| (worker.name.as_str(), worker.total))
+            .collect();
+        return Some(too_large(queued.needs, only.map(String::as_str), &totals));
     }
     let only = |worker: &Candidate| {
         if queued.pinned.is_some() {
@@ -402,13 +407,33 @@ fn no_worker(queued: &Queued, eligible: &[&Candidate], now: DateTime<Utc>) -> Op
     None
 }
 
-fn too_large(queued: &Queued, eligible: &[&Candidate]) -> String {
-    let needs = queued.needs;
+/// Why no known worker can ever take a job, in a sentence; `None` when one can, or when nothing is
+/// known because no worker has ever connected. `workers` are all known ones with what they have.
+pub fn never(needs: Demand, pinned: Option<&str>, workers: &[(&str, Demand)]) -> Option<String> {
+    let eligible: Vec<(&str, Demand)> = workers
+        .iter()
+        .copied()
+        .filter(|(name, _)| pinned.is_none_or(|pinned| pinned == *name))
+        .collect();
+    if eligible.is_empty() {
+        return pinned.map(unknown_worker);
+    }
+    let fits = eligible
+        .iter()
+        .any(|(_, total)| takes_beside(needs, *total, NOTHING));
+    (!fits).then(|| too_large(needs, pinned, &eligible))
+}
+
+fn unknown_worker(name: &str) -> String {
+    format!("Only worker `{name}` may run it, and no worker of that name has ever connected.")
+}
+
+fn too_large(needs: Demand, only: Option<&str>, eligible: &[(&str, Demand)]) -> String {
     let mut lacking = Vec::new();
     let most = |amount: fn(&Demand) -> i64| {
         eligible
             .iter()
-            .map(|worker| amount(&worker.total))
+            .map(|(_, total)| amount(total))
             .max()
             .unwrap_or(0)
     };
@@ -430,12 +455,9 @@ fn too_large(queued: &Queued, eligible: &[&Candidate]) -> String {
             size(memory),
         ));
     }
-    let holder = match (
-        queued.pinned.as_ref().or(queued.checkpoint_on.as_ref()),
-        eligible,
-    ) {
+    let holder = match (only, eligible) {
         (Some(name), _) => format!("worker `{name}`, the only one that may run it,"),
-        (None, [worker]) => format!("the only worker, `{}`,", worker.name),
+        (None, [(name, _)]) => format!("the only worker, `{name}`,"),
         (None, _) => "the largest worker".to_owned(),
     };
     if lacking.is_empty() {
@@ -553,6 +575,34 @@ mod tests {
 
     fn said(queued: Queued) -> Vec<String> {
         explain(&Situation::Queued(queued), at(300))
+    }
+
+    #[test]
+    fn what_can_never_run_is_known_at_once() {
+        let total = |slots, gpus, memory_bytes| Demand {
+            slots,
+            gpus,
+            memory_bytes,
+        };
+        let workers = [("a", total(2, 0, 1 << 30)), ("b", total(1, 2, 0))];
+        let told = |needs, pinned| never(needs, pinned, &workers);
+        assert_eq!(told(total(2, 0, 0), None), None);
+        assert_eq!(told(total(1, 2, 1 << 40), None), None);
+        assert_eq!(
+            told(total(1, 3, 0), None).unwrap(),
+            "It needs 3 GPUs; the largest worker has 2."
+        );
+        assert_eq!(
+            told(total(2, 1, 0), None).unwrap(),
+            "No single worker has everything that it needs at once."
+        );
+        assert_eq!(
+            told(total(1, 1, 0), Some("a")).unwrap(),
+            "It needs 1 GPU; worker `a`, the only one that may run it, has 0."
+        );
+        assert!(told(total(1, 0, 0), Some("c")).is_some());
+        // Before the first worker has come, nothing is impossible.
+        assert_eq!(never(total(9, 9, 0), None, &[]), None);
     }
 
     #[test]

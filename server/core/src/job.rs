@@ -6,8 +6,10 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::attempt::AttemptState;
+use crate::failure::RetryRules;
 use crate::outcome::{Cause, Outcome, OutcomeKind, words};
-use crate::retry::{self, Backoff, Budget, Ended, Next};
+use crate::retry::{self, Backoff, Budget, Ended, Next, Verdict};
+use crate::spec::JobSpec;
 
 /// Where a job is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -54,7 +56,7 @@ pub mod reason {
     pub const DEPENDENCY_FAILED: &str = "dependency_failed";
     /// A person holds it.
     pub const HELD: &str = "held";
-    /// A person let it go on, wherever that may be.
+    /// A person let it go on.
     pub const RELEASED: &str = "released";
     /// A worker has it and is about to start it.
     pub const ASSIGNED: &str = "assigned";
@@ -81,6 +83,12 @@ pub struct Job {
     pub not_before: Option<DateTime<Utc>>,
     /// What it may still survive.
     pub budget: Budget,
+    /// Which failures are retried.
+    pub rules: RetryRules,
+    /// A person let it go on without the worker that has its checkpoint.
+    pub anywhere: bool,
+    /// How an attempt that had been given up ended after all, while its successor is asked back.
+    pub late: Option<Outcome>,
     /// When its latest attempt started.
     pub started_at: Option<DateTime<Utc>>,
     /// When it reached its final state.
@@ -88,8 +96,8 @@ pub struct Job {
 }
 
 impl Job {
-    /// A job as it is submitted.
-    pub fn submitted(hold: bool, unmet_dependencies: i32, retries: i32, resumes: i32) -> Self {
+    /// A job as it is submitted, of which so many dependencies are not met.
+    pub fn submitted(spec: &JobSpec, unmet_dependencies: i32) -> Self {
         let mut job = Self {
             state: JobState::Queued,
             reason: String::new(),
@@ -98,17 +106,14 @@ impl Job {
             cancel_requested: false,
             unmet_dependencies,
             not_before: None,
-            budget: Budget {
-                retries_left: retries,
-                retries,
-                resumes_left: resumes,
-                resumes,
-                early_losses: 0,
-            },
+            budget: Budget::full(spec.retries(), spec.resumes()),
+            rules: spec.retry_rules.clone(),
+            anywhere: false,
+            late: None,
             started_at: None,
             ended_at: None,
         };
-        if hold {
+        if spec.hold {
             job.state = JobState::Held;
             job.tell(reason::HELD, "submitted on hold");
         } else {
@@ -127,6 +132,7 @@ impl Job {
         self.ended_at = Some(now);
         self.not_before = None;
         self.cancel_requested = false;
+        self.late = None;
     }
 
     /// Queued when nothing is in its way, else waiting.
@@ -165,8 +171,8 @@ pub enum JobEvent {
     AttemptStarted(DateTime<Utc>),
     /// Its attempt is over.
     AttemptEnded(Ended, Backoff),
-    /// An attempt that had been given up was heard to have ended this way after all.
-    LateResult(Outcome),
+    /// An attempt that had been given up was heard to have ended after all.
+    LateResult(Late),
     /// A person wants it gone; the text says who.
     Cancel(String),
     /// A person wants it kept from starting; the text says who.
@@ -175,6 +181,8 @@ pub enum JobEvent {
     HoldForCheckpoint(String),
     /// A person lets it go on.
     Release,
+    /// A person wants to see whether it resumes; the text says who.
+    Interrupt(String),
     /// A person changed what is to be run.
     Edited {
         /// Dependencies of the new spec that are not met.
@@ -183,7 +191,20 @@ pub enum JobEvent {
         retries: i32,
         /// Resumes that the new spec allows.
         resumes: i32,
+        /// Failures that the new spec has retried.
+        rules: RetryRules,
     },
+}
+
+/// How an attempt ended that had been given up.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Late {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// An attempt after it was started, and speaks for the job since.
+    pub is_superseded: bool,
+    /// How long to wait before a retry.
+    pub backoff: Backoff,
 }
 
 /// What to do once the change is committed.
@@ -193,6 +214,8 @@ pub enum JobEffect {
     AskBack,
     /// Stop its attempt for a cancel.
     Stop,
+    /// Kill its attempt as the loss of its machine would.
+    Interrupt,
     /// Look for work to assign.
     Dispatch,
     /// Look again when its wait is over.
@@ -236,6 +259,9 @@ pub enum JobRefusal {
     /// It has no such attempt.
     #[error("the job has no such attempt")]
     NoAttempt,
+    /// It does not run.
+    #[error("the job is not running")]
+    NotRunning,
     /// It is not held.
     #[error("the job is not held")]
     NotHeld,
@@ -331,6 +357,7 @@ pub fn step(job: &Job, event: &JobEvent, now: DateTime<Utc>) -> Result<JobStep, 
             next.attempt = Some(AttemptState::Running);
             next.started_at = Some(*at);
             next.not_before = None;
+            next.late = None;
             next.tell("", "");
             let effects = match job.cancel_requested {
                 true => vec![JobEffect::Stop],
@@ -344,7 +371,7 @@ pub fn step(job: &Job, event: &JobEvent, now: DateTime<Utc>) -> Result<JobStep, 
             }
             Ok(attempt_ended(job, ended, backoff, now))
         }
-        JobEvent::LateResult(outcome) => late_result(job, outcome, now),
+        JobEvent::LateResult(late) => late_result(job, late, now),
         JobEvent::Cancel(who) => match job.attempt {
             None => {
                 let message = format!("cancelled by {who}");
@@ -383,7 +410,7 @@ pub fn step(job: &Job, event: &JobEvent, now: DateTime<Utc>) -> Result<JobStep, 
             }
         },
         JobEvent::HoldForCheckpoint(message) => {
-            if job.state != S::Queued || job.attempt.is_some() || job.reason == reason::RELEASED {
+            if job.state != S::Queued || job.attempt.is_some() || job.anywhere {
                 return Err(R::NotReady);
             }
             next.state = S::Held;
@@ -394,6 +421,8 @@ pub fn step(job: &Job, event: &JobEvent, now: DateTime<Utc>) -> Result<JobStep, 
             if job.state != S::Held {
                 return Err(R::NotHeld);
             }
+            next.anywhere |= job.reason == reason::CHECKPOINT_ELSEWHERE;
+            next.budget = job.budget.looked_at();
             next.tell(reason::RELEASED, "released by a person");
             next.queue_or_wait(now);
             if next.attempt.is_some() {
@@ -402,10 +431,22 @@ pub fn step(job: &Job, event: &JobEvent, now: DateTime<Utc>) -> Result<JobStep, 
             let effects = queued_effects(job, &next);
             Ok(stepped(next, effects, "released", "released"))
         }
+        JobEvent::Interrupt(who) => {
+            if job.attempt != Some(AttemptState::Running) {
+                return Err(R::NotRunning);
+            }
+            Ok(stepped(
+                next,
+                vec![JobEffect::Interrupt],
+                "interrupt_requested",
+                format!("interrupted on purpose by {who}, as if its machine had been lost"),
+            ))
+        }
         JobEvent::Edited {
             unmet_dependencies,
             retries,
             resumes,
+            rules,
         } => {
             if job.state == S::Running || job.attempt.is_some() {
                 return Err(R::Running);
@@ -416,6 +457,7 @@ pub fn step(job: &Job, event: &JobEvent, now: DateTime<Utc>) -> Result<JobStep, 
             budget.retries = *retries;
             budget.resumes_left = (budget.resumes_left + resumes - budget.resumes).max(0);
             budget.resumes = *resumes;
+            next.rules.clone_from(rules);
             if job.state != S::Held {
                 next.queue_or_wait(now);
             }
@@ -433,46 +475,28 @@ pub fn step(job: &Job, event: &JobEvent, now: DateTime<Utc>) -> Result<JobStep, 
 fn attempt_ended(job: &Job, ended: &Ended, backoff: &Backoff, now: DateTime<Utc>) -> JobStep {
     let mut next = job.clone();
     next.attempt = None;
+    next.anywhere &= !ended.checkpoint;
+    let late = next.late.take();
     let ended = Ended {
         cancel_requested: job.cancel_requested,
         ..ended.clone()
     };
-    let verdict = retry::after(&ended, job.budget, backoff, now);
-    next.budget = verdict.budget;
-    let kept_held = job.state == JobState::Held;
-    let mut effects = Vec::new();
-    let kind;
-    match verdict.next {
-        Next::End(state) => {
-            next.end(state, now);
-            next.tell(verdict.reason, verdict.message);
-            effects.push(JobEffect::ResolveDependents);
-            kind = "ended";
-        }
-        // It was held while a worker had it ready: it stays held for the reason it has.
-        Next::Queue | Next::WaitUntil(_) if kept_held => kind = "returned",
-        Next::Hold => {
-            next.state = JobState::Held;
-            next.tell(verdict.reason, verdict.message);
-            kind = "held";
-        }
-        Next::WaitUntil(until) => {
-            next.state = JobState::Waiting;
-            next.not_before = Some(until);
-            next.tell(verdict.reason, verdict.message);
-            effects.push(JobEffect::WakeAt(until));
-            kind = "retry_scheduled";
-        }
-        Next::Queue => {
-            next.state = JobState::Queued;
-            next.tell(verdict.reason, verdict.message);
-            effects.push(JobEffect::Dispatch);
-            kind = match ended.outcome.kind {
-                OutcomeKind::NeverStarted => "returned",
-                _ => "resume_scheduled",
-            };
-        }
+    let never_started = ended.outcome.kind == OutcomeKind::NeverStarted;
+    // A late success is how the job ended; a late failure is the job's only if nothing ran since.
+    if let Some(outcome) = late
+        && (outcome.kind == OutcomeKind::Succeeded || never_started && !job.cancel_requested)
+    {
+        let entry = Entry {
+            kind: if never_started { "returned" } else { "ended" },
+            message: ended.outcome.message.clone(),
+        };
+        let mut step = apply_late(&next, &outcome, backoff, now);
+        step.entries.insert(0, entry);
+        return step;
     }
+    let verdict = retry::after(&ended, &job.rules, job.budget, backoff, now);
+    next.budget = verdict.budget;
+    let (effects, kind) = follow(&mut next, &verdict, never_started, now);
     let message = match next.message.as_str() {
         "" => ended.outcome.message.clone(),
         message => message.to_owned(),
@@ -489,34 +513,102 @@ fn attempt_ended(job: &Job, ended: &Ended, backoff: &Backoff, now: DateTime<Utc>
     step
 }
 
-fn late_result(job: &Job, outcome: &Outcome, now: DateTime<Utc>) -> Result<JobStep, JobRefusal> {
+/// Puts a job without an attempt where a verdict wants it. Returns what is to be done, and the word
+/// for it in the history.
+fn follow(
+    job: &mut Job,
+    verdict: &Verdict,
+    never_started: bool,
+    now: DateTime<Utc>,
+) -> (Vec<JobEffect>, &'static str) {
+    let is_held = job.state == JobState::Held;
+    match verdict.next {
+        Next::End(state) => {
+            job.end(state, now);
+            job.tell(verdict.reason, verdict.message.as_str());
+            (vec![JobEffect::ResolveDependents], "ended")
+        }
+        // It was held while a worker had it ready: it stays held for the reason it has.
+        Next::Queue | Next::WaitUntil(_) if is_held => (Vec::new(), "returned"),
+        Next::Hold => {
+            job.state = JobState::Held;
+            job.tell(verdict.reason, verdict.message.as_str());
+            (Vec::new(), "held")
+        }
+        Next::WaitUntil(until) => {
+            job.state = JobState::Waiting;
+            job.not_before = Some(until);
+            job.tell(verdict.reason, verdict.message.as_str());
+            (vec![JobEffect::WakeAt(until)], "retry_scheduled")
+        }
+        Next::Queue => {
+            job.state = JobState::Queued;
+            job.tell(verdict.reason, verdict.message.as_str());
+            let kind = match never_started {
+                true => "returned",
+                false => "resume_scheduled",
+            };
+            (vec![JobEffect::Dispatch], kind)
+        }
+    }
+}
+
+fn late_result(job: &Job, late: &Late, now: DateTime<Utc>) -> Result<JobStep, JobRefusal> {
     if job.attempt == Some(AttemptState::Running) {
         return Err(JobRefusal::Running);
     }
-    let state = match outcome.kind {
-        OutcomeKind::Succeeded => JobState::Succeeded,
-        OutcomeKind::Failed => JobState::Failed,
-        OutcomeKind::Cancelled => JobState::Cancelled,
-        OutcomeKind::Interrupted | OutcomeKind::NeverStarted => return Err(JobRefusal::NotReady),
-    };
+    match late.outcome.kind {
+        OutcomeKind::Succeeded => {}
+        OutcomeKind::Failed if !late.is_superseded => {}
+        _ => return Err(JobRefusal::NotReady),
+    }
     if job.attempt.is_some() {
         // Its successor is ready at a worker: once that one is back, the late result decides.
+        let mut next = job.clone();
+        next.late = Some(late.outcome.clone());
         return Ok(stepped(
-            job.clone(),
+            next,
             vec![JobEffect::AskBack],
             "late_result",
-            format!("its lost attempt ended after all: {}", outcome.message),
+            format!("its lost attempt ended after all: {}", late.outcome.message),
         ));
     }
+    Ok(apply_late(job, &late.outcome, &late.backoff, now))
+}
+
+/// Has a late result decide about a job without an attempt: a success ends it, a failure uses a
+/// retry instead of the resume that the loss had cost.
+fn apply_late(job: &Job, outcome: &Outcome, backoff: &Backoff, now: DateTime<Utc>) -> JobStep {
     let mut next = job.clone();
-    next.end(state, now);
-    next.tell(outcome.cause.as_str(), outcome.message.clone());
-    Ok(stepped(
-        next,
-        vec![JobEffect::ResolveDependents],
-        "ended",
-        format!("its lost attempt ended after all: {}", outcome.message),
-    ))
+    let told = format!("its lost attempt ended after all: {}", outcome.message);
+    if outcome.kind == OutcomeKind::Succeeded {
+        next.end(JobState::Succeeded, now);
+        next.tell(outcome.cause.as_str(), outcome.message.clone());
+        return stepped(next, vec![JobEffect::ResolveDependents], "ended", told);
+    }
+    let ended = Ended {
+        outcome: outcome.clone(),
+        started_at: None,
+        ended_at: now,
+        checkpoint: false,
+        gpu_out_of_memory: false,
+        refused: false,
+        cancel_requested: job.cancel_requested,
+    };
+    let refunded = Budget {
+        resumes_left: (job.budget.resumes_left + 1).min(job.budget.resumes),
+        ..job.budget
+    };
+    let verdict = retry::after(&ended, &job.rules, refunded, backoff, now);
+    next.budget = verdict.budget;
+    let (effects, kind) = follow(&mut next, &verdict, false, now);
+    let mut step = stepped(next, effects, kind, verdict.message);
+    let first = Entry {
+        kind: "late_result",
+        message: told,
+    };
+    step.entries.insert(0, first);
+    step
 }
 
 fn queued_effects(before: &Job, after: &Job) -> Vec<JobEffect> {
@@ -544,298 +636,4 @@ fn stepped(
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::outcome::{End, Facts, StopCause, outcome};
-
-    fn at(seconds: i64) -> DateTime<Utc> {
-        DateTime::from_timestamp(1_800_000_000 + seconds, 0).unwrap()
-    }
-
-    fn ended(facts: &Facts) -> JobEvent {
-        JobEvent::AttemptEnded(
-            Ended {
-                outcome: outcome(facts),
-                started_at: Some(at(0)),
-                ended_at: at(5),
-                checkpoint: false,
-                refused: false,
-                cancel_requested: false,
-            },
-            Backoff {
-                base: Duration::from_secs(5),
-                most: Duration::from_secs(600),
-                random: 0.5,
-            },
-        )
-    }
-
-    fn exit(code: i32) -> Facts {
-        Facts {
-            exit_code: Some(code),
-            ..Facts::of(End::Waited)
-        }
-    }
-
-    fn cancel_stop() -> Facts {
-        Facts {
-            stopped: Some(StopCause::Cancel),
-            signal: Some(15),
-            ..Facts::of(End::Waited)
-        }
-    }
-
-    fn events() -> Vec<JobEvent> {
-        vec![
-            JobEvent::DependenciesMet(1),
-            JobEvent::DependencyFailed("job 1 failed".into()),
-            JobEvent::TimeCame,
-            JobEvent::Assigned("w".into()),
-            JobEvent::AttemptStarted(at(0)),
-            ended(&exit(0)),
-            ended(&exit(1)),
-            ended(&Facts::of(End::NeverStarted)),
-            JobEvent::LateResult(outcome(&exit(0))),
-            JobEvent::Cancel("a".into()),
-            JobEvent::Hold("a".into()),
-            JobEvent::HoldForCheckpoint("w stayed away".into()),
-            JobEvent::Release,
-            ended(&cancel_stop()),
-            ended(&Facts::of(End::ShimLost)),
-            JobEvent::Edited {
-                unmet_dependencies: 1,
-                retries: 0,
-                resumes: 5,
-            },
-        ]
-    }
-
-    fn queued() -> Job {
-        Job::submitted(false, 0, 2, 3)
-    }
-
-    fn after(job: &Job, event: JobEvent) -> Job {
-        step(job, &event, at(1)).unwrap().job
-    }
-
-    fn assigned() -> Job {
-        after(&queued(), JobEvent::Assigned("w".into()))
-    }
-
-    fn running() -> Job {
-        after(&assigned(), JobEvent::AttemptStarted(at(0)))
-    }
-
-    #[test]
-    fn the_whole_table() {
-        use JobRefusal as R;
-        use JobState as S;
-        let row = |job: &Job| -> Vec<Result<S, R>> {
-            events()
-                .iter()
-                .map(|event| step(job, event, at(1)).map(|step| step.job.state))
-                .collect()
-        };
-        let none = Err(R::NoAttempt);
-        let not_ready = Err(R::NotReady);
-        assert_eq!(
-            row(&Job::submitted(false, 1, 2, 3)),
-            [
-                Ok(S::Queued),
-                Ok(S::Cancelled),
-                not_ready,
-                not_ready,
-                none,
-                none,
-                none,
-                none,
-                Ok(S::Succeeded),
-                Ok(S::Cancelled),
-                Ok(S::Held),
-                not_ready,
-                Err(R::NotHeld),
-                none,
-                none,
-                Ok(S::Waiting),
-            ]
-        );
-        assert_eq!(
-            row(&Job::submitted(true, 0, 2, 3)),
-            [
-                Ok(S::Held),
-                Ok(S::Cancelled),
-                not_ready,
-                not_ready,
-                none,
-                none,
-                none,
-                none,
-                Ok(S::Succeeded),
-                Ok(S::Cancelled),
-                Err(R::Already),
-                not_ready,
-                Ok(S::Queued),
-                none,
-                none,
-                Ok(S::Held),
-            ]
-        );
-        assert_eq!(
-            row(&queued()),
-            [
-                Ok(S::Queued),
-                Ok(S::Cancelled),
-                not_ready,
-                Ok(S::Queued),
-                none,
-                none,
-                none,
-                none,
-                Ok(S::Succeeded),
-                Ok(S::Cancelled),
-                Ok(S::Held),
-                Ok(S::Held),
-                Err(R::NotHeld),
-                none,
-                none,
-                Ok(S::Waiting),
-            ]
-        );
-        assert_eq!(
-            row(&assigned()),
-            [
-                Ok(S::Queued),
-                Err(R::Running),
-                not_ready,
-                not_ready,
-                Ok(S::Running),
-                Ok(S::Succeeded),
-                Ok(S::Waiting),
-                Ok(S::Queued),
-                Ok(S::Queued),
-                Ok(S::Queued),
-                Ok(S::Held),
-                not_ready,
-                Err(R::NotHeld),
-                Ok(S::Cancelled),
-                Ok(S::Queued),
-                Err(R::Running),
-            ]
-        );
-        assert_eq!(
-            row(&running()),
-            [
-                Ok(S::Running),
-                Err(R::Running),
-                not_ready,
-                not_ready,
-                none,
-                Ok(S::Succeeded),
-                Ok(S::Waiting),
-                Ok(S::Queued),
-                Err(R::Running),
-                Ok(S::Running),
-                Err(R::Running),
-                not_ready,
-                Err(R::NotHeld),
-                Ok(S::Cancelled),
-                Ok(S::Queued),
-                Err(R::Running),
-            ]
-        );
-        for state in [S::Succeeded, S::Failed, S::Cancelled] {
-            let mut over = queued();
-            over.end(state, at(0));
-            for (event, result) in events().iter().zip(row(&over)) {
-                let again = state == S::Cancelled && matches!(event, JobEvent::Cancel(_));
-                let expected = if again { R::Already } else { R::Ended(state) };
-                assert_eq!(result, Err(expected), "{event:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_cancel_reaches_a_job_wherever_it_is() {
-        let cancel = JobEvent::Cancel("a".into());
-        let asked = step(&assigned(), &cancel, at(1)).unwrap();
-        assert_eq!(asked.effects, [JobEffect::AskBack]);
-        let too_late = step(&asked.job, &JobEvent::AttemptStarted(at(1)), at(1)).unwrap();
-        assert_eq!(too_late.effects, [JobEffect::Stop]);
-        let in_time = step(&asked.job, &ended(&Facts::of(End::NeverStarted)), at(1)).unwrap();
-        assert_eq!(in_time.job.state, JobState::Cancelled);
-        let running = step(&running(), &cancel, at(1)).unwrap();
-        assert_eq!(running.effects, [JobEffect::Stop]);
-        assert_eq!(
-            after(&running.job, ended(&exit(0))).state,
-            JobState::Succeeded
-        );
-    }
-
-    #[test]
-    fn a_held_job_that_comes_back_stays_held() {
-        let held = step(&assigned(), &JobEvent::Hold("a".into()), at(1)).unwrap();
-        assert_eq!(held.effects, [JobEffect::AskBack]);
-        let back = after(&held.job, ended(&Facts::of(End::NeverStarted)));
-        assert_eq!(
-            (back.state, back.reason.as_str()),
-            (JobState::Held, reason::HELD)
-        );
-    }
-
-    #[test]
-    fn a_late_result_decides_once_the_successor_is_back() {
-        let late = JobEvent::LateResult(outcome(&exit(0)));
-        let asked = step(&assigned(), &late, at(1)).unwrap();
-        assert_eq!(
-            (asked.job.state, &asked.effects[..]),
-            (JobState::Queued, &[JobEffect::AskBack][..])
-        );
-        let back = after(&asked.job, ended(&Facts::of(End::NeverStarted)));
-        assert_eq!(after(&back, late).state, JobState::Succeeded);
-    }
-
-    #[test]
-    fn a_backoff_is_waited_for() {
-        let waiting = after(&running(), ended(&exit(1)));
-        assert_eq!(waiting.not_before, Some(at(6)));
-        assert_eq!(
-            step(&waiting, &JobEvent::TimeCame, at(5)),
-            Err(JobRefusal::NotReady)
-        );
-        let due = step(&waiting, &JobEvent::TimeCame, at(6)).unwrap();
-        assert_eq!(
-            (due.job.state, due.job.not_before),
-            (JobState::Queued, None)
-        );
-        assert_eq!(due.effects, [JobEffect::Dispatch]);
-    }
-
-    proptest! {
-        #[test]
-        fn what_the_schema_demands_holds_after_any_events(
-            order in prop::collection::vec(0..16usize, 0..60),
-            unmet in 0..3i32,
-            hold in any::<bool>(),
-        ) {
-            let mut job = Job::submitted(hold, unmet, 2, 3);
-            for (second, index) in order.into_iter().enumerate() {
-                let now = at(2 * second as i64);
-                let was_final = job.state.is_final();
-                if let Ok(step) = step(&job, &events()[index], now) {
-                    prop_assert!(!was_final);
-                    job = step.job;
-                }
-                prop_assert_eq!(job.state.is_final(), job.ended_at.is_some());
-                prop_assert!(job.state != JobState::Waiting || job.unmet_dependencies > 0 || job.not_before.is_some());
-                prop_assert_eq!(job.state == JobState::Running, job.attempt == Some(AttemptState::Running));
-                prop_assert!(!job.state.is_final() || job.attempt.is_none());
-                prop_assert!(!job.cancel_requested || job.attempt.is_some());
-                prop_assert!(matches!(job.state, JobState::Queued | JobState::Running) || !job.reason.is_empty());
-            }
-        }
-    }
-}
+mod tests;

@@ -5,6 +5,7 @@ pub mod attempt;
 pub mod dependency;
 pub mod dispatch;
 pub mod explain;
+pub mod failure;
 pub mod id;
 pub mod job;
 pub mod lease;
@@ -18,6 +19,7 @@ pub mod spec;
 pub mod tracker;
 
 pub use attempt::AttemptState;
+pub use failure::{FailureCause, RetryRules};
 pub use id::{AttemptNumber, Fence, JobId, Term, WorkerId};
 pub use job::JobState;
 pub use outcome::{Cause, Facts, Outcome, OutcomeKind, StopCause};

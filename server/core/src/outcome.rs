@@ -18,6 +18,8 @@ pub enum OutcomeKind {
     Cancelled,
     /// The process was never started; uses nothing.
     NeverStarted,
+    /// It asked to be run again from its checkpoint; uses nothing.
+    Checkpointed,
 }
 
 /// What brought an attempt to its end.
@@ -48,6 +50,10 @@ pub enum Cause {
     Silence,
     /// It exited 0, but its own output says otherwise.
     Contradicted,
+    /// It exited with the code that means "checkpointed, run me again".
+    Checkpointed,
+    /// A person interrupted it to see whether it resumes.
+    Drill,
     /// It was never started and never will be.
     Void,
 }
@@ -84,6 +90,7 @@ words!(OutcomeKind {
     Interrupted = "interrupted",
     Cancelled = "cancelled",
     NeverStarted = "never_started",
+    Checkpointed = "checkpointed",
 });
 
 words!(Cause {
@@ -99,6 +106,8 @@ words!(Cause {
     GpuFault = "gpu_fault",
     Silence = "silence",
     Contradicted = "contradicted",
+    Checkpointed = "checkpointed",
+    Drill = "drill",
     Void = "void",
 });
 
@@ -149,6 +158,8 @@ pub enum StopCause {
     Lease,
     /// Another attempt took its place.
     Superseded,
+    /// A drill: killed as if its machine had been lost.
+    Drill,
 }
 
 /// The recorded facts of an attempt's end.
@@ -174,6 +185,12 @@ pub struct Facts {
     /// Its own output says that it did not succeed; the sentence says how.
     #[serde(default)]
     pub contradiction: Option<String>,
+    /// The end of its output tells that a GPU had no memory left.
+    #[serde(default)]
+    pub gpu_out_of_memory: bool,
+    /// It exited by itself with the code that means "checkpointed, run me again".
+    #[serde(default)]
+    pub checkpointed: bool,
     /// What the worker says about it, for people.
     #[serde(default)]
     pub message: String,
@@ -190,14 +207,17 @@ impl Facts {
             out_of_memory: false,
             gpu_fault: false,
             contradiction: None,
+            gpu_out_of_memory: false,
+            checkpointed: false,
             message: String::new(),
         }
     }
 }
 
 /// Decides how an attempt ended. The first of these that was recorded wins: a cancel that was acted
-/// upon before the end, a GPU fault, a stop for silence, the time limit, a stop by lease, what wait
-/// returned, the loss of machine or shim, that it never started. What is unknown is never a success.
+/// upon before the end, a GPU fault, a stop for silence, the time limit, a stop by lease or for a
+/// drill, what wait returned, the loss of machine or shim, that it never started. What is unknown is
+/// never a success.
 pub fn outcome(facts: &Facts) -> Outcome {
     use {Cause as C, OutcomeKind as K};
     let told = |kind: K, cause: C, sentence: &str| Outcome {
@@ -236,6 +256,13 @@ pub fn outcome(facts: &Facts) -> Outcome {
                 K::Interrupted,
                 C::LeaseExpired,
                 "stopped because another attempt took its place",
+            );
+        }
+        Some(StopCause::Drill) => {
+            return told(
+                K::Interrupted,
+                C::Drill,
+                "interrupted on purpose, as if its machine had been lost",
             );
         }
         None => {}
@@ -279,6 +306,11 @@ fn waited(facts: &Facts, told: impl Fn(OutcomeKind, Cause, &str) -> Outcome) -> 
             ),
             None => told(K::Succeeded, C::Exit, "exit 0"),
         },
+        (Some(code), None) if facts.checkpointed => told(
+            K::Checkpointed,
+            C::Checkpointed,
+            &format!("exit {code}, which asks to be run again from its checkpoint"),
+        ),
         (Some(code), None) => told(K::Failed, C::Exit, &format!("exit {code}")),
         (_, Some(signal)) => told(
             K::Failed,
@@ -367,6 +399,7 @@ mod tests {
                 Some(StopCause::Superseded),
                 (K::Interrupted, C::LeaseExpired),
             ),
+            (Some(StopCause::Drill), (K::Interrupted, C::Drill)),
             (None, (K::Failed, C::OutOfMemory)),
         ] {
             assert_eq!(verdict(&no_gpu(stopped)), expected, "{stopped:?}");
@@ -378,6 +411,21 @@ mod tests {
             ..exit(0)
         };
         assert_eq!(verdict(&contradicted), (K::Failed, C::Contradicted));
+        let checkpointed = |facts: Facts| Facts {
+            checkpointed: true,
+            ..facts
+        };
+        assert_eq!(
+            verdict(&checkpointed(exit(85))),
+            (K::Checkpointed, C::Checkpointed)
+        );
+        // A success needs no further run, and a stop was not the job's own wish.
+        assert_eq!(verdict(&checkpointed(exit(0))), (K::Succeeded, C::Exit));
+        let stopped = Facts {
+            stopped: Some(StopCause::TimeLimit),
+            ..checkpointed(exit(85))
+        };
+        assert_eq!(verdict(&stopped), (K::Failed, C::TimeLimit));
         for (end, expected) in [
             (End::CannotStart, (K::Failed, C::CannotStart)),
             (End::NeverStarted, (K::NeverStarted, C::Void)),
@@ -419,6 +467,7 @@ mod tests {
             StopCause::Silence,
             StopCause::Lease,
             StopCause::Superseded,
+            StopCause::Drill,
         ]));
         (
             end,
@@ -428,9 +477,19 @@ mod tests {
             any::<bool>(),
             any::<bool>(),
             prop::option::of(Just("it says so".to_owned())),
+            any::<bool>(),
         )
             .prop_map(
-                |(end, exit_code, signal, stopped, out_of_memory, gpu_fault, contradiction)| {
+                |(
+                    end,
+                    exit_code,
+                    signal,
+                    stopped,
+                    out_of_memory,
+                    gpu_fault,
+                    contradiction,
+                    checkpointed,
+                )| {
                     Facts {
                         end,
                         exit_code,
@@ -439,6 +498,8 @@ mod tests {
                         out_of_memory,
                         gpu_fault,
                         contradiction,
+                        gpu_out_of_memory: false,
+                        checkpointed,
                         message: String::new(),
                     }
                 },

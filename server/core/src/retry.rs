@@ -1,10 +1,12 @@
-//! What follows an attempt's end: the budgets of retries and resumes, and the hold of a job that
-//! keeps losing its host.
+//! What follows an attempt's end: the budgets of retries and resumes, the rules that name which
+//! failures are retried, and the holds of a job that keeps losing its host or keeps asking to be run
+//! again without getting anywhere.
 
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
+use crate::failure::RetryRules;
 use crate::job::JobState;
 use crate::outcome::{Cause, Outcome, OutcomeKind};
 
@@ -12,6 +14,16 @@ use crate::outcome::{Cause, Outcome, OutcomeKind};
 pub const EARLY_LOSS: TimeDelta = TimeDelta::minutes(10);
 /// Early losses in a row after which a job is held.
 pub const EARLY_LOSSES: i32 = 2;
+/// Exits "checkpointed, run me again" in a row after which a person must look.
+pub const CHECKPOINT_EXITS: i32 = 1_000;
+/// Such exits in a row that led nowhere, after which a person must look.
+pub const IDLE_EXITS: i32 = 5;
+/// An attempt that is over sooner than this has done nothing that is worth another one.
+pub const IDLE_RUN: TimeDelta = TimeDelta::seconds(1);
+/// Why a job is held whose host keeps going away.
+pub const CRASH_LOOP: &str = "crash_loop";
+/// Why a job is held that keeps asking to be run again without getting anywhere.
+pub const CHECKPOINT_LOOP: &str = "checkpoint_loop";
 /// Wait after a worker refused an assignment, so that a refusal for good is no busy loop.
 pub const REFUSAL_WAIT: TimeDelta = TimeDelta::seconds(5);
 
@@ -28,6 +40,41 @@ pub struct Budget {
     pub resumes: i32,
     /// Attempts in a row that lost their host shortly after they started.
     pub early_losses: i32,
+    /// The end of the latest attempt's output told that a GPU had no memory left.
+    pub gpu_out_of_memory: bool,
+    /// Exits that asked to be run again from a checkpoint, since it was submitted or released.
+    pub checkpoint_exits: i32,
+    /// Those of them in a row that left no checkpoint or came at once.
+    pub idle_exits: i32,
+}
+
+impl Budget {
+    /// What a job begins with.
+    pub fn full(retries: i32, resumes: i32) -> Self {
+        Self {
+            retries_left: retries,
+            retries,
+            resumes_left: resumes,
+            resumes,
+            early_losses: 0,
+            gpu_out_of_memory: false,
+            checkpoint_exits: 0,
+            idle_exits: 0,
+        }
+    }
+
+    /// The same once a person has looked at the job and lets it go on: what may have been an endless
+    /// loop is counted anew.
+    #[must_use]
+    pub fn looked_at(self) -> Self {
+        Self {
+            early_losses: 0,
+            gpu_out_of_memory: false,
+            checkpoint_exits: 0,
+            idle_exits: 0,
+            ..self
+        }
+    }
 }
 
 /// How long to wait before a retry.
@@ -61,6 +108,8 @@ pub struct Ended {
     pub ended_at: DateTime<Utc>,
     /// It published a checkpoint.
     pub checkpoint: bool,
+    /// The end of its output told that a GPU had no memory left.
+    pub gpu_out_of_memory: bool,
     /// Its worker refused it without having been asked to return it.
     pub refused: bool,
     /// A cancel was asked for.
@@ -93,8 +142,14 @@ pub struct Verdict {
     pub message: String,
 }
 
-/// Decides what follows an attempt's end.
-pub fn after(ended: &Ended, budget: Budget, backoff: &Backoff, now: DateTime<Utc>) -> Verdict {
+/// Decides what follows an attempt's end. `rules` are those of the job.
+pub fn after(
+    ended: &Ended,
+    rules: &RetryRules,
+    budget: Budget,
+    backoff: &Backoff,
+    now: DateTime<Utc>,
+) -> Verdict {
     let outcome = &ended.outcome;
     let verdict = |next, budget, reason, message: String| Verdict {
         next,
@@ -107,15 +162,19 @@ pub fn after(ended: &Ended, budget: Budget, backoff: &Backoff, now: DateTime<Utc
     };
     let survived = Budget {
         early_losses: 0,
+        gpu_out_of_memory: ended.gpu_out_of_memory,
         ..budget
     };
     match outcome.kind {
         OutcomeKind::Succeeded => end(JobState::Succeeded, survived, outcome.message.clone()),
         OutcomeKind::Cancelled => end(JobState::Cancelled, survived, outcome.message.clone()),
         OutcomeKind::Failed => {
-            let hopeless = matches!(outcome.cause, Cause::CannotStart | Cause::GpuFault);
-            if hopeless || ended.cancel_requested || budget.retries_left <= 0 {
+            if ended.cancel_requested || budget.retries_left <= 0 {
                 return end(JobState::Failed, survived, outcome.message.clone());
+            }
+            if let Some(refusal) = rules.refusal(outcome) {
+                let message = format!("{}; not retried: {refusal}", outcome.message);
+                return end(JobState::Failed, survived, message);
             }
             let until = now + backoff.wait(budget.retries - budget.retries_left);
             let left = budget.retries_left - 1;
@@ -134,6 +193,7 @@ pub fn after(ended: &Ended, budget: Budget, backoff: &Backoff, now: DateTime<Utc
             )
         }
         OutcomeKind::Interrupted => after_interruption(ended, budget),
+        OutcomeKind::Checkpointed => after_checkpoint_exit(ended, survived),
         OutcomeKind::NeverStarted if ended.cancel_requested => verdict(
             Next::End(JobState::Cancelled),
             budget,
@@ -157,8 +217,11 @@ fn after_interruption(ended: &Ended, budget: Budget) -> Verdict {
         && ended
             .started_at
             .is_some_and(|started| ended.ended_at - started < EARLY_LOSS);
+    let after_gpu_out_of_memory =
+        lost_host && ended.gpu_out_of_memory || early && budget.gpu_out_of_memory;
     let mut budget = Budget {
         early_losses: if early { budget.early_losses + 1 } else { 0 },
+        gpu_out_of_memory: ended.gpu_out_of_memory,
         ..budget
     };
     if ended.checkpoint {
@@ -171,19 +234,23 @@ fn after_interruption(ended: &Ended, budget: Budget) -> Verdict {
         message,
     };
     if ended.cancel_requested {
+        return cancelled(ended, budget);
+    }
+    if after_gpu_out_of_memory {
         return verdict(
-            Next::End(JobState::Cancelled),
-            budget,
-            Cause::Cancelled.as_str(),
-            format!("cancelled; {}", outcome.message),
+            Next::Hold,
+            budget.looked_at(),
+            CRASH_LOOP,
+            "held because its host was lost right after a GPU had no memory left; \
+             have it ask for less, then release it"
+                .to_owned(),
         );
     }
     if budget.early_losses >= EARLY_LOSSES {
-        budget.early_losses = 0;
         return verdict(
             Next::Hold,
-            budget,
-            "crash_loop",
+            budget.looked_at(),
+            CRASH_LOOP,
             format!(
                 "held because its host was lost {EARLY_LOSSES} times in a row within \
                  {} minutes of its start; release it once the host is well",
@@ -212,6 +279,61 @@ fn after_interruption(ended: &Ended, budget: Budget) -> Verdict {
     )
 }
 
+/// It asked to be run again. That is free as long as it gets somewhere: an attempt that left no
+/// checkpoint, or was over at once, would be the same again.
+fn after_checkpoint_exit(ended: &Ended, budget: Budget) -> Verdict {
+    let idle = !ended.checkpoint
+        || ended
+            .started_at
+            .is_none_or(|started| ended.ended_at - started < IDLE_RUN);
+    let mut budget = Budget {
+        checkpoint_exits: budget.checkpoint_exits.saturating_add(1),
+        idle_exits: if idle { budget.idle_exits + 1 } else { 0 },
+        ..budget
+    };
+    if ended.checkpoint {
+        budget.resumes_left = budget.resumes;
+    }
+    if ended.cancel_requested {
+        return cancelled(ended, budget);
+    }
+    let hold = |message| Verdict {
+        next: Next::Hold,
+        budget: budget.looked_at(),
+        reason: CHECKPOINT_LOOP,
+        message,
+    };
+    if budget.idle_exits >= IDLE_EXITS {
+        return hold(format!(
+            "held because it asked {IDLE_EXITS} times in a row to be run again and each time left \
+             no checkpoint or ended within a second; release it once it gets on"
+        ));
+    }
+    if budget.checkpoint_exits >= CHECKPOINT_EXITS {
+        return hold(format!(
+            "held because it asked {CHECKPOINT_EXITS} times to be run again; release it if that is right"
+        ));
+    }
+    Verdict {
+        next: Next::Queue,
+        budget,
+        reason: Cause::Checkpointed.as_str(),
+        message: match ended.checkpoint {
+            true => format!("{}; goes on from there", ended.outcome.message),
+            false => format!("{}, but it left none", ended.outcome.message),
+        },
+    }
+}
+
+fn cancelled(ended: &Ended, budget: Budget) -> Verdict {
+    Verdict {
+        next: Next::End(JobState::Cancelled),
+        budget,
+        reason: Cause::Cancelled.as_str(),
+        message: format!("cancelled; {}", ended.outcome.message),
+    }
+}
+
 fn times(left: i32, one: &str, many: &str) -> String {
     match left {
         0 => format!("no {many} left after that"),
@@ -221,172 +343,4 @@ fn times(left: i32, one: &str, many: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::outcome::{End, Facts, StopCause, outcome};
-
-    const FULL: Budget = Budget {
-        retries_left: 2,
-        retries: 2,
-        resumes_left: 3,
-        resumes: 3,
-        early_losses: 0,
-    };
-
-    fn at(seconds: i64) -> DateTime<Utc> {
-        DateTime::from_timestamp(1_800_000_000 + seconds, 0).unwrap()
-    }
-
-    fn backoff(random: f64) -> Backoff {
-        Backoff {
-            base: Duration::from_secs(5),
-            most: Duration::from_secs(600),
-            random,
-        }
-    }
-
-    fn ended(facts: &Facts) -> Ended {
-        Ended {
-            outcome: outcome(facts),
-            started_at: Some(at(0)),
-            ended_at: at(60),
-            checkpoint: false,
-            refused: false,
-            cancel_requested: false,
-        }
-    }
-
-    fn exit(code: i32) -> Facts {
-        Facts {
-            exit_code: Some(code),
-            ..Facts::of(End::Waited)
-        }
-    }
-
-    fn follow(ended: &Ended, budget: Budget) -> Verdict {
-        after(ended, budget, &backoff(0.5), at(61))
-    }
-
-    #[test]
-    fn a_failure_is_retried_twice_with_growing_waits() {
-        let first = follow(&ended(&exit(1)), FULL);
-        assert_eq!(first.next, Next::WaitUntil(at(66)));
-        let second = follow(&ended(&exit(1)), first.budget);
-        assert_eq!(second.next, Next::WaitUntil(at(71)));
-        let third = follow(&ended(&exit(1)), second.budget);
-        assert_eq!(third.next, Next::End(JobState::Failed));
-        assert_eq!((third.reason, third.message.as_str()), ("exit", "exit 1"));
-    }
-
-    #[test]
-    fn a_start_that_fails_and_a_gpu_fault_are_not_retried() {
-        let gpu = Facts {
-            gpu_fault: true,
-            ..exit(1)
-        };
-        for facts in [Facts::of(End::CannotStart), gpu] {
-            assert_eq!(
-                follow(&ended(&facts), FULL).next,
-                Next::End(JobState::Failed)
-            );
-        }
-    }
-
-    #[test]
-    fn interruptions_resume_at_once_and_a_checkpoint_renews_the_budget() {
-        let mut late = ended(&Facts::of(End::MachineLost));
-        late.ended_at = at(3600);
-        let mut budget = FULL;
-        for left in [2, 1, 0] {
-            let verdict = follow(&late, budget);
-            assert_eq!(verdict.next, Next::Queue);
-            assert_eq!(verdict.budget.resumes_left, left);
-            budget = verdict.budget;
-        }
-        assert_eq!(follow(&late, budget).next, Next::End(JobState::Failed));
-        late.checkpoint = true;
-        let renewed = follow(&late, budget);
-        assert_eq!(
-            (renewed.next, renewed.budget.resumes_left),
-            (Next::Queue, 2)
-        );
-    }
-
-    #[test]
-    fn two_early_losses_in_a_row_hold_the_job() {
-        let early = ended(&Facts::of(End::ShimLost));
-        let first = follow(&early, FULL);
-        assert_eq!((first.next, first.budget.early_losses), (Next::Queue, 1));
-        assert_eq!(follow(&early, first.budget).next, Next::Hold);
-        let between = follow(&ended(&exit(1)), first.budget);
-        assert_eq!(follow(&early, between.budget).next, Next::Queue);
-    }
-
-    #[test]
-    fn what_never_started_costs_nothing() {
-        let mut void = ended(&Facts::of(End::NeverStarted));
-        void.started_at = None;
-        let verdict = follow(&void, FULL);
-        assert_eq!((verdict.next, verdict.budget), (Next::Queue, FULL));
-        void.refused = true;
-        assert_eq!(follow(&void, FULL).next, Next::WaitUntil(at(66)));
-        void.cancel_requested = true;
-        assert_eq!(follow(&void, FULL).next, Next::End(JobState::Cancelled));
-    }
-
-    #[test]
-    fn a_late_cancel_changes_no_recorded_end_but_stops_what_would_follow() {
-        let cancelled = |facts: &Facts| Ended {
-            cancel_requested: true,
-            ..ended(facts)
-        };
-        let next = |facts: &Facts| follow(&cancelled(facts), FULL).next;
-        assert_eq!(next(&exit(0)), Next::End(JobState::Succeeded));
-        assert_eq!(next(&exit(1)), Next::End(JobState::Failed));
-        assert_eq!(
-            next(&Facts::of(End::ShimLost)),
-            Next::End(JobState::Cancelled)
-        );
-        let silence = Facts {
-            stopped: Some(StopCause::Silence),
-            ..exit(1)
-        };
-        assert_eq!(next(&silence), Next::End(JobState::Cancelled));
-    }
-
-    proptest! {
-        #[test]
-        fn waits_stay_within_their_bounds(number in -5..2_000, random in 0.0..=1.0f64) {
-            let wait = backoff(random).wait(number);
-            prop_assert!(wait >= TimeDelta::milliseconds(2_500));
-            prop_assert!(wait <= TimeDelta::seconds(600));
-        }
-
-        #[test]
-        fn a_job_without_checkpoints_ends_within_its_budgets(ends in prop::collection::vec(0..4, 0..20)) {
-            let mut budget = FULL;
-            let mut charged = 0;
-            for end in ends {
-                let facts = match end {
-                    0 => exit(1),
-                    1 => Facts::of(End::ShimLost),
-                    2 => Facts::of(End::MachineLost),
-                    _ => Facts::of(End::NeverStarted),
-                };
-                let verdict = follow(&ended(&facts), budget);
-                if !matches!(facts.end, End::NeverStarted) {
-                    charged += 1;
-                }
-                if matches!(verdict.next, Next::End(_)) {
-                    break;
-                }
-                budget = verdict.budget;
-            }
-            // A release after a hold is a person's decision; each hold is one early loss more.
-            prop_assert!(charged <= 6 + 4);
-            prop_assert!(budget.retries_left >= 0 && budget.resumes_left >= 0);
-        }
-    }
-}
+mod tests;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::failure::{EXIT_CODES, FailureCause, MAX_CAUSES, RetryRules};
 use crate::id::JobId;
 
 /// Most jobs of one submission.
@@ -91,6 +92,12 @@ pub struct JobSpec {
     pub stop_grace: Option<Duration>,
     /// Files or folders whose contents are the job's results.
     pub artifacts: Vec<String>,
+    /// Which failures are retried.
+    pub retry_rules: RetryRules,
+    /// Exit code that means "checkpointed, run me again".
+    pub checkpoint_exit_code: Option<i32>,
+    /// Pattern of a line near the end of the output that makes exit 0 a failure; empty when none.
+    pub contradicted_by: String,
 }
 
 /// What an attempt occupies, or what a worker offers.
@@ -193,6 +200,7 @@ impl JobSpec {
     pub fn validate(&self) -> Result<(), SpecError> {
         self.validate_program()?;
         self.validate_words()?;
+        self.validate_retry_rules()?;
         self.validate_numbers()
     }
 
@@ -280,8 +288,63 @@ impl JobSpec {
             word("labels", label)?;
             word(&format!("labels.{label}"), value)?;
         }
-        no_nul("progress_pattern", &self.progress_pattern)?;
-        at_most("progress_pattern", self.progress_pattern.len(), 1_000)
+        for (field, pattern) in [
+            ("progress_pattern", &self.progress_pattern),
+            ("contradicted_by", &self.contradicted_by),
+        ] {
+            no_nul(field, pattern)?;
+            at_most(field, pattern.len(), 1_000)?;
+        }
+        Ok(())
+    }
+
+    fn validate_retry_rules(&self) -> Result<(), SpecError> {
+        let RetryRules {
+            retry_on,
+            no_retry_on,
+        } = &self.retry_rules;
+        for (field, causes) in [("retry_on", retry_on), ("no_retry_on", no_retry_on)] {
+            at_most(field, causes.len(), MAX_CAUSES)?;
+            for (index, cause) in causes.iter().enumerate() {
+                if !cause.is_possible() {
+                    return Err(SpecError::new(
+                        format!("{field}[{index}]"),
+                        format!("is {cause}, which no attempt ends by"),
+                        "exit codes of failures are 1 to 255, signals 1 to 64",
+                    ));
+                }
+            }
+        }
+        if let Some(index) = no_retry_on
+            .iter()
+            .position(|cause| retry_on.contains(cause))
+        {
+            return Err(SpecError::new(
+                format!("no_retry_on[{index}]"),
+                format!("is {}, which retry_on has too", no_retry_on[index]),
+                "name it in one of them",
+            ));
+        }
+        let Some(code) = self.checkpoint_exit_code else {
+            return Ok(());
+        };
+        if !EXIT_CODES.contains(&code) {
+            return Err(SpecError::new(
+                "checkpoint_exit_code",
+                format!("is {code}, not between 1 and 255"),
+                "85 is a common choice",
+            ));
+        }
+        for (field, causes) in [("retry_on", retry_on), ("no_retry_on", no_retry_on)] {
+            if causes.contains(&FailureCause::Exit(Some(code))) {
+                return Err(SpecError::new(
+                    "checkpoint_exit_code",
+                    format!("is {code}, which {field} names as a failure"),
+                    "an exit with it is no failure: take it out there",
+                ));
+            }
+        }
+        Ok(())
     }
 
     fn validate_numbers(&self) -> Result<(), SpecError> {
@@ -560,6 +623,40 @@ mod tests {
             "warn_before"
         );
         assert_eq!(refused(|spec| spec.warn_signal = 65), "warn_signal");
+        let on = |spec: &mut JobSpec, causes: &[&str]| {
+            spec.retry_rules.retry_on = causes.iter().map(|cause| cause.parse().unwrap()).collect();
+        };
+        assert_eq!(
+            refused(|spec| on(spec, &["exit:1", "exit:0"])),
+            "retry_on[1]"
+        );
+        assert_eq!(refused(|spec| on(spec, &["exit:256"])), "retry_on[0]");
+        assert_eq!(refused(|spec| on(spec, &["signal:65"])), "retry_on[0]");
+        assert_eq!(refused(|spec| on(spec, &["exit"; 65])), "retry_on");
+        assert_eq!(
+            refused(|spec| {
+                on(spec, &["exit:1"]);
+                spec.retry_rules.no_retry_on = vec![FailureCause::Exit(Some(1))];
+            }),
+            "no_retry_on[0]"
+        );
+        for code in [0, 256, -1] {
+            assert_eq!(
+                refused(|spec| spec.checkpoint_exit_code = Some(code)),
+                "checkpoint_exit_code"
+            );
+        }
+        assert_eq!(
+            refused(|spec| {
+                on(spec, &["exit:85"]);
+                spec.checkpoint_exit_code = Some(85);
+            }),
+            "checkpoint_exit_code"
+        );
+        assert_eq!(
+            refused(|spec| spec.contradicted_by = "x".repeat(1_001)),
+            "contradicted_by"
+        );
         assert_eq!(
             refused(|spec| spec.stop_grace = Some(MAX_STOP_GRACE + Duration::from_secs(1))),
             "stop_grace"

@@ -1,6 +1,5 @@
 //! What people do with jobs, workers and the queue.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,16 +7,14 @@ use qctl_server_core::dispatch::Window;
 use qctl_server_core::job::{JobEffect, JobEvent, JobRefusal};
 use qctl_server_core::ledger::{AfterCommit, COORDINATOR, Ledger, Message, NewEvent, Which};
 use qctl_server_core::{AttemptState, JobId, JobSpec, JobState, WorkerId};
-use serde::Serialize;
-use sqlx::PgConnection;
 use tokio::sync::broadcast;
 
-use super::submit::{RequestKey, check_batch, met_by};
+use super::submit::{RequestKey, check_batch};
 use super::{App, Caller, Change, Error, Role};
 use crate::sessions::ToWorker;
 use crate::store::dispatch;
 use crate::store::read::WorkerMode;
-use crate::store::submit::{delete_job, lock_states, replace_dependencies, replace_spec, spec_of};
+use crate::store::submit::{delete_job, spec_of};
 use crate::store::{ledger, workers};
 
 /// How long a call waits for a worker to obey before it answers all the same.
@@ -144,6 +141,38 @@ impl App {
         .await
     }
 
+    /// Interrupts a running job on purpose, as the loss of its machine would.
+    ///
+    /// # Errors
+    /// [`Error::JobNotFound`], [`Error::JobNotRunning`], [`Error::WorkerNotConnected`].
+    pub async fn interrupt(
+        self: &Arc<Self>,
+        caller: &Caller,
+        request_id: &str,
+        job: JobId,
+    ) -> Result<(), Error> {
+        caller.require(Role::Submit)?;
+        let key = RequestKey::new(caller, request_id, "interrupt", &job)?;
+        let name = caller.name.clone();
+        let sessions = self.sessions.clone();
+        self.change_job(key, job, move |ledger| {
+            // What is lost on the way is not repeated later: a drill is no wish to be kept for days.
+            if let Some(row) = ledger.current(job)
+                && !sessions.is_connected(row.worker)
+            {
+                return Err(Error::WorkerNotConnected(row.worker_name.clone()));
+            }
+            let event = JobEvent::Interrupt(name.clone());
+            ledger.job_event(job, &event, &name).map_err(|refusal| {
+                match (refusal, state_of(ledger, job)) {
+                    (JobRefusal::Ended(_), Some(state)) => Error::JobNotRunning { job, state },
+                    _ => refused(job, ledger, refusal),
+                }
+            })
+        })
+        .await
+    }
+
     /// Submits an ended job again as a new one. Dependencies are not repeated: they were met once.
     ///
     /// # Errors
@@ -189,161 +218,6 @@ impl App {
         self.wake.dispatch();
         self.changes.tell_jobs(jobs.iter().copied());
         first(&jobs)
-    }
-
-    /// Changes the spec of a job that has not started. A job that a worker has ready is asked back
-    /// first.
-    ///
-    /// # Errors
-    /// [`Error::InvalidField`], [`Error::JobNotFound`], [`Error::JobRunning`], [`Error::JobEnded`],
-    /// [`Error::DependencyImpossible`].
-    pub async fn update(
-        self: &Arc<Self>,
-        caller: &Caller,
-        request_id: &str,
-        job: JobId,
-        spec: JobSpec,
-        mask: Vec<String>,
-    ) -> Result<(), Error> {
-        caller.require(Role::Submit)?;
-        let fields = mask
-            .iter()
-            .map(|field| Field::parse(field))
-            .collect::<Result<Vec<_>, _>>()?;
-        if fields.is_empty() {
-            return Err(Error::field(
-                "update_mask",
-                "is empty",
-                "name the fields to change",
-            ));
-        }
-        let key = RequestKey::new(caller, request_id, "update", &(job, &spec, &mask))?;
-        if self.replay(key.as_ref()).await?.is_some() {
-            return Ok(());
-        }
-        let watch = self.changes.subscribe();
-        let asked = self
-            .in_ledger(job, move |ledger| {
-                let state = state_of(ledger, job).ok_or(Error::JobNotFound(job))?;
-                not_started(job, state)?;
-                let ready = ledger.current(job).is_some();
-                if ready {
-                    ledger.job_effect(job, JobEffect::AskBack);
-                }
-                Ok(ready)
-            })
-            .await?;
-        if asked {
-            self.obeyed(watch, job, move |ledger| ledger.current(job).is_none())
-                .await?;
-        }
-        let app = Arc::clone(self);
-        let actor = caller.name.clone();
-        let work_key = key.clone();
-        let work = self.store.transaction(move |conn| {
-            Box::pin(async move {
-                RequestKey::remember(work_key.as_ref(), &app, conn, &[job]).await?;
-                app.apply_update(conn, job, &spec, &fields, &actor).await?;
-                Ok::<_, Error>(vec![job])
-            })
-        });
-        self.once(key.as_ref(), work).await?;
-        self.wake.dispatch();
-        self.changes.tell_jobs([job]);
-        Ok(())
-    }
-
-    async fn apply_update(
-        &self,
-        conn: &mut PgConnection,
-        job: JobId,
-        wanted: &JobSpec,
-        fields: &[Field],
-        actor: &str,
-    ) -> Result<(), Error> {
-        let mut ledger = self.open_ledger(conn, Which::Jobs(&[job])).await?;
-        let state = state_of(&ledger, job).ok_or(Error::JobNotFound(job))?;
-        not_started(job, state)?;
-        if ledger.current(job).is_some() {
-            return Err(Error::JobRunning(job));
-        }
-        let mut spec = spec_of(conn, job).await?.ok_or(Error::JobNotFound(job))?;
-        for field in fields {
-            field.copy(wanted, &mut spec);
-        }
-        let spec = spec.normalised();
-        spec.validate().map_err(|error| Error::InvalidField {
-            field: format!("spec.{}", error.field),
-            problem: error.problem,
-            hint: error.hint,
-        })?;
-        replace_spec(conn, job, &spec).await?;
-        let unmet_dependencies = if fields.contains(&Field::After) {
-            self.replace_after(conn, job, &spec).await?
-        } else {
-            // Left as they are: a job that they were met by may be deleted by now.
-            ledger.job(job).map_or(0, |row| row.job.unmet_dependencies)
-        };
-        ledger
-            .job_event(
-                job,
-                &JobEvent::Edited {
-                    unmet_dependencies,
-                    retries: spec.retries(),
-                    resumes: spec.resumes(),
-                },
-                actor,
-            )
-            .map_err(|refusal| refused(job, &ledger, refusal))?;
-        self.save_ledger(conn, ledger).await?;
-        Ok(())
-    }
-
-    /// Has a job wait for what its new spec names. Returns how many of these are not met.
-    async fn replace_after(
-        &self,
-        conn: &mut PgConnection,
-        job: JobId,
-        spec: &JobSpec,
-    ) -> Result<i32, Error> {
-        if let Some(place) = spec
-            .after
-            .iter()
-            .position(|on| on.job.0 < 0 || on.job == job)
-        {
-            return Err(Error::field(
-                format!("spec.after[{place}]"),
-                "does not name another job",
-                "give the number of the job to wait for",
-            ));
-        }
-        let others: Vec<JobId> = spec.after.iter().map(|dependency| dependency.job).collect();
-        let states: HashMap<JobId, JobState> = match others.is_empty() {
-            true => HashMap::new(),
-            false => lock_states(conn, &others).await?,
-        };
-        let met = met_by("spec.", spec, &states, &[])?;
-        self.refuse_circle(conn, job, &others).await?;
-        replace_dependencies(conn, job, &spec.after, &met).await?;
-        let unmet = met.iter().filter(|met| !**met).count();
-        Ok(i32::try_from(unmet).unwrap_or(i32::MAX))
-    }
-
-    /// Refuses dependencies through which a job would wait for itself.
-    async fn refuse_circle(
-        &self,
-        conn: &mut PgConnection,
-        job: JobId,
-        on: &[JobId],
-    ) -> Result<(), Error> {
-        if crate::store::dependencies::leads_to(conn, on, job).await? {
-            return Err(Error::field(
-                "spec.after",
-                format!("would make job {job} wait for itself"),
-                "take out the job that waits for this one",
-            ));
-        }
-        Ok(())
     }
 
     /// Deletes an ended job with its history and output.
@@ -657,7 +531,7 @@ impl App {
     }
 
     /// Reads or changes one job under its lock.
-    async fn in_ledger<T, F>(self: &Arc<Self>, job: JobId, work: F) -> Result<T, Error>
+    pub(super) async fn in_ledger<T, F>(self: &Arc<Self>, job: JobId, work: F) -> Result<T, Error>
     where
         T: Send + 'static,
         F: FnOnce(&mut Ledger) -> Result<T, Error> + Send + 'static,
@@ -678,7 +552,7 @@ impl App {
     }
 
     /// Waits a short while until a job is as it should be.
-    async fn obeyed<F>(
+    pub(super) async fn obeyed<F>(
         self: &Arc<Self>,
         mut watch: broadcast::Receiver<Change>,
         job: JobId,
@@ -711,20 +585,12 @@ fn first(jobs: &[JobId]) -> Result<JobId, Error> {
         .ok_or_else(|| Error::Internal("a remembered request names no job".to_owned()))
 }
 
-fn state_of(ledger: &Ledger, job: JobId) -> Option<JobState> {
+pub(super) fn state_of(ledger: &Ledger, job: JobId) -> Option<JobState> {
     ledger.job(job).map(|row| row.job.state)
 }
 
-fn not_started(job: JobId, state: JobState) -> Result<(), Error> {
-    match state {
-        JobState::Running => Err(Error::JobRunning(job)),
-        state if state.is_final() => Err(Error::JobEnded { job, state }),
-        _ => Ok(()),
-    }
-}
-
 /// Turns a refusal of the core into what the caller is told.
-fn refused(job: JobId, ledger: &Ledger, refusal: JobRefusal) -> Error {
+pub(super) fn refused(job: JobId, ledger: &Ledger, refusal: JobRefusal) -> Error {
     let Some(state) = state_of(ledger, job) else {
         return Error::JobNotFound(job);
     };
@@ -732,84 +598,7 @@ fn refused(job: JobId, ledger: &Ledger, refusal: JobRefusal) -> Error {
         JobRefusal::Ended(state) => Error::JobEnded { job, state },
         JobRefusal::Running => Error::JobRunning(job),
         JobRefusal::NotHeld => Error::JobNotHeld { job, state },
+        JobRefusal::NotRunning => Error::JobNotRunning { job, state },
         JobRefusal::Already | JobRefusal::NoAttempt | JobRefusal::NotReady => Error::Conflict(job),
-    }
-}
-
-/// A field of a spec that can be changed before the start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-enum Field {
-    Name,
-    Command,
-    Cwd,
-    Env,
-    Tracker,
-    Workspace,
-    Labels,
-    Priority,
-    After,
-    TimeLimit,
-    WarnBefore,
-    Retries,
-    Resumes,
-    Demand,
-    Worker,
-    Exclusive,
-}
-
-impl Field {
-    fn parse(text: &str) -> Result<Self, Error> {
-        Ok(match text {
-            "name" => Self::Name,
-            "command" => Self::Command,
-            "cwd" => Self::Cwd,
-            "env" => Self::Env,
-            "tracker" => Self::Tracker,
-            "workspace" => Self::Workspace,
-            "labels" => Self::Labels,
-            "priority" => Self::Priority,
-            "after" => Self::After,
-            "time_limit" => Self::TimeLimit,
-            "warn_before" => Self::WarnBefore,
-            "retries" => Self::Retries,
-            "resumes" => Self::Resumes,
-            "demand" => Self::Demand,
-            "worker" => Self::Worker,
-            "exclusive" => Self::Exclusive,
-            other => {
-                return Err(Error::field(
-                    "update_mask",
-                    format!("names `{other}`, which cannot be changed"),
-                    "submit a new job instead",
-                ));
-            }
-        })
-    }
-
-    fn copy(self, from: &JobSpec, to: &mut JobSpec) {
-        match self {
-            Self::Name => to.name.clone_from(&from.name),
-            Self::Command => {
-                to.command.clone_from(&from.command);
-                to.shell = from.shell;
-            }
-            Self::Cwd => to.cwd.clone_from(&from.cwd),
-            Self::Env => to.env.clone_from(&from.env),
-            Self::Tracker => to.tracker.clone_from(&from.tracker),
-            Self::Workspace => to.workspace.clone_from(&from.workspace),
-            Self::Labels => to.labels.clone_from(&from.labels),
-            Self::Priority => to.priority = from.priority,
-            Self::After => to.after.clone_from(&from.after),
-            Self::TimeLimit => to.time_limit = from.time_limit,
-            Self::WarnBefore => {
-                to.warn_before = from.warn_before;
-                to.warn_signal = from.warn_signal;
-            }
-            Self::Retries => to.retries = from.retries,
-            Self::Resumes => to.resumes = from.resumes,
-            Self::Demand => to.demand = from.demand,
-            Self::Worker => to.worker.clone_from(&from.worker),
-            Self::Exclusive => to.exclusive = from.exclusive,
-        }
     }
 }

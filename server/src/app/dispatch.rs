@@ -73,6 +73,7 @@ impl App {
             worker.ready = self.turnover().ready_places(worker.id, oldest);
         }
         let mut round = Round::new(fleet.workers, connected.values().map(target), now);
+        round.leave(self.edits.jobs());
         if fleet.run_now {
             for queued in dispatch::run_now_jobs(database.get(&self.store).await?).await? {
                 round.start_now(&queued);

@@ -6,6 +6,7 @@ pub mod cleanup;
 mod clock;
 mod control;
 mod dispatch;
+mod edit;
 mod error;
 mod explain;
 mod greeting;
@@ -46,6 +47,7 @@ pub use transitions::Report;
 
 use crate::sessions::Sessions;
 use crate::store::Store;
+use edit::Edits;
 use links::Links;
 use logs::Logs;
 use transitions::Reports;
@@ -99,6 +101,7 @@ pub struct App {
     pub started_at: DateTime<Utc>,
     wake: Wake,
     turnover: Mutex<Turnover>,
+    edits: Edits,
     reports: Reports,
     signs: SignsOfLife,
     greetings: tokio::sync::Mutex<()>,
@@ -137,6 +140,7 @@ impl App {
             started_at,
             wake: Wake::default(),
             turnover: Mutex::default(),
+            edits: Edits::default(),
             reports,
             signs: SignsOfLife::default(),
             greetings: tokio::sync::Mutex::new(()),

@@ -4,9 +4,10 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use qctl_server_core::dependency::{Standing, standing};
+use qctl_server_core::explain::never;
 use qctl_server_core::job::Job;
 use qctl_server_core::spec::MAX_BATCH;
-use qctl_server_core::{JobId, JobSpec, JobState};
+use qctl_server_core::{Demand, JobId, JobSpec, JobState};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use sqlx::PgConnection;
@@ -18,6 +19,12 @@ use crate::store::submit::{NewJob, insert_jobs, lock_states};
 
 /// Longest request id, in bytes.
 const MAX_REQUEST_ID: usize = 128;
+/// Most memory that a pattern may take once it is compiled, in bytes; workers have the same limit.
+const MAX_COMPILED_BYTES: usize = 1 << 20;
+/// Most warnings in one answer, and different demands that are looked at for them.
+const MAX_WARNINGS: usize = 20;
+/// Workers that are looked at for them.
+const MAX_WORKERS: i64 = 1_000;
 /// Name of the unique index on request ids.
 const REQUESTS_KEY: &str = "requests_pkey";
 
@@ -28,6 +35,8 @@ pub struct Submitted {
     pub jobs: Vec<JobId>,
     /// True when the request id was seen before and nothing new was made.
     pub replayed: bool,
+    /// What no known worker can ever run, each a sentence.
+    pub warnings: Vec<String>,
 }
 
 /// A request id with the digest of what was asked for.
@@ -163,15 +172,58 @@ impl App {
             return Ok(Submitted {
                 jobs,
                 replayed: true,
+                warnings: Vec::new(),
             });
         }
+        let unusual = Unusual::of(&specs);
         let work = self.store_batch(caller, key.clone(), specs, None);
         let (jobs, replayed) = self.once(key.as_ref(), work).await?;
+        let mut warnings = Vec::new();
         if !replayed {
             self.wake.dispatch();
             self.changes.tell_jobs(jobs.iter().copied());
+            warnings = self.warnings(&jobs, &unusual).await;
         }
-        Ok(Submitted { jobs, replayed })
+        Ok(Submitted {
+            jobs,
+            replayed,
+            warnings,
+        })
+    }
+
+    /// What of these new jobs no known worker can ever run. They are stored by now, so that nothing
+    /// may fail any more.
+    async fn warnings(&self, jobs: &[JobId], unusual: &[Unusual]) -> Vec<String> {
+        if unusual.is_empty() {
+            return Vec::new();
+        }
+        let known = match self.store.worker_totals(MAX_WORKERS).await {
+            Ok(known) => known,
+            Err(error) => {
+                tracing::debug!("nobody can say whether the new jobs fit anywhere: {error}");
+                return Vec::new();
+            }
+        };
+        let workers: Vec<(&str, Demand)> = known
+            .iter()
+            .map(|(name, total)| (name.as_str(), *total))
+            .collect();
+        unusual
+            .iter()
+            .filter_map(|unusual| {
+                let pinned = Some(unusual.pinned.as_str()).filter(|name| !name.is_empty());
+                let why = never(unusual.needs, pinned, &workers)?;
+                let first = jobs.get(unusual.first)?;
+                Some(match unusual.count {
+                    1 => format!("Job {first} cannot run as things are. {why}"),
+                    count => format!(
+                        "Job {first} and {} more cannot run as things are. {why}",
+                        count - 1
+                    ),
+                })
+            })
+            .take(MAX_WARNINGS)
+            .collect()
     }
 
     /// Stores checked jobs.
@@ -215,12 +267,8 @@ impl App {
                         .map(|(index, spec)| {
                             let met = met_by(&format!("jobs[{index}]."), &spec, &states, &ids)?;
                             let unmet = met.iter().filter(|met| !**met).count();
-                            let job = Job::submitted(
-                                spec.hold,
-                                i32::try_from(unmet).unwrap_or(i32::MAX),
-                                spec.retries(),
-                                spec.resumes(),
-                            );
+                            let job =
+                                Job::submitted(&spec, i32::try_from(unmet).unwrap_or(i32::MAX));
                             Ok(NewJob {
                                 id: ids[index],
                                 job,
@@ -238,15 +286,62 @@ impl App {
     }
 }
 
+/// Jobs of a submission that need the same, and more than every worker has.
+struct Unusual {
+    needs: Demand,
+    pinned: String,
+    /// Position of the first.
+    first: usize,
+    count: usize,
+}
+
+impl Unusual {
+    fn of(specs: &[JobSpec]) -> Vec<Self> {
+        let mut found: Vec<Self> = Vec::new();
+        for (first, spec) in specs.iter().enumerate() {
+            let (needs, pinned) = (spec.demand, &spec.worker);
+            if needs == Demand::default() && pinned.is_empty() {
+                continue;
+            }
+            let same = found
+                .iter_mut()
+                .find(|other| other.needs == needs && other.pinned == *pinned);
+            if let Some(same) = same {
+                same.count += 1;
+            } else if found.len() < MAX_WARNINGS {
+                found.push(Self {
+                    needs,
+                    pinned: pinned.clone(),
+                    first,
+                    count: 1,
+                });
+            }
+        }
+        found
+    }
+}
+
 /// Checks every job of a batch. Returns whether any waits for a job outside of it.
 pub(super) fn check_batch(specs: &[JobSpec]) -> Result<bool, Error> {
     let mut names_others = false;
+    let mut compiled: BTreeSet<&str> = BTreeSet::new();
     for (index, spec) in specs.iter().enumerate() {
         spec.validate().map_err(|error| Error::InvalidField {
             field: format!("jobs[{index}].{}", error.field),
             problem: error.problem,
             hint: error.hint,
         })?;
+        for (field, pattern) in [
+            ("progress_pattern", &spec.progress_pattern),
+            ("contradicted_by", &spec.contradicted_by),
+        ] {
+            // A batch seldom has more than one, and compiling takes its time.
+            if pattern.is_empty() || !compiled.insert(pattern) {
+                continue;
+            }
+            check_pattern(pattern)
+                .map_err(|problem| Error::field(format!("jobs[{index}].{field}"), problem, ""))?;
+        }
         for (place, dependency) in spec.after.iter().enumerate() {
             let job = dependency.job.0;
             names_others |= job > 0;
@@ -261,6 +356,26 @@ pub(super) fn check_batch(specs: &[JobSpec]) -> Result<bool, Error> {
         }
     }
     Ok(names_others)
+}
+
+/// Refuses what the worker could not use: a mistake is to be seen now, not in a log next week.
+fn check_pattern(pattern: &str) -> Result<(), String> {
+    regex::bytes::RegexBuilder::new(pattern)
+        .size_limit(MAX_COMPILED_BYTES)
+        .dfa_size_limit(MAX_COMPILED_BYTES)
+        .build()
+        .map(drop)
+        .map_err(|error| match error {
+            regex::Error::CompiledTooBig(_) => "is too large a pattern".to_owned(),
+            error => {
+                let text = error.to_string();
+                let what = text.lines().last().unwrap_or_default();
+                format!(
+                    "is not a regular expression: {}",
+                    what.trim_start_matches("error: ")
+                )
+            }
+        })
 }
 
 /// Which dependencies of a spec are met. Jobs of `batch` are new and have not ended.

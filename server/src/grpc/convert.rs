@@ -7,8 +7,8 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use qctl_proto::v1;
 use qctl_server_core::{
-    AttemptState, Condition, Demand, Dependency, JobId, JobSpec, JobState, Outcome, OutcomeKind,
-    Progress, tracker,
+    AttemptState, Condition, Demand, Dependency, FailureCause, JobId, JobSpec, JobState, Outcome,
+    OutcomeKind, Progress, RetryRules, tracker,
 };
 
 use crate::app::Error;
@@ -118,7 +118,55 @@ pub(super) fn read_spec(spec: v1::JobSpec, path: &str) -> Result<JobSpec, Error>
         template: spec.template,
         submit_host: spec.submit_host,
         artifacts: spec.artifacts,
+        retry_rules: RetryRules {
+            retry_on: read_causes(&spec.retry_on, &field("retry_on"))?,
+            no_retry_on: read_causes(&spec.no_retry_on, &field("no_retry_on"))?,
+        },
+        checkpoint_exit_code: spec.checkpoint_exit_code,
+        contradicted_by: spec.contradicted_by,
     })
+}
+
+fn read_causes(causes: &[v1::FailureCause], field: &str) -> Result<Vec<FailureCause>, Error> {
+    use v1::failure_cause::Kind;
+    let read = |(index, cause): (usize, &v1::FailureCause)| {
+        let field = format!("{field}[{index}]");
+        let plain = match Kind::try_from(cause.kind) {
+            Ok(Kind::Exit) => return Ok(FailureCause::Exit(cause.number)),
+            Ok(Kind::Signal) => return Ok(FailureCause::Signal(cause.number)),
+            Ok(Kind::TimeLimit) => FailureCause::TimeLimit,
+            Ok(Kind::OutOfMemory) => FailureCause::OutOfMemory,
+            Ok(Kind::Contradicted) => FailureCause::Contradicted,
+            Ok(Kind::Unspecified) | Err(_) => return Err(unknown(&format!("{field}.kind"))),
+        };
+        match cause.number {
+            None => Ok(plain),
+            Some(_) => Err(Error::field(
+                format!("{field}.number"),
+                format!("is set, but {plain} has no number"),
+                "only exit and signal have one",
+            )),
+        }
+    };
+    causes.iter().enumerate().map(read).collect()
+}
+
+fn causes(causes: Vec<FailureCause>) -> Vec<v1::FailureCause> {
+    use v1::failure_cause::Kind;
+    let write = |cause| {
+        let (kind, number) = match cause {
+            FailureCause::Exit(code) => (Kind::Exit, code),
+            FailureCause::Signal(signal) => (Kind::Signal, signal),
+            FailureCause::TimeLimit => (Kind::TimeLimit, None),
+            FailureCause::OutOfMemory => (Kind::OutOfMemory, None),
+            FailureCause::Contradicted => (Kind::Contradicted, None),
+        };
+        v1::FailureCause {
+            kind: kind.into(),
+            number,
+        }
+    };
+    causes.into_iter().map(write).collect()
 }
 
 fn read_demand(demand: v1::Demand) -> Demand {
@@ -181,6 +229,10 @@ pub(super) fn spec(spec: JobSpec) -> v1::JobSpec {
         submit_host: spec.submit_host,
         stop_grace: spec.stop_grace.map(duration),
         artifacts: spec.artifacts,
+        retry_on: causes(spec.retry_rules.retry_on),
+        no_retry_on: causes(spec.retry_rules.no_retry_on),
+        checkpoint_exit_code: spec.checkpoint_exit_code,
+        contradicted_by: spec.contradicted_by,
     }
 }
 
@@ -258,6 +310,7 @@ fn outcome(outcome: Outcome) -> v1::Outcome {
             OutcomeKind::Interrupted => v1::outcome::Kind::Interrupted,
             OutcomeKind::Cancelled => v1::outcome::Kind::Cancelled,
             OutcomeKind::NeverStarted => v1::outcome::Kind::NeverStarted,
+            OutcomeKind::Checkpointed => v1::outcome::Kind::Checkpointed,
         }
         .into(),
         cause: outcome.cause.as_str().to_owned(),
@@ -490,6 +543,17 @@ mod tests {
             },
             stop_grace: Some(Duration::from_secs(3)),
             artifacts: vec!["out".to_owned()],
+            retry_rules: RetryRules {
+                retry_on: vec![FailureCause::Exit(None), FailureCause::TimeLimit],
+                no_retry_on: vec![
+                    FailureCause::Exit(Some(2)),
+                    FailureCause::Signal(Some(9)),
+                    FailureCause::OutOfMemory,
+                    FailureCause::Contradicted,
+                ],
+            },
+            checkpoint_exit_code: Some(85),
+            contradicted_by: "[1-9] failed".to_owned(),
             ..JobSpec::default()
         };
         assert_eq!(read_spec(spec(original.clone()), "").unwrap(), original);
@@ -506,6 +570,18 @@ mod tests {
         };
         let error = read_spec(negative, "jobs[6].").unwrap_err();
         assert_eq!(error.to_string(), "jobs[6].time_limit is negative");
+        let numbered = v1::JobSpec {
+            retry_on: vec![v1::FailureCause {
+                kind: v1::failure_cause::Kind::TimeLimit.into(),
+                number: Some(3),
+            }],
+            ..v1::JobSpec::default()
+        };
+        let error = read_spec(numbered, "").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "retry_on[0].number is set, but time-limit has no number"
+        );
         let newer = v1::JobSpec {
             after: vec![v1::Dependency {
                 job_id: 1,

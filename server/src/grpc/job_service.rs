@@ -60,6 +60,7 @@ impl JobService for Jobs {
         let mut response = v1::SubmitJobsResponse {
             jobs: views.into_iter().map(convert::job).collect(),
             replayed: submitted.replayed,
+            warnings: submitted.warnings,
         };
         shorten(&mut response);
         Ok(Response::new(response))
@@ -148,6 +149,21 @@ impl JobService for Jobs {
             .map_err(status)?;
         let job = self.now(id).await?;
         Ok(Response::new(v1::CancelJobResponse { job }))
+    }
+
+    async fn interrupt_job(
+        &self,
+        request: Request<v1::InterruptJobRequest>,
+    ) -> Result<Response<v1::InterruptJobResponse>, Status> {
+        let caller = caller(&request, Role::Submit)?;
+        let request = request.into_inner();
+        let id = JobId(request.id);
+        self.app
+            .interrupt(&caller, &request.request_id, id)
+            .await
+            .map_err(status)?;
+        let job = self.now(id).await?;
+        Ok(Response::new(v1::InterruptJobResponse { job }))
     }
 
     async fn retry_job(
@@ -370,6 +386,7 @@ mod tests {
         let mut response = v1::SubmitJobsResponse {
             jobs: vec![job; 4_000],
             replayed: false,
+            warnings: Vec::new(),
         };
         shorten(&mut response);
         assert!(response.encoded_len() < MAX_MESSAGE_BYTES);

@@ -325,12 +325,19 @@ fn ended_from(ended: v1::AttemptEnded) -> Result<EndedReport, Error> {
         v1::StopCause::Silence => Some(StopCause::Silence),
         v1::StopCause::Lease => Some(StopCause::Lease),
         v1::StopCause::Superseded => Some(StopCause::Superseded),
+        v1::StopCause::Drill => Some(StopCause::Drill),
     };
     let facts = Facts {
         exit_code: ended.exit_code,
         signal: ended.signal,
         stopped,
         out_of_memory: ended.out_of_memory,
+        gpu_fault: ended.gpu_fault,
+        contradiction: Some(clean(ended.contradiction, SENTENCE))
+            .filter(|line| !line.trim().is_empty())
+            .map(|line| format!("its output says: {}", line.trim())),
+        gpu_out_of_memory: ended.gpu_out_of_memory,
+        checkpointed: ended.checkpointed,
         message: clean(ended.message, SENTENCE),
         ..Facts::of(end)
     };
@@ -446,6 +453,7 @@ fn stop_cause(cause: StopCause) -> v1::StopCause {
         StopCause::Silence => v1::StopCause::Silence,
         StopCause::Lease => v1::StopCause::Lease,
         StopCause::Superseded => v1::StopCause::Superseded,
+        StopCause::Drill => v1::StopCause::Drill,
     }
 }
 

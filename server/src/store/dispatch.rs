@@ -110,7 +110,7 @@ pub(crate) async fn fleet(
 
 /// Queued jobs that no worker has, in order, leaving out those that none of `workers` could take
 /// even when it is empty. A job with a checkpoint is bound to the worker that has it, unless a
-/// person released it.
+/// person let it go on anywhere.
 pub(crate) async fn queued_jobs(
     conn: &mut PgConnection,
     workers: &[Worker],
@@ -132,7 +132,7 @@ pub(crate) async fn queued_jobs(
     let after_priority = window.after.map(|(priority, _)| priority);
     let after_id = window.after.map(|(_, job)| job.0);
     let rows = sqlx::query!(
-        r#"select j.id, j.priority, j.pinned_worker, j.slots, j.gpus, j.memory_bytes, j.reason,
+        r#"select j.id, j.priority, j.pinned_worker, j.slots, j.gpus, j.memory_bytes, j.anywhere,
                   j.time_limit_us, j.run_now_on, c.worker_id as "checkpoint_worker?",
                   c.checkpoint as "checkpoint?"
            from jobs j
@@ -168,7 +168,6 @@ pub(crate) async fn queued_jobs(
         .into_iter()
         .map(|row| {
             let checkpoint = row.checkpoint_worker.map(WorkerId).zip(row.checkpoint);
-            let released = row.reason == qctl_server_core::job::reason::RELEASED;
             QueuedJob {
                 candidate: Candidate {
                     job: JobId(row.id),
@@ -181,7 +180,7 @@ pub(crate) async fn queued_jobs(
                     pinned: Some(row.pinned_worker).filter(|name| !name.is_empty()),
                     checkpoint_on: checkpoint
                         .as_ref()
-                        .filter(|_| !released)
+                        .filter(|_| !row.anywhere)
                         .map(|(worker, _)| *worker),
                     time_limit: row.time_limit_us.map(TimeDelta::microseconds),
                 },

@@ -7,15 +7,16 @@ use qctl_server_core::job::Job;
 use qctl_server_core::ledger::{AttemptRow, Closed, JobRow, NewEvent, Which};
 use qctl_server_core::retry::Budget;
 use qctl_server_core::{
-    AttemptNumber, AttemptState, Cause, Fence, JobId, JobState, Outcome, OutcomeKind, WorkerId,
+    AttemptNumber, AttemptState, Cause, Fence, JobId, JobState, Outcome, OutcomeKind, RetryRules,
+    WorkerId,
 };
 use sqlx::PgConnection;
+use sqlx::types::Json;
 use uuid::Uuid;
 
 use super::StoreError;
 
-/// Locks jobs and loads them with their attempts: the current ones, those asked for, and those with
-/// a late result.
+/// Locks jobs and loads them with their attempts: the current ones and those asked for.
 pub(crate) async fn load(
     conn: &mut PgConnection,
     which: Which<'_>,
@@ -28,7 +29,10 @@ pub(crate) async fn load(
     let rows = sqlx::query!(
         r#"select j.id, j.state, j.reason, j.message, j.cancel_requested, j.unmet_dependencies,
                   j.not_before, j.retries, j.retries_left, j.resumes, j.resumes_left,
-                  j.early_losses, j.started_at, j.ended_at, j.run_now_on
+                  j.early_losses, j.gpu_out_of_memory, j.checkpoint_exits, j.idle_exits,
+                  j.anywhere, j.started_at, j.ended_at, j.run_now_on,
+                  j.retry_rules as "retry_rules: Json<RetryRules>",
+                  j.late_result as "late_result: Json<Outcome>"
            from jobs j
            where j.id = any($1 || array(select a.job_id from attempts a where a.fence = any($2)))
            order by j.id
@@ -60,7 +64,13 @@ pub(crate) async fn load(
                     resumes_left: row.resumes_left,
                     resumes: row.resumes,
                     early_losses: row.early_losses,
+                    gpu_out_of_memory: row.gpu_out_of_memory,
+                    checkpoint_exits: row.checkpoint_exits,
+                    idle_exits: row.idle_exits,
                 },
+                rules: row.retry_rules.map(|rules| rules.0).unwrap_or_default(),
+                anywhere: row.anywhere,
+                late: row.late_result.map(|outcome| outcome.0),
                 started_at: row.started_at,
                 ended_at: row.ended_at,
             },
@@ -90,12 +100,12 @@ async fn attempts_of(
                   a.not_enforced, a.log_end, a.log_crc32c, l.log_stored as "log_stored?",
                   exists (select from dependencies d where d.on_job_id = a.job_id and not d.met)
                     as "has_dependents!",
-                  a.late_result as "late_result: sqlx::types::Json<Outcome>"
+                  a.late_result as "late_result: Json<Outcome>"
            from attempts a
            join workers w on w.id = a.worker_id
            left join attempts_live l on l.fence = a.fence
            where a.job_id = any($1)
-             and (a.state <> 'ended' or a.late_result is not null or a.fence = any($2))
+             and (a.state <> 'ended' or a.fence = any($2))
            order by a.fence"#,
         jobs,
         fences,
@@ -181,6 +191,25 @@ pub(crate) async fn save(
     let retries: Vec<i32> = jobs.iter().map(|row| row.job.budget.retries_left).collect();
     let resumes: Vec<i32> = jobs.iter().map(|row| row.job.budget.resumes_left).collect();
     let losses: Vec<i32> = jobs.iter().map(|row| row.job.budget.early_losses).collect();
+    let gpu_losses: Vec<bool> = jobs
+        .iter()
+        .map(|row| row.job.budget.gpu_out_of_memory)
+        .collect();
+    let checkpoint_exits: Vec<i32> = jobs
+        .iter()
+        .map(|row| row.job.budget.checkpoint_exits)
+        .collect();
+    let idle_exits: Vec<i32> = jobs.iter().map(|row| row.job.budget.idle_exits).collect();
+    let anywhere: Vec<bool> = jobs.iter().map(|row| row.job.anywhere).collect();
+    let pending: Vec<Option<serde_json::Value>> = jobs
+        .iter()
+        .map(|row| {
+            row.job
+                .late
+                .as_ref()
+                .map(|outcome| serde_json::json!(outcome))
+        })
+        .collect();
     let run_now: Vec<Option<Uuid>> = jobs
         .iter()
         .map(|row| row.run_now_on.map(|worker| worker.0))
@@ -241,12 +270,17 @@ pub(crate) async fn save(
                  cancel_requested = u.cancel_requested, unmet_dependencies = u.unmet,
                  not_before = u.not_before, retries_left = u.retries, resumes_left = u.resumes,
                  early_losses = u.losses, run_now_on = u.run_now_on, started_at = u.started_at,
-                 ended_at = u.ended_at
+                 ended_at = u.ended_at, gpu_out_of_memory = u.gpu_out_of_memory,
+                 checkpoint_exits = u.checkpoint_exits, idle_exits = u.idle_exits,
+                 anywhere = u.anywhere, late_result = u.late_result
              from unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::boolean[],
                          $7::integer[], $8::timestamptz[], $9::integer[], $10::integer[],
-                         $11::integer[], $12::uuid[], $13::timestamptz[], $14::timestamptz[])
+                         $11::integer[], $12::uuid[], $13::timestamptz[], $14::timestamptz[],
+                         $43::boolean[], $44::integer[], $45::integer[], $46::boolean[],
+                         $47::jsonb[])
                as u (id, was, state, reason, message, cancel_requested, unmet, not_before, retries,
-                     resumes, losses, run_now_on, started_at, ended_at)
+                     resumes, losses, run_now_on, started_at, ended_at, gpu_out_of_memory,
+                     checkpoint_exits, idle_exits, anywhere, late_result)
              where j.id = u.id and j.state = u.was
              returning 1
            ), a as (
@@ -319,6 +353,11 @@ pub(crate) async fn save(
         &events.kinds,
         &events.messages,
         &events.actors,
+        &gpu_losses,
+        &checkpoint_exits,
+        &idle_exits,
+        &anywhere,
+        &pending as &[Option<serde_json::Value>],
     )
     .fetch_one(conn)
     .await?;

@@ -446,6 +446,31 @@ impl Store {
             .collect()
     }
 
+    /// What each known worker has, by name, at most `limit` of them.
+    pub(crate) async fn worker_totals(
+        &self,
+        limit: i64,
+    ) -> Result<Vec<(String, Demand)>, StoreError> {
+        let rows = sqlx::query!(
+            r#"select name, slots, jsonb_array_length(gpus) as "gpus!", memory_bytes
+               from workers order by name limit $1"#,
+            limit
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        Ok(rows
+            .into_iter()
+            .map(|row| {
+                let total = Demand {
+                    slots: row.slots,
+                    gpus: row.gpus,
+                    memory_bytes: row.memory_bytes,
+                };
+                (row.name, total)
+            })
+            .collect())
+    }
+
     /// Workers whose name comes after `after`, by name, at most `limit`. Statistics count from
     /// `since`.
     pub(crate) async fn workers_page(

@@ -96,19 +96,20 @@ pub(crate) async fn insert_jobs(
            insert into jobs (id, day, state, reason, message, name, tracker, tracker_key, labels,
                              priority, pinned_worker, slots, gpus, memory_bytes, exclusive,
                              time_limit_us, unmet_dependencies, retries, retries_left, resumes,
-                             resumes_left, retry_of, submitted_by, created_at)
+                             resumes_left, retry_of, submitted_by, created_at, retry_rules)
            overriding system value
            select u.id, ($1::timestamptz at time zone 'UTC')::date, u.state, u.reason, u.message,
                   u.name, u.tracker, u.tracker_key, u.labels, u.priority, u.pinned_worker, u.slots,
                   u.gpus, u.memory_bytes, u.exclusive, u.time_limit_us, u.unmet, u.retries,
-                  u.retries, u.resumes, u.resumes, u.retry_of, $2, $1
+                  u.retries, u.resumes, u.resumes, u.retry_of, $2, $1, u.retry_rules
            from unnest($3::bigint[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
                        $9::text[], $10::jsonb[], $11::integer[], $12::text[], $13::integer[],
                        $14::integer[], $15::bigint[], $16::boolean[], $17::bigint[],
-                       $18::integer[], $19::integer[], $20::integer[], $21::bigint[])
+                       $18::integer[], $19::integer[], $20::integer[], $21::bigint[],
+                       $27::jsonb[])
              as u (id, state, reason, message, name, tracker, tracker_key, labels, priority,
                    pinned_worker, slots, gpus, memory_bytes, exclusive, time_limit_us, unmet,
-                   retries, resumes, retry_of)
+                   retries, resumes, retry_of, retry_rules)
          ), specs as (
            insert into job_specs (job_id, spec)
            select * from unnest($3::bigint[], $22::jsonb[])
@@ -146,6 +147,7 @@ pub(crate) async fn insert_jobs(
         &on,
         &conditions,
         &met,
+        &columns.retry_rules as &[Option<serde_json::Value>],
     )
     .execute(conn)
     .await?;
@@ -176,7 +178,8 @@ pub(crate) async fn replace_spec(
     sqlx::query!(
         "update jobs set name = $2, tracker = $3, tracker_key = $4, labels = $5, priority = $6,
                          pinned_worker = $7, slots = $8, gpus = $9, memory_bytes = $10,
-                         exclusive = $11, time_limit_us = $12, retries = $13, resumes = $14
+                         exclusive = $11, time_limit_us = $12, retries = $13, resumes = $14,
+                         retry_rules = $15
          where id = $1",
         job.0,
         columns.names[0],
@@ -192,6 +195,7 @@ pub(crate) async fn replace_spec(
         columns.time_limits[0],
         columns.retries[0],
         columns.resumes[0],
+        columns.retry_rules[0],
     )
     .execute(&mut *conn)
     .await?;
@@ -267,6 +271,7 @@ struct SpecColumns {
     time_limits: Vec<Option<i64>>,
     retries: Vec<i32>,
     resumes: Vec<i32>,
+    retry_rules: Vec<Option<serde_json::Value>>,
     specs: Vec<serde_json::Value>,
 }
 
@@ -290,6 +295,9 @@ impl SpecColumns {
             );
             columns.retries.push(spec.retries());
             columns.resumes.push(spec.resumes());
+            columns.retry_rules.push(
+                (!spec.retry_rules.is_default()).then(|| serde_json::json!(spec.retry_rules)),
+            );
             columns.specs.push(serde_json::json!(spec));
         }
         columns

@@ -278,7 +278,7 @@ impl Store {
                  order by a.number desc limit 1
                ) c on c.ended_at < $1
                join workers w on w.id = c.worker_id
-               where j.state = 'queued' and j.attempts > 0 and j.reason <> 'released'
+               where j.state = 'queued' and j.attempts > 0 and not j.anywhere
                limit 1000"#,
             before,
         )

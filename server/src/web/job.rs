@@ -182,6 +182,10 @@ fn facts(job: &JobRecord) -> Markup {
                 dt { (text::BUDGET) }
                 dd { (text::budget(job.retries_left, job.resumes_left)) }
             }
+            @if let Some(rules) = text::retry_rules(spec) {
+                dt { (text::RETRIES) }
+                dd { (rules) }
+            }
             @if !job.checkpoint.is_empty() {
                 dt { (text::CHECKPOINT) }
                 dd { code { (job.checkpoint) } }

@@ -1,6 +1,6 @@
 //! Every word of ours on the pages, in one place.
 
-use qctl_server_core::{JobState, OutcomeKind};
+use qctl_server_core::{FailureCause, JobSpec, JobState, OutcomeKind};
 
 use crate::app::read::WorkerState;
 
@@ -74,6 +74,7 @@ pub(super) const WORKER: &str = "Worker";
 pub(super) const COMMAND: &str = "Command";
 pub(super) const FOLDER: &str = "Folder";
 pub(super) const BUDGET: &str = "Budget";
+pub(super) const RETRIES: &str = "Retries";
 pub(super) const REPEATS: &str = "Repeats";
 pub(super) const CHECKPOINT: &str = "Checkpoint";
 pub(super) const LABELS: &str = "Labels";
@@ -129,6 +130,7 @@ pub(super) fn outcome(kind: OutcomeKind) -> &'static str {
         OutcomeKind::Interrupted => "interrupted",
         OutcomeKind::Cancelled => "cancelled",
         OutcomeKind::NeverStarted => "never started",
+        OutcomeKind::Checkpointed => "checkpointed",
     }
 }
 
@@ -138,6 +140,26 @@ pub(super) fn budget(retries: i32, resumes: i32) -> String {
         if retries == 1 { "retry" } else { "retries" },
         if resumes == 1 { "resume" } else { "resumes" },
     )
+}
+
+/// Which failures are retried, where the job says something about that.
+pub(super) fn retry_rules(spec: &JobSpec) -> Option<String> {
+    let list = |causes: &[FailureCause]| {
+        let words: Vec<String> = causes.iter().map(ToString::to_string).collect();
+        words.join(", ")
+    };
+    let mut parts = Vec::new();
+    let rules = &spec.retry_rules;
+    if !rules.retry_on.is_empty() {
+        parts.push(format!("only after {}", list(&rules.retry_on)));
+    }
+    if !rules.no_retry_on.is_empty() {
+        parts.push(format!("never after {}", list(&rules.no_retry_on)));
+    }
+    if let Some(code) = spec.checkpoint_exit_code {
+        parts.push(format!("exit {code} goes on from the checkpoint"));
+    }
+    (!parts.is_empty()).then(|| parts.join("; "))
 }
 
 pub(super) fn job(number: impl std::fmt::Display) -> String {

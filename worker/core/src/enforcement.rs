@@ -25,6 +25,8 @@ pub enum StopCause {
     Lease,
     /// Another attempt took its place.
     Superseded,
+    /// A drill: killed without a stop signal, as the loss of the machine would.
+    Drill,
 }
 
 /// The limits of one attempt.
@@ -254,6 +256,12 @@ impl Enforcement {
     ) {
         let kill_at = now.saturating_add(grace);
         match self.ladder {
+            // A machine that is lost gives no notice, so a drill of that gives none either.
+            Ladder::Ground if cause == StopCause::Drill => {
+                self.cause = Some(cause);
+                self.ladder = Ladder::Killing;
+                actions.extend([Action::RecordStopping(cause), Action::Kill]);
+            }
             Ladder::Ground => {
                 self.cause = Some(cause);
                 self.ladder = Ladder::Terminating { kill_at };
@@ -441,6 +449,28 @@ mod tests {
         assert_eq!(attempt.apply(s(3), sooner), []);
         assert_eq!(attempt.deadline(), Some(s(4)));
         assert_eq!(attempt.cause(), Some(StopCause::Cancel));
+    }
+
+    #[test]
+    fn a_drill_kills_without_a_word() {
+        let drill = Event::Stop {
+            cause: StopCause::Drill,
+            grace: None,
+        };
+        let mut attempt = Enforcement::start(s(0), NO_LIMITS);
+        attempt.apply(s(1), Event::SetPaused(true));
+        assert_eq!(
+            attempt.apply(s(2), drill),
+            [Action::RecordStopping(StopCause::Drill), Action::Kill]
+        );
+        assert_eq!(attempt.apply(s(3), cancel()), []);
+        assert_eq!(attempt.cause(), Some(StopCause::Drill));
+        assert!(attempt.is_killing());
+        // What has ended by itself is not drilled any more.
+        let mut over = Enforcement::start(s(0), NO_LIMITS);
+        over.apply(s(5), Event::Exited { survivors: true });
+        assert_eq!(over.apply(s(6), drill), [Action::Terminate]);
+        assert_eq!(over.cause(), None);
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! The worker's decisions: pure functions without I/O, clock or randomness.
 
 pub mod adoption;
-pub mod agent;
 pub mod colours;
+pub mod ending;
 pub mod enforcement;
 pub mod lease_guard;
 pub mod log_offsets;

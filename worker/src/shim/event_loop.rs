@@ -9,18 +9,18 @@ use std::time::Duration;
 
 use qctl_proto::v1::{
     Assignment, JobSpec, PauseChanged, SegmentFreed, SegmentPid, SegmentStarting, SegmentStopping,
-    ShimEvent, ShimRequest, ShimRun, Stop, shim_request::Message,
+    ShimEvent, ShimRequest, ShimRun, Stop, StopCause as WireCause, shim_request::Message,
 };
-use qctl_worker_core::enforcement::{self, Action, Enforcement, Limits, StopCause};
+use qctl_worker_core::enforcement::{self, Action, Enforcement, Limits};
 use qctl_worker_core::segment::{MAX_OUT_BYTES, Stream};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Signal, WaitOptions, WaitStatus};
 
-use crate::clock::{self, JumpWatch};
 use crate::process::signal;
 use crate::process::snapshot::Process;
 use crate::shim::attempt::{self, Attempt, CheckpointDir, DRAIN, Facts, Stage};
+use crate::shim::clock::{self, JumpWatch};
 use crate::shim::control::Control;
 use crate::shim::durability::Durability;
 use crate::shim::journal::Journal;
@@ -32,7 +32,6 @@ use crate::shim::records::Event;
 use crate::shim::signals::Signals;
 use crate::shim::spawn::{Channels, Spawner};
 use crate::shim::{Args, ShimError};
-use crate::wire;
 
 /// Time that a shim without work waits for an agent before it retires.
 const ORPHANED: Duration = Duration::from_secs(300);
@@ -268,9 +267,9 @@ impl Shim {
     fn stop(&mut self, stop: &Stop) {
         // A process that ended by itself was not stopped, even if nobody has noticed yet.
         self.reap();
+        let cause = WireCause::try_from(stop.cause).unwrap_or_default();
         let event = enforcement::Event::Stop {
-            // An agent that names no cause acts for a person.
-            cause: wire::cause(stop.cause()).unwrap_or(StopCause::Cancel),
+            cause: attempt::from_wire(cause),
             grace: stop.grace.as_ref().map(duration),
         };
         self.apply(stop.fence, event);
@@ -289,7 +288,7 @@ impl Shim {
         for action in attempt.enforcement.apply(self.now, event) {
             let done = match action {
                 Action::RecordStopping(cause) => {
-                    let cause = wire::wire_cause(Some(cause)).into();
+                    let cause = attempt::to_wire(Some(cause)).into();
                     self.journal
                         .append(fence, &[Event::Stopping(SegmentStopping { cause })]);
                     Ok(())
@@ -618,6 +617,7 @@ impl Shim {
                 started_us,
                 checkpoints,
                 not_enforced: launch.not_enforced,
+                checkpoint_exit_code: spec.checkpoint_exit_code,
             },
             frozen: Vec::new(),
             kill_again: None,

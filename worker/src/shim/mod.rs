@@ -18,6 +18,7 @@ macro_rules! note {
 }
 
 mod attempt;
+mod clock;
 mod control;
 mod durability;
 mod event_loop;

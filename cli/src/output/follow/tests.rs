@@ -149,6 +149,7 @@ refused! {
     list_jobs(ListJobsRequest) -> ListJobsResponse;
     cancel_job(CancelJobRequest) -> CancelJobResponse;
     retry_job(RetryJobRequest) -> RetryJobResponse;
+    interrupt_job(InterruptJobRequest) -> InterruptJobResponse;
     hold_job(HoldJobRequest) -> HoldJobResponse;
     release_job(ReleaseJobRequest) -> ReleaseJobResponse;
     pause_job(PauseJobRequest) -> PauseJobResponse;

@@ -6,8 +6,8 @@ use chrono::{DateTime, Utc};
 
 use super::{Applied, Ledger, NewEvent, Over, worker_actor};
 use crate::attempt::{Asked, AttemptEvent, AttemptState};
-use crate::id::{Fence, JobId};
-use crate::job::JobEvent;
+use crate::id::Fence;
+use crate::job::{JobEvent, Late};
 use crate::outcome::{End, Facts, Outcome, OutcomeKind, outcome};
 use crate::retry::Ended;
 
@@ -93,21 +93,19 @@ impl Ledger {
             duration: report.duration,
         });
         self.after.dispatch = true;
-        let came_back = outcome.kind == OutcomeKind::NeverStarted;
         let event = JobEvent::AttemptEnded(
             Ended {
                 outcome,
                 started_at,
                 ended_at,
                 checkpoint,
+                gpu_out_of_memory: facts.gpu_out_of_memory,
                 refused,
                 cancel_requested: false,
             },
             self.backoff,
         );
-        if self.job_event(job, &event, &actor).is_ok() && came_back {
-            self.adopt_late_result(job);
-        }
+        let _ = self.job_event(job, &event, &actor);
         Applied::Recorded
     }
 
@@ -141,34 +139,21 @@ impl Ledger {
             row.log_end = Some(end);
             row.log_crc32c = Some(crc.into());
         }
-        let decides = matches!(outcome.kind, OutcomeKind::Succeeded | OutcomeKind::Failed);
+        let first_start = row.attempt.started_at.unwrap_or(row.assigned_at);
         row.late_result = Some(outcome.clone());
         self.touched_attempts.insert(fence);
         self.after.changed.insert(job);
         self.events.push(event);
-        if decides {
-            let _ = self.job_event(job, &JobEvent::LateResult(outcome), &actor);
-        }
+        let is_superseded = self
+            .job(job)
+            .is_some_and(|row| row.job.started_at > Some(first_start));
+        let late = Late {
+            outcome,
+            is_superseded,
+            backoff: self.backoff,
+        };
+        let _ = self.job_event(job, &JobEvent::LateResult(late), &actor);
         Applied::Recorded
-    }
-
-    /// A successor came back: the late result of its predecessor decides now.
-    fn adopt_late_result(&mut self, job: JobId) {
-        let late = self
-            .attempts
-            .values()
-            .rev()
-            .filter(|row| row.job == job)
-            .find_map(|row| {
-                row.late_result
-                    .clone()
-                    .map(|outcome| (outcome, row.worker_name.clone()))
-            });
-        if let Some((outcome, worker)) = late
-            && matches!(outcome.kind, OutcomeKind::Succeeded | OutcomeKind::Failed)
-        {
-            let _ = self.job_event(job, &JobEvent::LateResult(outcome), &worker_actor(&worker));
-        }
     }
 }
 

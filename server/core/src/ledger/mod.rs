@@ -258,6 +258,18 @@ impl Ledger {
                     self.after.ended.push(id);
                 }
             }
+            JobEffect::Interrupt => {
+                let Some(row) = self.current(id) else { return };
+                let (fence, worker) = (row.fence, row.worker);
+                self.message(
+                    worker,
+                    Message::Stop {
+                        fence,
+                        cause: StopCause::Drill,
+                        grace: None,
+                    },
+                );
+            }
             JobEffect::AskBack | JobEffect::Stop => {
                 let Some(row) = self.current(id) else { return };
                 let (fence, worker) = (row.fence, row.worker);

@@ -10,6 +10,7 @@ use crate::job::Job;
 use crate::lease::{Leases, Limits};
 use crate::outcome::{Cause, End, Facts, OutcomeKind};
 use crate::reconcile::{Action, Held};
+use crate::spec::JobSpec;
 
 const JOB: JobId = JobId(1);
 const WORKER: WorkerId = WorkerId(Uuid::from_u128(1));
@@ -56,7 +57,7 @@ fn attempt(fence: i64, state: AttemptState) -> AttemptRow {
 }
 
 fn ledger(attempts: Vec<AttemptRow>) -> Ledger {
-    let mut job = Job::submitted(false, 0, 2, 3);
+    let mut job = Job::submitted(&JobSpec::default(), 0);
     let current = attempts
         .iter()
         .find(|row| row.attempt.state != AttemptState::Ended);

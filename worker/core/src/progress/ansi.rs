@@ -5,7 +5,7 @@ use std::borrow::Cow;
 const ESCAPE: u8 = 0x1b;
 
 /// The line without control sequences. Most lines have none and are not copied.
-pub(super) fn strip(line: &[u8]) -> Cow<'_, [u8]> {
+pub(crate) fn strip(line: &[u8]) -> Cow<'_, [u8]> {
     if !line.contains(&ESCAPE) {
         return Cow::Borrowed(line);
     }

@@ -16,6 +16,7 @@ mod tqdm;
 
 use std::time::Duration;
 
+pub(crate) use ansi::strip;
 pub use pattern::{Pattern, PatternError};
 
 use crate::segment::Stream;

@@ -1,5 +1,4 @@
-//! The clocks of this machine. Agent and shim read the same ones, so a moment by one is that moment
-//! by the other.
+//! The shim's clocks.
 
 use std::time::Duration;
 
@@ -9,12 +8,12 @@ use rustix::time::{ClockId, clock_gettime};
 const JUMP: Duration = Duration::from_secs(30);
 
 /// Time by the clock that never jumps.
-pub(crate) fn now() -> Duration {
+pub(super) fn now() -> Duration {
     read(ClockId::Monotonic)
 }
 
 /// Microseconds since the Unix epoch, by the wall clock.
-pub(crate) fn wall_us() -> i64 {
+pub(super) fn wall_us() -> i64 {
     i64::try_from(read(ClockId::Realtime).as_micros()).unwrap_or(i64::MAX)
 }
 
@@ -27,14 +26,14 @@ fn read(clock: ClockId) -> Duration {
 /// Notices that the machine slept or its clock was set: then the clocks no longer differ by what
 /// they did.
 #[derive(Debug)]
-pub(crate) struct JumpWatch {
+pub(super) struct JumpWatch {
     wall: Duration,
     since_boot: Duration,
 }
 
 impl JumpWatch {
     /// Remembers how far the clocks are apart.
-    pub(crate) fn new() -> Self {
+    pub(super) fn new() -> Self {
         let now = now();
         Self {
             wall: read(ClockId::Realtime).saturating_sub(now),
@@ -43,7 +42,7 @@ impl JumpWatch {
     }
 
     /// True once after a jump.
-    pub(crate) fn has_jumped(&mut self) -> bool {
+    pub(super) fn has_jumped(&mut self) -> bool {
         let before = std::mem::replace(self, Self::new());
         let jumped = before.wall.abs_diff(self.wall) > JUMP
             || before.since_boot.abs_diff(self.since_boot) > JUMP;
