@@ -20,6 +20,7 @@ mod logs;
 mod order;
 mod pages;
 mod progress;
+mod retries;
 mod submit_options;
 mod templates;
 mod up_and_down;
