@@ -1,5 +1,9 @@
 //! A whole installation for one test: its own home, its own database, its own programs.
 
+pub(crate) mod invariants;
+pub(crate) mod link;
+pub(crate) mod worker;
+
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -11,6 +15,9 @@ use tempfile::TempDir;
 
 /// Longest that a condition may take on a busy two-core machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A job that leaves evidence: see `programs/witness.rs`.
+pub(crate) const WITNESS: &str = env!("CARGO_BIN_EXE_witness");
 
 /// What a program printed and how it ended.
 #[derive(Debug)]
@@ -62,6 +69,18 @@ impl Installation {
             folder,
             env: Vec::new(),
         }
+    }
+
+    /// Gives the installation its own copies of the programs, which a test may replace.
+    #[must_use]
+    pub(crate) fn with_own_programs(mut self) -> Self {
+        let bin = self.folder().join("bin");
+        std::fs::create_dir(&bin).unwrap();
+        for name in ["qctl", "qctl-server", "qctl-worker"] {
+            std::fs::copy(self.bin.join(name), bin.join(name)).unwrap();
+        }
+        self.bin = bin;
+        self
     }
 
     /// `qctl up` with one worker of one slot.
@@ -119,6 +138,18 @@ impl Installation {
     /// A command with the installation's environment, started in the test's folder.
     pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = Command::new(self.bin.join(program));
+        self.surround(&mut command);
+        command
+    }
+
+    /// A command of the system with the installation's environment, started in the test's folder.
+    pub(crate) fn system_command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        self.surround(&mut command);
+        command
+    }
+
+    fn surround(&self, command: &mut Command) {
         command
             .current_dir(self.folder())
             .env_clear()
@@ -135,7 +166,6 @@ impl Installation {
             .env("QCTL_RETRY_BASE", "1s")
             .envs(self.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null());
-        command
     }
 
     /// Runs the command line to its end.
@@ -213,6 +243,69 @@ impl Installation {
         output.stdout
     }
 
+    /// The whole raw output of one attempt.
+    #[track_caller]
+    pub(crate) fn attempt_log(&self, id: i64, attempt: i64) -> Vec<u8> {
+        let mut command = self.command("qctl");
+        command.args(["logs", "--raw", "--attempt", &attempt.to_string()]);
+        let output = command.arg(id.to_string()).output().unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        output.stdout
+    }
+
+    /// Submits a witness with these options and more tasks of its own; returns the job's id.
+    #[track_caller]
+    pub(crate) fn witness(&self, options: &[&str], task: &[&str]) -> i64 {
+        let folder = format!("folder={}", self.evidence().display());
+        let mut args = options.to_vec();
+        args.extend(["--", WITNESS, &folder]);
+        args.extend_from_slice(task);
+        self.submit(&args)
+    }
+
+    /// Where witnesses leave what they saw.
+    pub(crate) fn evidence(&self) -> PathBuf {
+        let folder = self.folder().join("evidence");
+        std::fs::create_dir_all(&folder).unwrap();
+        folder
+    }
+
+    /// Waits until a witness's attempt has begun.
+    #[track_caller]
+    pub(crate) fn until_begun(&self, id: i64, attempt: i64) {
+        let out = self.evidence().join(format!("{id}.{attempt}.out"));
+        self.until(&format!("attempt {id}.{attempt} has begun"), || {
+            out.exists().then_some(())
+        });
+    }
+
+    /// Process id of the job's latest attempt.
+    #[track_caller]
+    pub(crate) fn job_pid(&self, id: i64) -> i32 {
+        self.until(&format!("job {id} has a process"), || {
+            let job = self.job(id);
+            let attempt = job["attempts"].as_array()?.last()?.clone();
+            Some(attempt["pid"].as_i64()? as i32)
+        })
+    }
+
+    /// Process ids of agents: worker programs that are no shim.
+    pub(crate) fn agents(&self) -> Vec<i32> {
+        let shims = self.shims();
+        let mut agents = self.pids("qctl-worker");
+        agents.retain(|pid| !shims.contains(pid));
+        agents
+    }
+
+    /// Process ids of shims.
+    pub(crate) fn shims(&self) -> Vec<i32> {
+        self.pids("qctl-worker shim")
+    }
+
     /// Waits for a condition, looking often; panics with the installation's logs when it never holds.
     #[track_caller]
     pub(crate) fn until<T>(&self, what: &str, condition: impl FnMut() -> Option<T>) -> T {
@@ -222,13 +315,7 @@ impl Installation {
 
     /// Process ids of the installation's processes whose command line contains a text.
     pub(crate) fn pids(&self, text: &str) -> Vec<i32> {
-        let marker = format!("QCTL_HOME={}\0", self.home().display());
-        processes(|environ, cmdline| {
-            environ
-                .windows(marker.len())
-                .any(|part| part == marker.as_bytes())
-                && cmdline.contains(text)
-        })
+        pids_of(&self.home(), text)
     }
 
     /// Process ids of the installation's Postgres, which is given no environment: it works in the
@@ -274,6 +361,17 @@ impl Drop for Installation {
     }
 }
 
+/// Process ids of the processes of the installation in a folder whose command line contains a text.
+fn pids_of(home: &Path, text: &str) -> Vec<i32> {
+    let marker = format!("QCTL_HOME={}\0", home.display());
+    processes(|environ, cmdline| {
+        environ
+            .windows(marker.len())
+            .any(|part| part == marker.as_bytes())
+            && cmdline.contains(text)
+    })
+}
+
 /// Sends a signal; a process that is gone already is fine.
 pub(crate) fn kill(pid: i32, signal: rustix::process::Signal) {
     if let Some(pid) = rustix::process::Pid::from_raw(pid) {
@@ -291,6 +389,23 @@ pub(crate) fn is_alive(pid: i32) -> bool {
             .trim_start()
             .starts_with('Z')
     })
+}
+
+/// A number from `/proc/PID/stat`, counted from the state, which is 0.
+fn stat_field(pid: i32, field: usize) -> Option<i32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let fields = stat.rsplit(')').next()?;
+    fields.split_whitespace().nth(field)?.parse().ok()
+}
+
+/// The process's parent.
+pub(crate) fn parent_of(pid: i32) -> Option<i32> {
+    stat_field(pid, 1)
+}
+
+/// The session that the process belongs to.
+pub(crate) fn session_of(pid: i32) -> Option<i32> {
+    stat_field(pid, 3)
 }
 
 /// Process ids whose environment and command line satisfy a predicate; zombies do not count.

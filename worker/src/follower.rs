@@ -189,8 +189,14 @@ impl Follower {
         Some(attempt.note(Fact::Progress(reading)))
     }
 
+    /// True when the end of an attempt's output tells that a GPU had no memory left.
+    pub(crate) fn tells_of_gpu_memory(&self, fence: i64) -> bool {
+        let attempt = self.attempt.as_ref().filter(|a| a.fence == fence);
+        attempt.is_some_and(|attempt| attempt.ending.gpu_out_of_memory())
+    }
+
     /// Adds what the end of its output tells to the end of an attempt.
-    pub(crate) fn judge(&self, ended: &mut AttemptEnded) {
+    fn judge(&self, ended: &mut AttemptEnded) {
         let Some(attempt) = self.attempt.as_ref().filter(|a| a.fence == ended.fence) else {
             return;
         };

@@ -6,9 +6,9 @@
 //! next agent needs (`adoption`). Decisions are in `qctl-worker-core`.
 
 mod adoption;
+mod clock;
 pub mod config;
 mod follower;
-mod held;
 pub mod inventory;
 mod log_pump;
 pub mod process;
@@ -17,6 +17,7 @@ pub mod shim;
 mod shim_link;
 pub mod spool;
 mod supervisor;
+mod wire;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -31,6 +32,7 @@ use tracing_subscriber::EnvFilter;
 
 use config::{Args, Command, Config, LogFormat};
 use inventory::gpu;
+use inventory::host::Observer;
 use log_pump::Pump;
 use process::identity;
 use session::Dialler;
@@ -111,6 +113,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         let _ = tell_stored.send(fence);
     })
     .context("cannot start the thread that sends output")?;
+    let observer = Observer::new();
+    let host = observer.host();
     let (events, session) = mpsc::channel(QUEUED_EVENTS);
     let supervisor = Supervisor::adopt(Surroundings {
         spool: Arc::clone(&spool),
@@ -118,6 +122,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         shim_program: config.shim_program.clone(),
         slots: config.slots.unwrap_or(1),
         pump: pump.clone(),
+        observer,
         stored,
         session,
     })
@@ -130,6 +135,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         name: config.name,
         slots: config.slots,
         boot_id,
+        host,
         program: config.shim_program,
         spool,
         pump,

@@ -10,23 +10,22 @@ use qctl_proto::error::{Fault, Reason};
 use qctl_proto::v1::open_session_request::Message as Say;
 use qctl_proto::v1::open_session_response::Message as Said;
 use qctl_proto::v1::worker_session_service_client::WorkerSessionServiceClient;
-use qctl_proto::v1::{Heartbeat, Hello, OpenSessionRequest, OpenSessionResponse, Welcome};
+use qctl_proto::v1::{Hello, OpenSessionRequest, OpenSessionResponse, Welcome};
 use qctl_proto::{MAX_MESSAGE_BYTES, PROTOCOL_VERSION};
-use qctl_worker_core::lease_guard::Heartbeats;
-use qctl_worker_core::session::{TermPassed, accept_term, redial_delay};
+use qctl_worker_core::session::redial_delay;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, MissedTickBehavior, timeout};
+use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
-use crate::chain;
 use crate::config::Server;
 use crate::inventory::gpu::{self, Gpu};
-use crate::inventory::host::{Host, Observer};
+use crate::inventory::host::Host;
 use crate::log_pump::{Pump, uplink};
-use crate::spool::{Spool, SpoolError};
-use crate::supervisor::{SessionEvent, Welcomed};
+use crate::spool::Spool;
+use crate::supervisor::{Ending, SessionEvent, Welcomed};
+use crate::{chain, clock};
 
 /// Messages that wait to be sent. A session that falls further behind is begun anew.
 const OUTBOX: usize = 65_536;
@@ -34,11 +33,9 @@ const OUTBOX: usize = 65_536;
 /// How long the coordinator may take to answer the greeting.
 const GREETING_WITHIN: Duration = Duration::from_secs(20);
 
-/// Time between heartbeats, until the coordinator says another.
-const HEARTBEAT: Duration = Duration::from_secs(5);
-
-/// Shortest time between heartbeats, whatever the coordinator says.
-const SHORTEST_HEARTBEAT: Duration = Duration::from_millis(100);
+/// A session that lasted for less counts as a failure: a coordinator that breaks each one at once
+/// must not be dialled without pause.
+const STEADY: Duration = Duration::from_secs(10);
 
 /// Age of the list of GPUs at which it is asked for again.
 const GPUS_FRESH: Duration = Duration::from_secs(60);
@@ -53,6 +50,7 @@ pub(crate) struct Dialler {
     pub(crate) name: Option<String>,
     pub(crate) slots: Option<u32>,
     pub(crate) boot_id: String,
+    pub(crate) host: Host,
     pub(crate) program: PathBuf,
     pub(crate) spool: Arc<Spool>,
     pub(crate) pump: Pump,
@@ -75,20 +73,12 @@ enum SessionError {
     Broken(#[source] Status),
     #[error("the coordinator closed the session")]
     Closed,
-    #[error("the coordinator did not answer for {}s", .0.as_secs())]
-    Silent(Duration),
     #[error("the coordinator did not answer the greeting")]
     NoWelcome,
-    #[error("a coordinator that no longer leads")]
-    Term(#[from] TermPassed),
-    #[error("the coordinator now leads in term {0}")]
-    NewTerm(i64),
-    #[error("the leadership term cannot be remembered")]
-    Spool(#[from] SpoolError),
-    #[error("too much waits to be told")]
-    Overflow,
+    #[error(transparent)]
+    Ended(#[from] Ending),
     #[error("the agent is ending")]
-    Ending,
+    Stopped,
 }
 
 impl From<Status> for SessionError {
@@ -102,31 +92,24 @@ impl From<Status> for SessionError {
 
 /// What is kept from one session to the next.
 struct Memory {
-    observer: Observer,
-    host: Host,
     gpus: Option<(Instant, Vec<Gpu>)>,
     /// The host name belongs to another worker; ours gets an addition.
     name_taken: bool,
-    term: i64,
     connections: u64,
 }
 
 impl Dialler {
     /// Keeps a session until `stop`.
     pub(crate) async fn run(self, stop: CancellationToken) {
-        let observer = Observer::new();
         let mut memory = Memory {
-            host: observer.host(),
-            observer,
             gpus: None,
             name_taken: false,
-            term: self.spool.term(),
             connections: 0,
         };
         let mut failures = 0;
         let mut told = String::new();
         loop {
-            let mut welcomed = false;
+            let mut welcomed = None;
             let error = tokio::select! {
                 () = stop.cancelled() => return,
                 result = self.session(&mut memory, &mut welcomed) => match result {
@@ -137,7 +120,7 @@ impl Dialler {
             if self.supervisor.send(SessionEvent::Closed).await.is_err() {
                 return;
             }
-            if welcomed {
+            if welcomed.is_some_and(|at: Instant| at.elapsed() >= STEADY) {
                 failures = 0;
                 told.clear();
             }
@@ -170,7 +153,7 @@ impl Dialler {
     async fn session(
         &self,
         memory: &mut Memory,
-        welcomed: &mut bool,
+        welcomed: &mut Option<Instant>,
     ) -> Result<std::convert::Infallible, SessionError> {
         self.look_for_gpus(memory).await;
         let target = self.target()?;
@@ -180,8 +163,12 @@ impl Dialler {
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let (outbox, queue) = mpsc::channel(OUTBOX);
         let hello = self.hello(memory).await?;
-        let greeted_at = Instant::now();
-        say(&outbox, Say::Hello(hello))?;
+        let greeted_at = clock::now();
+        let hello = OpenSessionRequest {
+            message: Some(Say::Hello(hello)),
+        };
+        // The outbox is new, so there is room.
+        let _ = outbox.try_send(hello);
         let opened = async {
             let mut inbound = client
                 .open_session(ReceiverStream::new(queue))
@@ -193,86 +180,47 @@ impl Dialler {
         let (inbound, welcome) = timeout(GREETING_WITHIN, opened)
             .await
             .map_err(|_| SessionError::NoWelcome)??;
-        let term = accept_term(memory.term, welcome.term)?;
-        if term > memory.term {
-            self.spool.set_term(term)?;
-            memory.term = term;
-        }
-        *welcomed = true;
-        tracing::info!(
-            address = %target.address,
-            session = %welcome.session_id,
-            term,
-            slots = welcome.slots,
-            "connected to the coordinator at {} (session {})",
-            target.address,
-            welcome.session_id,
-        );
-        let interval = welcome
-            .heartbeat_interval
-            .and_then(|time| Duration::try_from(time).ok())
-            .unwrap_or(HEARTBEAT)
-            .max(SHORTEST_HEARTBEAT);
-        let overflow = CancellationToken::new();
+        let (term, slots) = (welcome.term, welcome.slots);
+        let session = welcome.session_id.clone();
+        let (accepted, answer) = oneshot::channel();
+        let (end, ended) = oneshot::channel();
         self.tell(SessionEvent::Welcomed(Box::new(Welcomed {
             welcome,
             greeted_at,
-            outbox: outbox.clone(),
-            overflow: overflow.clone(),
+            outbox,
+            accepted,
+            end,
         })))
         .await?;
+        answer.await.map_err(|_| SessionError::Stopped)??;
+        *welcomed = Some(Instant::now());
+        tracing::info!(
+            address = %target.address,
+            %session,
+            term,
+            slots,
+            "connected to the coordinator at {} (session {session})",
+            target.address,
+        );
         memory.connections += 1;
         let first_connection = memory.connections << 32;
         tokio::select! {
-            ended = self.talk(memory, inbound, &outbox, interval, term) => ended,
-            () = overflow.cancelled() => Err(SessionError::Overflow),
+            heard = self.hear(inbound) => heard,
+            ended = ended => Err(ended.map_or(SessionError::Stopped, SessionError::Ended)),
             never = self.carry_output(&target, first_connection) => match never {},
         }
     }
 
-    /// Hears the coordinator and sends heartbeats.
-    async fn talk(
+    /// Passes on what the coordinator says.
+    async fn hear(
         &self,
-        memory: &mut Memory,
         mut inbound: Streaming<OpenSessionResponse>,
-        outbox: &mpsc::Sender<OpenSessionRequest>,
-        interval: Duration,
-        term: i64,
     ) -> Result<std::convert::Infallible, SessionError> {
-        let begun = Instant::now();
-        let mut heartbeats = Heartbeats::default();
-        let mut tick = tokio::time::interval(interval);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            tokio::select! {
-                message = inbound.message() => {
-                    let message = message?.ok_or(SessionError::Closed)?;
-                    match message.message {
-                        Some(Said::HeartbeatAck(ack)) => {
-                            if ack.term != term {
-                                accept_term(term, ack.term)?;
-                                return Err(SessionError::NewTerm(ack.term));
-                            }
-                            if let Some(sent) = heartbeats.answer(ack.sequence) {
-                                self.tell(SessionEvent::Answered(begun + sent)).await?;
-                            }
-                        }
-                        Some(said) => self.tell(SessionEvent::Said(said)).await?,
-                        None => tracing::debug!("the coordinator said something unknown"),
-                    }
-                }
-                _ = tick.tick() => {
-                    let now = begun.elapsed();
-                    if heartbeats.silent(now, interval) {
-                        return Err(SessionError::Silent(now));
-                    }
-                    let load = memory.observer.load();
-                    say(outbox, Say::Heartbeat(Heartbeat {
-                        sequence: heartbeats.send(now),
-                        load: load.load,
-                        memory_used_bytes: load.memory_used_bytes,
-                    }))?;
-                }
+            let message = inbound.message().await?.ok_or(SessionError::Closed)?;
+            match message.message {
+                Some(said) => self.tell(SessionEvent::Said(said)).await?,
+                None => tracing::debug!("the coordinator said something unknown"),
             }
         }
     }
@@ -331,8 +279,8 @@ impl Dialler {
     async fn hello(&self, memory: &Memory) -> Result<Hello, SessionError> {
         let (reply, held) = oneshot::channel();
         self.tell(SessionEvent::Greeting(reply)).await?;
-        let attempts = held.await.map_err(|_| SessionError::Ending)?;
-        let host = &memory.host;
+        let attempts = held.await.map_err(|_| SessionError::Stopped)?;
+        let host = &self.host;
         let worker_id = self.spool.worker_id();
         let name = match &self.name {
             Some(name) => name.clone(),
@@ -381,7 +329,7 @@ impl Dialler {
 
     async fn tell(&self, event: SessionEvent) -> Result<(), SessionError> {
         let told = self.supervisor.send(event).await;
-        told.map_err(|_| SessionError::Ending)
+        told.map_err(|_| SessionError::Stopped)
     }
 }
 
@@ -391,13 +339,6 @@ async fn greet(inbound: &mut Streaming<OpenSessionResponse>) -> Result<Welcome, 
         Some(Said::Welcome(welcome)) => Ok(welcome),
         _ => Err(SessionError::NoWelcome),
     }
-}
-
-fn say(outbox: &mpsc::Sender<OpenSessionRequest>, message: Say) -> Result<(), SessionError> {
-    let message = OpenSessionRequest {
-        message: Some(message),
-    };
-    outbox.try_send(message).map_err(|_| SessionError::Overflow)
 }
 
 fn read_line(path: &Path) -> Option<String> {

@@ -28,6 +28,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// What a link tells the supervisor.
 #[derive(Debug)]
 pub(crate) enum LinkEvent {
+    /// A connection was made. What was asked before may be lost, and is to be asked again.
+    Connected,
     /// The segment told something.
     Notes(Vec<Note>),
     /// The shim can take an assignment.
@@ -117,6 +119,11 @@ impl Runner {
         let mut pause = FIRST_PAUSE;
         loop {
             if let Some(stream) = stream.take() {
+                // Nobody knows what of it the shim has read.
+                while requests.try_recv().is_ok() {}
+                if self.tell(LinkEvent::Connected).await.is_err() {
+                    return;
+                }
                 match self.talk(stream, &mut requests).await {
                     Ok(()) => pause = FIRST_PAUSE,
                     Err(LinkError::Ending) => return,

@@ -43,22 +43,19 @@ impl Heartbeats {
         self.open.drain(..=at).next_back().map(|(_, sent)| sent)
     }
 
-    /// True when so many heartbeats are unanswered that the connection must be taken for dead.
-    pub fn silent(&self, now: Duration, interval: Duration) -> bool {
-        let oldest = self.open.front();
-        oldest.is_some_and(|(_, sent)| now.saturating_sub(*sent) >= interval * MISSED_LIMIT)
+    /// Since when so many heartbeats are unanswered that the connection must be taken for dead;
+    /// `None` while it need not.
+    pub fn silent_since(&self, now: Duration, interval: Duration) -> Option<Duration> {
+        let (_, oldest) = self.open.front()?;
+        (now.saturating_sub(*oldest) >= interval.saturating_mul(MISSED_LIMIT)).then_some(*oldest)
     }
 }
 
-/// How long an exclusive attempt may still run: its lease counts from the sending of the last
-/// answered heartbeat and ends the grace period and [`MARGIN`] before `lost_after`.
-pub fn exclusive_lease(
-    now: Duration,
-    answered: Duration,
-    lost_after: Duration,
-    grace: Duration,
-) -> Duration {
-    (answered + lost_after).saturating_sub(now + grace + MARGIN)
+/// Until when an exclusive attempt may run: its lease counts from the sending of the last answered
+/// heartbeat and ends the grace period and [`MARGIN`] before `lost_after`. It may be over already.
+pub fn lease_until(answered: Duration, lost_after: Duration, grace: Duration) -> Duration {
+    let needed = grace.saturating_add(MARGIN);
+    answered.saturating_add(lost_after).saturating_sub(needed)
 }
 
 /// True while a waiting assignment may be started. `answered` is when the last answered heartbeat
@@ -90,15 +87,16 @@ mod tests {
         heartbeats.send(SECOND);
         let second = heartbeats.send(6 * SECOND);
         assert_eq!(heartbeats.answer(second), Some(6 * SECOND));
-        assert!(!heartbeats.silent(1000 * SECOND, 5 * SECOND));
+        assert_eq!(heartbeats.silent_since(1000 * SECOND, 5 * SECOND), None);
     }
 
     #[test]
     fn three_missed_answers_are_silence() {
         let mut heartbeats = Heartbeats::default();
         heartbeats.send(Duration::ZERO);
-        assert!(!heartbeats.silent(14 * SECOND, 5 * SECOND));
-        assert!(heartbeats.silent(15 * SECOND, 5 * SECOND));
+        assert_eq!(heartbeats.silent_since(14 * SECOND, 5 * SECOND), None);
+        let silent = heartbeats.silent_since(15 * SECOND, 5 * SECOND);
+        assert_eq!(silent, Some(Duration::ZERO));
         for _ in 0..1000 {
             heartbeats.send(SECOND);
         }
@@ -109,12 +107,11 @@ mod tests {
     fn an_exclusive_attempt_is_gone_before_its_job_is_given_away() {
         let lost_after = 1800 * SECOND;
         let grace = 10 * SECOND;
-        let lease = exclusive_lease(105 * SECOND, 100 * SECOND, lost_after, grace);
-        assert_eq!(lease, (1800 - 5 - 10 - 60) * SECOND);
         assert_eq!(
-            exclusive_lease(5000 * SECOND, SECOND, lost_after, grace),
-            Duration::ZERO
+            lease_until(100 * SECOND, lost_after, grace),
+            (100 + 1800 - 10 - 60) * SECOND
         );
+        assert_eq!(lease_until(SECOND, 60 * SECOND, lost_after), Duration::ZERO);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The worker's decisions: pure functions without I/O, clock or randomness.
 
 pub mod adoption;
+pub mod agent;
 pub mod colours;
 pub mod ending;
 pub mod enforcement;

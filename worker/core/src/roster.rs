@@ -23,6 +23,9 @@ pub struct Waiting {
     pub slots: u32,
     /// Starts at once, whatever is taken.
     pub beside_slots: bool,
+    /// Nothing is left to be done before it can run. Until then it keeps its slots, and those
+    /// behind it are not held back.
+    pub prepared: bool,
 }
 
 impl Waiting {
@@ -125,6 +128,13 @@ impl Roster {
         self.waiting.len() < before
     }
 
+    /// Nothing is left to be done before the assignment can run.
+    pub fn prepared(&mut self, fence: i64) {
+        for waiting in &mut self.waiting {
+            waiting.prepared |= waiting.fence == fence;
+        }
+    }
+
     /// Adopts a shim that an earlier agent spawned, with the attempt it runs.
     pub fn adopt(&mut self, shim: ShimId, running: Option<(i64, u32)>) {
         let state = running.map_or(Shim::Starting, |(fence, slots)| Shim::Busy { fence, slots });
@@ -224,6 +234,10 @@ impl Roster {
                 continue;
             }
             taken += slots;
+            if !waiting.prepared {
+                kept.push_back(waiting);
+                continue;
+            }
             let idle = self
                 .shims
                 .iter_mut()
@@ -283,6 +297,7 @@ mod tests {
             fence,
             slots: 1,
             beside_slots: false,
+            prepared: true,
         }
     }
 
@@ -382,6 +397,21 @@ mod tests {
         });
         assert_eq!(settle(&mut roster), [3]);
         assert_eq!(roster.taken(), 1);
+    }
+
+    #[test]
+    fn what_is_being_prepared_keeps_its_slot_and_holds_nobody_back() {
+        let mut roster = warm(2);
+        roster.assign(Waiting {
+            prepared: false,
+            ..job(1)
+        });
+        (2..=3).for_each(|fence| roster.assign(job(fence)));
+        assert_eq!(settle(&mut roster), [2]);
+        roster.prepared(1);
+        assert_eq!(settle(&mut roster), [1]);
+        roster.idle(roster.shim_of(2).unwrap());
+        assert_eq!(settle(&mut roster), [3]);
     }
 
     #[test]

@@ -10,8 +10,8 @@ use qctl_worker_core::colours::Colours;
 use qctl_worker_core::segment::{EventKind, Read, Reader, Record, Stream};
 
 use crate::follower::FollowError;
-use crate::held::timestamp;
 use crate::shim::records::{self, Event};
+use crate::wire::timestamp;
 
 /// Bytes read from the file at once.
 const PIECE_BYTES: usize = 256 * 1024;

@@ -4,13 +4,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use qctl_proto::v1::{AttemptEnded, StopCause as WireCause, attempt_ended::End};
-use qctl_worker_core::enforcement::{Enforcement, StopCause};
+use qctl_proto::v1::{AttemptEnded, attempt_ended::End};
+use qctl_worker_core::enforcement::Enforcement;
 use rustix::process::{Pid, Signal, WaitStatus, kill_process_group};
 
 use crate::process::signal;
 use crate::process::snapshot::{Process, Snapshot};
 use crate::shim::output::Output;
+use crate::wire::{timestamp, wire_cause};
 
 /// Time that output may still come after the attempt's process has ended, while others hold its
 /// streams: a `tee` behind it finishes within that.
@@ -87,12 +88,12 @@ impl Attempt {
             end: End::Waited.into(),
             exit_code: status.exit_status(),
             signal: status.terminating_signal(),
-            stop_cause: to_wire(self.enforcement.cause()).into(),
+            stop_cause: wire_cause(self.enforcement.cause()).into(),
             out_of_memory,
             checkpointed: status.exit_status().is_some()
                 && status.exit_status() == self.facts.checkpoint_exit_code,
-            started_at: Some(timestamp(self.facts.started_us)),
-            ended_at: Some(timestamp(wall_us)),
+            started_at: timestamp(self.facts.started_us),
+            ended_at: timestamp(wall_us),
             duration: prost_types::Duration::try_from(self.enforcement.ran(now)).ok(),
             pid: self.pid,
             not_enforced: self.facts.not_enforced.clone(),
@@ -163,7 +164,7 @@ pub(super) fn cannot_start(fence: i64, message: String, wall_us: i64) -> Attempt
     AttemptEnded {
         fence,
         end: End::CannotStart.into(),
-        ended_at: Some(timestamp(wall_us)),
+        ended_at: timestamp(wall_us),
         message,
         ..AttemptEnded::default()
     }
@@ -209,38 +210,6 @@ impl CheckpointDir {
             }
         }
         None
-    }
-}
-
-/// A cause as the contract spells it.
-pub(super) fn to_wire(cause: Option<StopCause>) -> WireCause {
-    match cause {
-        None => WireCause::Unspecified,
-        Some(StopCause::Cancel) => WireCause::Cancel,
-        Some(StopCause::TimeLimit) => WireCause::TimeLimit,
-        Some(StopCause::Silence) => WireCause::Silence,
-        Some(StopCause::Lease) => WireCause::Lease,
-        Some(StopCause::Superseded) => WireCause::Superseded,
-        Some(StopCause::Drill) => WireCause::Drill,
-    }
-}
-
-/// A cause that the contract spells. An agent that names none acts for a person.
-pub(super) fn from_wire(cause: WireCause) -> StopCause {
-    match cause {
-        WireCause::Unspecified | WireCause::Cancel => StopCause::Cancel,
-        WireCause::TimeLimit => StopCause::TimeLimit,
-        WireCause::Silence => StopCause::Silence,
-        WireCause::Lease => StopCause::Lease,
-        WireCause::Superseded => StopCause::Superseded,
-        WireCause::Drill => StopCause::Drill,
-    }
-}
-
-fn timestamp(us: i64) -> prost_types::Timestamp {
-    prost_types::Timestamp {
-        seconds: us.div_euclid(1_000_000),
-        nanos: (us.rem_euclid(1_000_000) * 1000) as i32,
     }
 }
 

@@ -9,18 +9,18 @@ use std::time::Duration;
 
 use qctl_proto::v1::{
     Assignment, JobSpec, PauseChanged, SegmentFreed, SegmentPid, SegmentStarting, SegmentStopping,
-    ShimEvent, ShimRequest, ShimRun, Stop, StopCause as WireCause, shim_request::Message,
+    ShimEvent, ShimRequest, ShimRun, Stop, shim_request::Message,
 };
-use qctl_worker_core::enforcement::{self, Action, Enforcement, Limits};
+use qctl_worker_core::enforcement::{self, Action, Enforcement, Limits, StopCause};
 use qctl_worker_core::segment::{MAX_OUT_BYTES, Stream};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Signal, WaitOptions, WaitStatus};
 
+use crate::clock::{self, JumpWatch};
 use crate::process::signal;
 use crate::process::snapshot::Process;
 use crate::shim::attempt::{self, Attempt, CheckpointDir, DRAIN, Facts, Stage};
-use crate::shim::clock::{self, JumpWatch};
 use crate::shim::control::Control;
 use crate::shim::durability::Durability;
 use crate::shim::journal::Journal;
@@ -32,6 +32,7 @@ use crate::shim::records::Event;
 use crate::shim::signals::Signals;
 use crate::shim::spawn::{Channels, Spawner};
 use crate::shim::{Args, ShimError};
+use crate::wire;
 
 /// Time that a shim without work waits for an agent before it retires.
 const ORPHANED: Duration = Duration::from_secs(300);
@@ -267,9 +268,9 @@ impl Shim {
     fn stop(&mut self, stop: &Stop) {
         // A process that ended by itself was not stopped, even if nobody has noticed yet.
         self.reap();
-        let cause = WireCause::try_from(stop.cause).unwrap_or_default();
         let event = enforcement::Event::Stop {
-            cause: attempt::from_wire(cause),
+            // An agent that names no cause acts for a person.
+            cause: wire::cause(stop.cause()).unwrap_or(StopCause::Cancel),
             grace: stop.grace.as_ref().map(duration),
         };
         self.apply(stop.fence, event);
@@ -288,7 +289,7 @@ impl Shim {
         for action in attempt.enforcement.apply(self.now, event) {
             let done = match action {
                 Action::RecordStopping(cause) => {
-                    let cause = attempt::to_wire(Some(cause)).into();
+                    let cause = wire::wire_cause(Some(cause)).into();
                     self.journal
                         .append(fence, &[Event::Stopping(SegmentStopping { cause })]);
                     Ok(())

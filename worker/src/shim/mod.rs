@@ -18,7 +18,6 @@ macro_rules! note {
 }
 
 mod attempt;
-mod clock;
 mod control;
 mod durability;
 mod event_loop;

@@ -1,4 +1,5 @@
-//! The shim's clocks.
+//! The clocks of this machine. Agent and shim read the same ones, so a moment by one is that moment
+//! by the other.
 
 use std::time::Duration;
 
@@ -8,12 +9,12 @@ use rustix::time::{ClockId, clock_gettime};
 const JUMP: Duration = Duration::from_secs(30);
 
 /// Time by the clock that never jumps.
-pub(super) fn now() -> Duration {
+pub(crate) fn now() -> Duration {
     read(ClockId::Monotonic)
 }
 
 /// Microseconds since the Unix epoch, by the wall clock.
-pub(super) fn wall_us() -> i64 {
+pub(crate) fn wall_us() -> i64 {
     i64::try_from(read(ClockId::Realtime).as_micros()).unwrap_or(i64::MAX)
 }
 
@@ -26,14 +27,14 @@ fn read(clock: ClockId) -> Duration {
 /// Notices that the machine slept or its clock was set: then the clocks no longer differ by what
 /// they did.
 #[derive(Debug)]
-pub(super) struct JumpWatch {
+pub(crate) struct JumpWatch {
     wall: Duration,
     since_boot: Duration,
 }
 
 impl JumpWatch {
     /// Remembers how far the clocks are apart.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let now = now();
         Self {
             wall: read(ClockId::Realtime).saturating_sub(now),
@@ -42,7 +43,7 @@ impl JumpWatch {
     }
 
     /// True once after a jump.
-    pub(super) fn has_jumped(&mut self) -> bool {
+    pub(crate) fn has_jumped(&mut self) -> bool {
         let before = std::mem::replace(self, Self::new());
         let jumped = before.wall.abs_diff(self.wall) > JUMP
             || before.since_boot.abs_diff(self.since_boot) > JUMP;

@@ -1,0 +1,952 @@
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::enforcement::StopCause;
+use crate::lease_guard::START_WITHIN;
+use crate::session::{TermPassed, Verdict};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn terms() -> Terms {
+    Terms {
+        job_id: 40,
+        attempt: 1,
+        boot_id: "boot".to_owned(),
+        spool_id: "spool".to_owned(),
+        slots: 1,
+        beside_slots: false,
+        exclusive: false,
+        grace: 10 * SECOND,
+    }
+}
+
+fn assignment(fence: i64) -> Assignment {
+    Assignment {
+        fence,
+        term: 3,
+        terms: terms(),
+        runnable: true,
+        prepare: false,
+    }
+}
+
+fn welcome(verdicts: Vec<Judged>, greeted_at: Duration) -> Welcome {
+    Welcome {
+        term: 3,
+        greeted_at,
+        slots: 2,
+        heartbeat_interval: Some(5 * SECOND),
+        lost_after: Some(1800 * SECOND),
+        verdicts,
+    }
+}
+
+fn judged(fence: i64, verdict: Verdict) -> Judged {
+    Judged {
+        fence,
+        verdict,
+        log_stored: 0,
+    }
+}
+
+fn started() -> Fact {
+    Fact::Started(Started {
+        pid: 99,
+        start_ticks: 7,
+        wall_us: 1_000_000,
+        not_enforced: Vec::new(),
+    })
+}
+
+fn starting() -> Fact {
+    Fact::Starting {
+        checkpoint_dir: String::new(),
+        wall_us: 1_000_000,
+    }
+}
+
+fn ended(exit_code: i32, log_end: u64) -> Fact {
+    Fact::Ended(Box::new(Ended {
+        exit_code: Some(exit_code),
+        log_end,
+        ..Ended::of(End::Waited)
+    }))
+}
+
+/// An agent, and the clock that it is told.
+struct Driver {
+    agent: Agent,
+    now: Duration,
+}
+
+impl Driver {
+    /// A new worker's agent.
+    fn new() -> Self {
+        let (boot, spool) = ("boot".to_owned(), "spool".to_owned());
+        let mut driver = Self {
+            agent: Agent::new(boot, spool, 0, 1, 100 * SECOND),
+            now: 100 * SECOND,
+        };
+        driver.tell(Event::Began);
+        driver
+    }
+
+    /// One in a session, with warm shims 1 and 2.
+    fn connected() -> Self {
+        let mut driver = Self::new();
+        driver.greet(Vec::new());
+        [1, 2].into_iter().for_each(|shim| {
+            driver.tell(Event::Connected(shim));
+            driver.tell(Event::Idle(shim));
+        });
+        driver
+    }
+
+    /// One that runs attempt 7 in shim 1.
+    fn running(terms: Terms) -> Self {
+        let mut driver = Self::connected();
+        driver.tell(Event::Assign(Assignment {
+            terms: terms.clone(),
+            ..assignment(7)
+        }));
+        driver.facts(1, [Fact::Assigned(Box::new(terms)), starting(), started()]);
+        driver
+    }
+
+    fn tell(&mut self, event: Event) -> Vec<Effect> {
+        self.agent.step(event, self.now)
+    }
+
+    fn later(&mut self, by: Duration) -> Vec<Effect> {
+        self.now += by;
+        self.tell(Event::Tick)
+    }
+
+    fn greet(&mut self, verdicts: Vec<Judged>) -> Vec<Effect> {
+        self.tell(Event::Greeting);
+        self.tell(Event::Welcomed(welcome(verdicts, self.now)))
+    }
+
+    fn facts(&mut self, shim: ShimId, facts: impl IntoIterator<Item = Fact>) -> Vec<Effect> {
+        self.tell(Event::Facts {
+            shim: Some(shim),
+            facts: facts.into_iter().map(|fact| (7, fact)).collect(),
+        })
+    }
+}
+
+fn runs(effects: &[Effect]) -> Vec<i64> {
+    let runs = effects.iter().filter_map(|effect| match effect {
+        Effect::Run { fence, .. } => Some(*fence),
+        _ => None,
+    });
+    runs.collect()
+}
+
+fn says(effects: &[Effect]) -> Vec<&Say> {
+    let says = effects.iter().filter_map(|effect| match effect {
+        Effect::Say(say) => Some(say),
+        _ => None,
+    });
+    says.collect()
+}
+
+fn asks(effects: &[Effect]) -> Vec<Ask> {
+    let asks = effects.iter().filter_map(|effect| match effect {
+        Effect::Ask { ask, .. } => Some(*ask),
+        _ => None,
+    });
+    asks.collect()
+}
+
+fn returned(effects: &[Effect], wanted: i64) -> Option<bool> {
+    says(effects).into_iter().find_map(|say| match say {
+        Say::Returned {
+            fence, returned, ..
+        } if *fence == wanted => Some(*returned),
+        _ => None,
+    })
+}
+
+fn close(effects: &[Effect]) -> Option<Close> {
+    effects.iter().find_map(|effect| match effect {
+        Effect::Close(close) => Some(*close),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_job_goes_its_way_and_its_record_goes_last() {
+    let mut driver = Driver::connected();
+    let effects = driver.tell(Event::Assign(assignment(7)));
+    let run = Effect::Run {
+        shim: 1,
+        fence: 7,
+        lease_until: None,
+    };
+    assert!(effects.contains(&run));
+    assert_eq!(
+        driver.facts(1, [Fact::Assigned(Box::new(terms())), starting()]),
+        [Effect::Discard(7)]
+    );
+    assert!(matches!(
+        says(&driver.facts(1, [started()]))[..],
+        [Say::Started { fence: 7, .. }]
+    ));
+    let effects = driver.facts(1, [ended(0, 10), Fact::Freed]);
+    assert!(matches!(
+        says(&effects)[..],
+        [Say::Ended { fence: 7, .. }, Say::SlotFreed(7)]
+    ));
+    assert_eq!(asks(&driver.tell(Event::Committed(7))), [Ask::Committed(7)]);
+    driver.later(SETTLED_FOR * 2);
+    assert!(driver.agent.stage(7).is_some(), "its output is not stored");
+    driver.tell(Event::Stored(7));
+    driver.later(SETTLED_FOR - SECOND);
+    assert!(driver.agent.stage(7).is_some());
+    let effects = driver.later(HOUSEKEEPING + SECOND);
+    assert!(effects.contains(&Effect::ForgetLog(7)));
+    assert_eq!(driver.agent.stage(7), None);
+}
+
+#[test]
+fn nothing_starts_without_a_session_that_was_answered_lately() {
+    let mut driver = Driver::new();
+    for shim in [1, 2] {
+        driver.tell(Event::Idle(shim));
+    }
+    assert_eq!(runs(&driver.tell(Event::Assign(assignment(7)))), [0; 0]);
+    assert_eq!(driver.agent.stage(7), None, "no session, so nobody's work");
+    driver.greet(Vec::new());
+    driver.tell(Event::Idle(2));
+    driver.tell(Event::Assign(assignment(1)));
+    driver.tell(Event::Assign(assignment(2)));
+    driver.tell(Event::Assign(assignment(3)));
+    driver.tell(Event::Closed);
+    driver.now += START_WITHIN;
+    let freed = Event::Facts {
+        shim: Some(1),
+        facts: vec![(1, ended(0, 0)), (1, Fact::Freed)],
+    };
+    driver.tell(freed);
+    assert_eq!(runs(&driver.tell(Event::Idle(1))), [0; 0]);
+    driver.tell(Event::Greeting);
+    assert_eq!(runs(&driver.tell(Event::Tick)), [0; 0]);
+    let verdicts = vec![judged(3, Verdict::Continue)];
+    let welcome = Event::Welcomed(welcome(verdicts, driver.now));
+    assert_eq!(runs(&driver.tell(welcome)), [3]);
+}
+
+#[test]
+fn a_greeting_says_everything_and_holds_back_what_waits() {
+    let mut driver = Driver::running(terms());
+    driver.tell(Event::Assign(assignment(8)));
+    driver.tell(Event::Assign(assignment(9)));
+    driver.facts(
+        1,
+        [Fact::Output {
+            end: 5,
+            crc32c: 1,
+            wall_us: 2_000_000,
+        }],
+    );
+    let effects = driver.tell(Event::Greeting);
+    let Effect::Greet(held) = &effects[0] else {
+        panic!("{effects:?}");
+    };
+    let told = |holding: &Holding| (holding.fence, holding.stage, holding.log_end);
+    assert_eq!(
+        held.iter().map(told).collect::<Vec<_>>(),
+        [
+            (7, Stage::Running, 5),
+            (8, Stage::Running, 0),
+            (9, Stage::Waiting, 0)
+        ]
+    );
+    let effects = driver.facts(1, [ended(0, 5), Fact::Freed]);
+    assert_eq!(says(&effects), [] as [&Say; 0], "not before the answer");
+    assert_eq!(runs(&driver.tell(Event::Idle(1))), [0; 0]);
+    let verdicts = vec![
+        judged(7, Verdict::Continue),
+        judged(8, Verdict::Continue),
+        judged(9, Verdict::Forget),
+    ];
+    let effects = driver.tell(Event::Welcomed(welcome(verdicts, driver.now)));
+    assert!(effects.contains(&Effect::ResumeLog {
+        fence: 7,
+        stored: 0
+    }));
+    assert!(matches!(
+        says(&effects)[..],
+        [Say::Ended { fence: 7, .. }, Say::SlotFreed(7)]
+    ));
+    assert!(effects.contains(&Effect::Discard(9)));
+    assert_eq!(driver.agent.stage(9), None);
+}
+
+#[test]
+fn what_a_coordinator_wants_stopped_is_stopped() {
+    let mut driver = Driver::running(terms());
+    let effects = driver.greet(vec![judged(7, Verdict::Stop)]);
+    assert_eq!(
+        asks(&effects),
+        [Ask::Stop {
+            fence: 7,
+            cause: StopCause::Superseded,
+            grace: None
+        }]
+    );
+    let stop = Event::Stop {
+        fence: 8,
+        cause: StopCause::Cancel,
+        grace: None,
+    };
+    assert!(driver.tell(stop).is_empty(), "it holds no such attempt");
+}
+
+#[test]
+fn stopping_what_waits_gives_it_back() {
+    let mut driver = Driver::running(terms());
+    driver.tell(Event::Assign(assignment(8)));
+    driver.tell(Event::Assign(assignment(9)));
+    let stop = Event::Stop {
+        fence: 9,
+        cause: StopCause::Cancel,
+        grace: None,
+    };
+    assert_eq!(returned(&driver.tell(stop), 9), Some(true));
+    for (fence, back) in [(7, false), (8, false), (9, true), (1000, true)] {
+        let effects = driver.tell(Event::Revoke(fence));
+        assert_eq!(returned(&effects, fence), Some(back), "{fence}");
+    }
+    driver.facts(1, [ended(0, 0), Fact::Freed]);
+    assert_eq!(runs(&driver.tell(Event::Idle(1))), [0; 0]);
+}
+
+#[test]
+fn assignments_for_someone_else_are_given_back() {
+    let mut driver = Driver::connected();
+    let good = assignment(7);
+    let of = |terms| Assignment {
+        terms,
+        ..good.clone()
+    };
+    for refused in [
+        Assignment {
+            term: 2,
+            ..good.clone()
+        },
+        Assignment {
+            term: 4,
+            ..good.clone()
+        },
+        Assignment {
+            runnable: false,
+            ..good.clone()
+        },
+        of(Terms {
+            boot_id: "another".to_owned(),
+            ..terms()
+        }),
+        of(Terms {
+            spool_id: "another".to_owned(),
+            ..terms()
+        }),
+    ] {
+        let effects = driver.tell(Event::Assign(refused));
+        assert_eq!(returned(&effects, 7), Some(true));
+        assert!(effects.contains(&Effect::Discard(7)));
+        assert_eq!(driver.agent.stage(7), None);
+    }
+    assert_eq!(runs(&driver.tell(Event::Assign(good.clone()))), [7]);
+    assert!(driver.tell(Event::Assign(good)).is_empty(), "known already");
+}
+
+#[test]
+fn a_lower_term_ends_the_session_and_a_higher_one_is_remembered_first() {
+    let mut driver = Driver::new();
+    driver.tell(Event::Greeting);
+    let effects = driver.tell(Event::Welcomed(welcome(Vec::new(), driver.now)));
+    assert_eq!(effects[0], Effect::RememberTerm(3));
+    driver.tell(Event::Tick);
+    let passed = TermPassed {
+        seen: 3,
+        offered: 2,
+    };
+    let answered = |term| Event::Answered { sequence: 1, term };
+    assert_eq!(close(&driver.tell(answered(2))), Some(Close::Term(passed)));
+    assert!(!driver.agent.in_session());
+
+    driver.tell(Event::Greeting);
+    let lower = Welcome {
+        term: 2,
+        ..welcome(Vec::new(), driver.now)
+    };
+    let effects = driver.tell(Event::Welcomed(lower));
+    assert_eq!(close(&effects), Some(Close::Term(passed)));
+    assert!(!driver.agent.in_session());
+
+    driver.greet(Vec::new());
+    assert_eq!(close(&driver.tell(answered(4))), Some(Close::NewTerm(4)));
+}
+
+#[test]
+fn heartbeats_go_out_on_time_and_silence_ends_the_session() {
+    let mut driver = Driver::connected();
+    let effects = driver.tell(Event::Tick);
+    assert_eq!(says(&effects), [&Say::Heartbeat { sequence: 1 }]);
+    assert_eq!(driver.agent.deadline(), driver.now + HOUSEKEEPING);
+    driver.later(4 * SECOND);
+    assert_eq!(driver.agent.deadline(), driver.now + SECOND);
+    for sequence in 2..=3 {
+        driver.now += SECOND;
+        let effects = driver.tell(Event::Tick);
+        assert_eq!(says(&effects), [&Say::Heartbeat { sequence }]);
+        driver.now += 4 * SECOND;
+    }
+    driver.now += SECOND;
+    let silent = Close::Silent(15 * SECOND);
+    assert_eq!(close(&driver.tell(Event::Tick)), Some(silent));
+}
+
+#[test]
+fn a_lease_counts_from_the_sending_of_the_answered_heartbeat() {
+    let exclusive = Terms {
+        exclusive: true,
+        ..terms()
+    };
+    let mut driver = Driver::running(exclusive);
+    driver.tell(Event::Tick);
+    let sent = driver.now;
+    driver.now += 4 * SECOND;
+    let effects = driver.tell(Event::Answered {
+        sequence: 1,
+        term: 3,
+    });
+    let until = sent + (1800 - 10 - 60) * SECOND;
+    assert_eq!(asks(&effects), [Ask::Lease { fence: 7, until }]);
+    // A connection that was made anew is told the same, not a longer one.
+    driver.now += 100 * SECOND;
+    let effects = driver.tell(Event::Connected(1));
+    assert_eq!(asks(&effects), [Ask::Lease { fence: 7, until }]);
+}
+
+#[test]
+fn after_a_jump_of_the_clock_nothing_from_before_counts() {
+    let exclusive = Terms {
+        exclusive: true,
+        ..terms()
+    };
+    let mut driver = Driver::running(exclusive);
+    driver.tell(Event::Tick);
+    let effects = driver.tell(Event::ClockJumped);
+    assert_eq!(close(&effects), Some(Close::ClockJumped));
+    let answer = Event::Answered {
+        sequence: 1,
+        term: 3,
+    };
+    assert_eq!(driver.tell(answer), [], "it was sent before");
+    assert_eq!(asks(&driver.tell(Event::Connected(1))), []);
+    // Nor does a greeting that was on its way.
+    let before = driver.now;
+    driver.tell(Event::Greeting);
+    driver.now += SECOND;
+    driver.tell(Event::ClockJumped);
+    let effects = driver.tell(Event::Welcomed(welcome(Vec::new(), before)));
+    assert_eq!(close(&effects), Some(Close::ClockJumped));
+    driver.now += SECOND;
+    let effects = driver.greet(vec![judged(7, Verdict::Continue)]);
+    assert!(matches!(asks(&effects)[..], [Ask::Lease { fence: 7, .. }]));
+}
+
+#[test]
+fn what_a_broken_connection_may_have_lost_is_asked_again() {
+    let mut driver = Driver::connected();
+    driver.tell(Event::Assign(assignment(7)));
+    assert_eq!(runs(&driver.tell(Event::Connected(1))), [7]);
+    assert_eq!(runs(&driver.tell(Event::Connected(2))), [0; 0]);
+    driver.facts(
+        1,
+        [Fact::Assigned(Box::new(terms())), starting(), started()],
+    );
+    assert_eq!(driver.tell(Event::Connected(1)), []);
+    driver.tell(Event::SetPaused {
+        fence: 7,
+        paused: true,
+    });
+    let pause = Ask::SetPaused {
+        fence: 7,
+        paused: true,
+    };
+    assert_eq!(asks(&driver.tell(Event::Connected(1))), [pause]);
+    driver.facts(1, [Fact::Paused(true)]);
+    assert_eq!(driver.tell(Event::Connected(1)), []);
+    driver.tell(Event::Stop {
+        fence: 7,
+        cause: StopCause::Cancel,
+        grace: Some(SECOND),
+    });
+    let stop = Ask::Stop {
+        fence: 7,
+        cause: StopCause::Cancel,
+        grace: Some(SECOND),
+    };
+    assert_eq!(asks(&driver.tell(Event::Connected(1))), [stop]);
+    driver.facts(1, [ended(0, 0), Fact::Freed]);
+    assert_eq!(driver.tell(Event::Connected(1)), []);
+    let effects = driver.tell(Event::Ending);
+    assert_eq!(asks(&effects), [Ask::Retire, Ask::Retire]);
+    assert_eq!(asks(&driver.tell(Event::Connected(2))), [Ask::Retire]);
+}
+
+#[test]
+fn an_attempt_in_preparation_can_be_revoked() {
+    let mut driver = Driver::connected();
+    let prepare = |fence| {
+        Event::Assign(Assignment {
+            prepare: true,
+            ..assignment(fence)
+        })
+    };
+    assert!(driver.tell(prepare(7)).contains(&Effect::Prepare(7)));
+    assert_eq!(driver.agent.stage(7), Some(Stage::Waiting));
+    assert_eq!(returned(&driver.tell(Event::Revoke(7)), 7), Some(true));
+    assert_eq!(runs(&driver.tell(Event::Prepared(7))), [0; 0]);
+    driver.tell(prepare(8));
+    assert_eq!(runs(&driver.tell(Event::Prepared(8))), [8]);
+    driver.tell(prepare(9));
+    let reason = "its checkpoint is gone".to_owned();
+    let effects = driver.tell(Event::Unprepared { fence: 9, reason });
+    assert_eq!(returned(&effects, 9), Some(true));
+    assert_eq!(driver.agent.stage(9), None);
+}
+
+#[test]
+fn a_lost_shim_keeps_its_slot_until_its_processes_are_gone() {
+    let mut driver = Driver::running(terms());
+    driver.tell(Event::Assign(assignment(8)));
+    driver.tell(Event::Assign(assignment(9)));
+    let effects = driver.tell(Event::Gone(1));
+    let Some(Effect::Conclude { losses, seen, .. }) = effects
+        .iter()
+        .find(|effect| matches!(effect, Effect::Conclude { .. }))
+    else {
+        panic!("{effects:?}");
+    };
+    assert!(*seen && losses[0].unswept());
+    assert_eq!(driver.agent.taken(), 2);
+    assert_eq!(driver.agent.stage(9), Some(Stage::Waiting));
+    let facts = losses[0].facts(9_000_000, String::new());
+    let facts = facts.into_iter().map(|fact| (7, fact)).collect();
+    let effects = driver.tell(Event::Facts { shim: None, facts });
+    let [Say::Ended { fence: 7, ended }, Say::SlotFreed(7)] = says(&effects)[..] else {
+        panic!("{effects:?}");
+    };
+    assert_eq!((ended.end, ended.exit_code), (End::ShimLost, None));
+    assert_eq!(ended.duration, Some(8 * SECOND));
+    assert!(effects.contains(&Effect::Spawn(3)));
+    assert_eq!(runs(&driver.tell(Event::Idle(3))), [9]);
+    driver.tell(Event::Committed(7));
+    driver.tell(Event::Stored(7));
+    let mut effects = driver.later(SETTLED_FOR);
+    effects.extend(driver.later(HOUSEKEEPING));
+    assert!(effects.contains(&Effect::RemoveSegment(1)));
+}
+
+#[test]
+fn a_shim_that_is_never_ready_is_tried_again_ever_more_slowly() {
+    let mut driver = Driver::new();
+    let mut pauses = Vec::new();
+    for shim in 1..20 {
+        let effects = driver.tell(match shim % 2 {
+            0 => Event::Gone(shim),
+            _ => Event::SpawnFailed(shim),
+        });
+        let pause = effects.iter().find_map(|effect| match effect {
+            Effect::PauseSpawning { pause, .. } => Some(*pause),
+            _ => None,
+        });
+        assert!(!effects.contains(&Effect::Spawn(shim + 1)));
+        pauses.extend(pause);
+        driver.now = driver.now.max(driver.agent.deadline());
+        while !driver.tell(Event::Tick).contains(&Effect::Spawn(shim + 1)) {
+            driver.now = driver.agent.deadline();
+        }
+    }
+    assert_eq!(pauses[0], Duration::from_millis(200));
+    assert_eq!(*pauses.last().unwrap(), 30 * SECOND);
+}
+
+#[test]
+fn success_lets_checkpoints_go_and_failure_keeps_them() {
+    for (code, kept) in [(0, false), (1, true)] {
+        let mut driver = Driver::running(Terms {
+            attempt: 2,
+            ..terms()
+        });
+        driver.facts(1, [ended(code, 0), Fact::Freed]);
+        let effects = driver.tell(Event::Committed(7));
+        let removed = effects.contains(&Effect::RemoveCheckpoints(40));
+        assert_eq!(removed, !kept);
+    }
+}
+
+/// A shim as the world below sees it.
+#[derive(Debug, Default)]
+struct FakeShim {
+    lives: bool,
+    /// Its segment, and how much of it was told.
+    segment: Vec<(i64, Fact)>,
+    told: usize,
+    /// What this agent has asked, unread.
+    inbox: VecDeque<Request>,
+    busy: Option<i64>,
+    seen: BTreeSet<i64>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Request {
+    Run(i64),
+    Retire,
+}
+
+/// Shims, segments and a coordinator around one agent after another, and the laws.
+#[derive(Debug)]
+struct World {
+    agent: Agent,
+    now: Duration,
+    shims: BTreeMap<ShimId, FakeShim>,
+    losses: Vec<Loss>,
+    greeted: Option<(Duration, Vec<Holding>)>,
+    beats: BTreeMap<i64, Duration>,
+    /// When the last thing that was answered had been sent.
+    answered: Option<Duration>,
+    /// This agent has handed these to a shim.
+    handed: BTreeSet<i64>,
+    next_fence: i64,
+    /// Fences that the coordinator knows not to run.
+    never: BTreeSet<i64>,
+    owed: BTreeSet<i64>,
+}
+
+impl World {
+    fn new() -> Self {
+        let mut world = Self {
+            agent: Agent::new("boot".to_owned(), "spool".to_owned(), 0, 2, SECOND),
+            now: SECOND,
+            shims: BTreeMap::new(),
+            losses: Vec::new(),
+            greeted: None,
+            beats: BTreeMap::new(),
+            answered: None,
+            handed: BTreeSet::new(),
+            next_fence: 1,
+            never: BTreeSet::new(),
+            owed: BTreeSet::new(),
+        };
+        world.tell(Event::Began);
+        world
+    }
+
+    /// The agent is killed, and another one takes over. What nobody has read is gone.
+    fn crash(&mut self) {
+        self.agent = Agent::new("boot".to_owned(), "spool".to_owned(), 3, 2, self.now);
+        self.losses.clear();
+        self.greeted = None;
+        self.beats.clear();
+        self.answered = None;
+        self.handed.clear();
+        let found: Vec<_> = self.shims.keys().copied().collect();
+        for shim in found {
+            self.tell(Event::Found(shim));
+            let known = self.shims.get_mut(&shim).unwrap();
+            known.inbox.clear();
+            known.told = known.segment.len();
+            let (facts, lives) = (known.segment.clone(), known.lives);
+            self.tell(Event::Facts {
+                shim: Some(shim),
+                facts,
+            });
+            self.tell(Event::Adopted { shim, lives });
+        }
+        self.tell(Event::Began);
+    }
+
+    fn tell(&mut self, event: Event) {
+        let reasked = matches!(event, Event::Connected(_));
+        for effect in self.agent.step(event, self.now) {
+            match effect {
+                Effect::Greet(held) => {
+                    self.answered = None;
+                    self.greeted = Some((self.now, held));
+                }
+                Effect::Say(say) => self.said(say),
+                Effect::Spawn(shim) => {
+                    let lives = true;
+                    let known = FakeShim {
+                        lives,
+                        ..FakeShim::default()
+                    };
+                    assert!(self.shims.insert(shim, known).is_none());
+                }
+                Effect::Run { shim, fence, .. } => {
+                    assert!(!self.never.contains(&fence), "{fence} was given back");
+                    if !reasked {
+                        assert!(self.handed.insert(fence), "{fence} was handed out twice");
+                        let lately = |at: Duration| self.now - at < START_WITHIN;
+                        assert!(
+                            self.answered.is_some_and(lately),
+                            "{fence}: nobody answered"
+                        );
+                    }
+                    if let Some(known) = self.shims.get_mut(&shim) {
+                        known.inbox.push_back(Request::Run(fence));
+                    }
+                }
+                Effect::Ask {
+                    shim,
+                    ask: Ask::Retire,
+                } => {
+                    if let Some(known) = self.shims.get_mut(&shim) {
+                        known.inbox.push_back(Request::Retire);
+                    }
+                }
+                Effect::Conclude { losses, .. } => self.losses.extend(losses),
+                Effect::RemoveSegment(shim) => {
+                    let removed = self.shims.remove(&shim).unwrap();
+                    assert!(!removed.lives);
+                    for (fence, _) in removed.segment {
+                        assert!(!self.owed.contains(&fence), "{fence} is forgotten");
+                    }
+                }
+                _ => {}
+            }
+        }
+        assert!(self.agent.taken() <= 2, "slots are oversold");
+    }
+
+    fn said(&mut self, say: Say) {
+        match say {
+            Say::Heartbeat { sequence } => {
+                self.beats.insert(sequence, self.now);
+            }
+            Say::Returned {
+                fence,
+                returned: true,
+                ..
+            } => {
+                self.never.insert(fence);
+            }
+            _ => {}
+        }
+    }
+
+    fn pick(&self, pick: usize) -> Option<ShimId> {
+        let shims = self.shims.keys().copied();
+        shims.clone().nth(pick % shims.len().max(1))
+    }
+
+    fn act(&mut self, action: u8, pick: usize) {
+        match action {
+            0 | 1 => {
+                let fence = self.next_fence;
+                if self.agent.in_session() {
+                    self.next_fence += 1;
+                    self.tell(Event::Assign(assignment(fence)));
+                }
+            }
+            2 => {
+                self.tell(Event::Greeting);
+                if !pick.is_multiple_of(3) {
+                    self.welcome();
+                }
+            }
+            3 => self.tell(Event::Closed),
+            4 => {
+                if let Some((sequence, sent)) = self.beats.pop_last() {
+                    if self.agent.in_session() {
+                        self.answered = Some(sent);
+                    }
+                    self.tell(Event::Answered { sequence, term: 3 });
+                }
+            }
+            5 => {
+                self.now += SECOND * (pick as u32 % 30);
+                self.tell(Event::Tick);
+            }
+            6..=8 => self
+                .pick(pick)
+                .into_iter()
+                .for_each(|shim| self.serve(shim)),
+            9 => self
+                .pick(pick)
+                .into_iter()
+                .for_each(|shim| self.finish(shim)),
+            10 | 11 => self.pick(pick).into_iter().for_each(|shim| self.ring(shim)),
+            12 => self.pick(pick).into_iter().for_each(|shim| {
+                let known = self.shims.get_mut(&shim).unwrap();
+                if known.lives {
+                    known.inbox.clear();
+                    self.tell(Event::Connected(shim));
+                }
+            }),
+            13 => self.pick(pick).into_iter().for_each(|shim| self.die(shim)),
+            14 => {
+                if let Some(loss) = self.losses.pop() {
+                    let facts = loss.facts(9_000_000, String::new());
+                    let facts: Vec<_> = facts.into_iter().map(|f| (loss.fence, f)).collect();
+                    let has = |known: &&mut FakeShim| {
+                        known.segment.iter().any(|(fence, _)| *fence == loss.fence)
+                    };
+                    if let Some(known) = self.shims.values_mut().find(has) {
+                        known.segment.extend(facts.clone());
+                        known.told = known.segment.len();
+                    }
+                    self.tell(Event::Facts { shim: None, facts });
+                }
+            }
+            15 => self.tell(Event::Revoke(pick as i64 % self.next_fence)),
+            16 => {
+                let fence = pick as i64 % self.next_fence;
+                if self.agent.stage(fence) == Some(Stage::Ended) {
+                    self.owed.remove(&fence);
+                    self.tell(Event::Stored(fence));
+                }
+                self.tell(Event::Committed(fence));
+            }
+            17 => self.crash(),
+            18 => {
+                self.answered = None;
+                self.tell(Event::ClockJumped);
+            }
+            _ => self.tell(Event::Stop {
+                fence: pick as i64 % self.next_fence,
+                cause: StopCause::Cancel,
+                grace: None,
+            }),
+        }
+    }
+
+    /// The coordinator answers the greeting as ours does: what it should hold and does not hold was
+    /// never started.
+    fn welcome(&mut self) {
+        let Some((greeted_at, held)) = self.greeted.take() else {
+            return;
+        };
+        let holds = |fence: i64| held.iter().any(|holding| holding.fence == fence);
+        self.never
+            .extend((1..self.next_fence).filter(|fence| !holds(*fence)));
+        let verdict = |holding: &Holding| Judged {
+            fence: holding.fence,
+            verdict: match holding.stage {
+                Stage::Ended if !self.owed.contains(&holding.fence) => Verdict::Forget,
+                Stage::Ended => Verdict::SendResult,
+                _ => Verdict::Continue,
+            },
+            log_stored: 0,
+        };
+        let verdicts = held.iter().map(verdict).collect();
+        self.answered = Some(greeted_at);
+        self.beats.clear();
+        self.tell(Event::Welcomed(welcome(verdicts, greeted_at)));
+        if !self.agent.in_session() {
+            self.answered = None;
+        }
+    }
+
+    /// The shim reads a request.
+    fn serve(&mut self, shim: ShimId) {
+        let known = self.shims.get_mut(&shim).unwrap();
+        if !known.lives {
+            return;
+        }
+        match known.inbox.pop_front() {
+            Some(Request::Run(fence)) if known.seen.insert(fence) => {
+                if known.busy.is_some() {
+                    known.segment.push((fence, Fact::Void("busy".to_owned())));
+                    return;
+                }
+                known.busy = Some(fence);
+                let begun = [Fact::Assigned(Box::new(terms())), starting(), started()];
+                known.segment.extend(begun.map(|fact| (fence, fact)));
+                assert!(!self.never.contains(&fence), "{fence} was known not to run");
+                assert!(self.owed.insert(fence), "{fence} runs twice");
+            }
+            Some(Request::Retire) if known.busy.is_none() => self.die(shim),
+            _ => {}
+        }
+    }
+
+    fn finish(&mut self, shim: ShimId) {
+        let known = self.shims.get_mut(&shim).unwrap();
+        if let Some(fence) = known.busy.take_if(|_| known.lives) {
+            known.segment.push((fence, ended(0, 0)));
+            known.segment.push((fence, Fact::Freed));
+        }
+    }
+
+    fn ring(&mut self, shim: ShimId) {
+        let known = self.shims.get_mut(&shim).unwrap();
+        if !known.lives {
+            return;
+        }
+        let facts = known.segment[known.told..].to_vec();
+        known.told = known.segment.len();
+        let idle = known.busy.is_none() && known.inbox.is_empty();
+        self.tell(Event::Facts {
+            shim: Some(shim),
+            facts,
+        });
+        if idle {
+            self.tell(Event::Idle(shim));
+        }
+    }
+
+    fn die(&mut self, shim: ShimId) {
+        self.ring(shim);
+        let Some(known) = self.shims.get_mut(&shim).filter(|known| known.lives) else {
+            return;
+        };
+        known.lives = false;
+        self.tell(Event::Gone(shim));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    /// However it goes: no fence is run twice or after it was given back, nothing starts without a
+    /// coordinator that answered lately, nothing owed is forgotten, no slot is oversold; and when
+    /// the world calms down everything comes to its end.
+    #[test]
+    fn laws_of_the_agent(
+        actions in proptest::collection::vec((0_u8..20, 0_usize..1000), 0..200),
+    ) {
+        let mut world = World::new();
+        for (action, pick) in actions {
+            world.act(action, pick);
+        }
+        for _ in 0..400 {
+            if !world.agent.in_session() {
+                world.act(2, 1);
+            }
+            for pick in 0..world.shims.len() {
+                for action in [12, 6, 7, 9, 10] {
+                    world.act(action, pick);
+                }
+            }
+            world.act(14, 0);
+            world.act(4, 0);
+            world.act(5, 1);
+        }
+        let next = world.next_fence;
+        let over = |fence: &i64| {
+            world.never.contains(fence)
+                || world.agent.stage(*fence).is_none_or(|stage| stage == Stage::Ended)
+        };
+        prop_assert_eq!((1..next).find(|fence| !over(fence)), None);
+        prop_assert_eq!(world.agent.taken(), 0);
+    }
+}

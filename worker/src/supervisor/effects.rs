@@ -1,0 +1,152 @@
+//! Carries out what the agent decides.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use qctl_proto::v1::open_session_request::Message as Wire;
+use qctl_proto::v1::shim_request::Message as Ask;
+use qctl_proto::v1::{Heartbeat, OpenSessionRequest, ShimRequest, ShimRun};
+use qctl_worker_core::agent::{Effect, Event, Say};
+use qctl_worker_core::roster::ShimId;
+
+use super::{Ending, Supervisor};
+use crate::wire;
+use crate::{chain, clock};
+
+impl Supervisor {
+    pub(super) fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::Greet(held) => {
+                if let Some(reply) = self.greeting.take() {
+                    // Without a listener there is no greeting, and the next one asks again.
+                    let _ = reply.send(held.iter().map(wire::held).collect());
+                }
+            }
+            Effect::RememberTerm(term) => {
+                if let Err(error) = self.with.spool.set_term(term) {
+                    self.end_session(Ending::Term(error));
+                    self.followed.push_back(Event::Closed);
+                }
+            }
+            Effect::Say(say) => self.say(say),
+            Effect::Close(close) => self.end_session(Ending::Decided(close)),
+            // Nothing has to be prepared so far, so nothing is asked to be.
+            Effect::Prepare(fence) => self.followed.push_back(Event::Prepared(fence)),
+            Effect::Discard(fence) => {
+                self.assignments.remove(&fence);
+            }
+            Effect::Spawn(shim) => self.spawn(shim),
+            Effect::PauseSpawning { shim, pause } => tracing::error!(
+                shim,
+                ?pause,
+                "no shim is started for now: shim {shim} ended before it was ready"
+            ),
+            Effect::Run {
+                shim,
+                fence,
+                lease_until,
+            } => {
+                let Some(assignment) = self.assignments.get(&fence).cloned() else {
+                    return;
+                };
+                let checkpoint_dir = self
+                    .with
+                    .spool
+                    .checkpoint_dir(assignment.job_id, assignment.attempt);
+                let lease = lease_until.map(|until| until.saturating_sub(clock::now()));
+                let run = ShimRun {
+                    lease: lease.and_then(|lease| lease.try_into().ok()),
+                    checkpoint_dir: checkpoint_dir.to_string_lossy().into_owned(),
+                    assignment: Some(assignment),
+                };
+                self.ask(shim, Ask::Run(run));
+            }
+            Effect::Ask { shim, ask } => self.ask(shim, wire::ask(ask, clock::now())),
+            Effect::Conclude { shim, losses, seen } => self.conclude(shim, losses, seen),
+            Effect::RemoveSegment(shim) => {
+                self.followers.remove(&shim);
+                if let Err(error) = self.with.spool.remove_segment(shim) {
+                    tracing::warn!(
+                        shim,
+                        "segment {shim} is not needed but could not be removed: {}",
+                        chain(&error)
+                    );
+                }
+            }
+            Effect::ResumeLog { fence, stored } => self.with.pump.resume(fence, stored),
+            Effect::ForgetLog(fence) => self.with.pump.forget(fence),
+            Effect::RemoveCheckpoints(job) => {
+                let spool = Arc::clone(&self.with.spool);
+                tokio::task::spawn_blocking(move || {
+                    if let Err(error) = spool.remove_checkpoints(job) {
+                        tracing::warn!(
+                            job,
+                            "checkpoints of job {job} could not be removed: {}",
+                            chain(&error)
+                        );
+                    }
+                });
+            }
+            Effect::RemoveOld(running) => {
+                let spool = Arc::clone(&self.with.spool);
+                tokio::task::spawn_blocking(move || {
+                    for error in spool.remove_old(SystemTime::now(), &running) {
+                        tracing::warn!("something old could not be removed: {}", chain(&error));
+                    }
+                });
+            }
+        }
+    }
+
+    fn ask(&self, shim: ShimId, message: Ask) {
+        if let Some(link) = self.links.get(&shim) {
+            link.send(ShimRequest {
+                message: Some(message),
+            });
+        }
+    }
+
+    fn say(&mut self, say: Say) {
+        let Some(session) = &self.session else {
+            return;
+        };
+        let crowded = session.outbox.capacity() <= session.outbox.max_capacity() / 2;
+        if crowded && matches!(say, Say::Progress { .. }) {
+            return;
+        }
+        if let Say::Returned { fence, message, .. } = &say {
+            tracing::info!(fence, "the assignment with fence {fence}: {message}");
+        }
+        let message = match say {
+            Say::Heartbeat { sequence } => {
+                let load = self.with.observer.load();
+                Wire::Heartbeat(Heartbeat {
+                    sequence,
+                    load: load.load,
+                    memory_used_bytes: load.memory_used_bytes,
+                })
+            }
+            other => match wire::say(other) {
+                Some(message) => message,
+                None => return,
+            },
+        };
+        let message = OpenSessionRequest {
+            message: Some(message),
+        };
+        if session.outbox.try_send(message).is_err() {
+            self.end_session(Ending::Overflow);
+            self.followed.push_back(Event::Closed);
+        }
+    }
+
+    fn end_session(&mut self, why: Ending) {
+        // Nobody listens when the connection is gone already.
+        if let Some(session) = self.session.take() {
+            match session.accepted {
+                Some(accepted) => drop(accepted.send(Err(why))),
+                None => drop(session.end.send(why)),
+            }
+        }
+    }
+}

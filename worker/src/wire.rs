@@ -1,0 +1,418 @@
+//! The contract's spelling of what the core calls by its own names.
+
+use std::time::Duration;
+
+use chrono::DateTime;
+use prost_types::Timestamp;
+use qctl_proto::v1::open_session_request::Message as Say;
+use qctl_proto::v1::shim_request::Message as Ask;
+use qctl_proto::v1::{
+    Assignment, AssignmentReturned, AttemptEnded, AttemptStarted, HeldAttempt, PauseChanged,
+    Progress, ProgressReported, ResultCommitted, SegmentFreed, SegmentPid, SetPaused, ShimLease,
+    ShimRetire, SlotFreed, Stop, StopCause as WireCause, Verdict as WireVerdict, Welcome,
+    attempt_ended, held_attempt, verdict,
+};
+use qctl_worker_core::agent::{self, End, Ended, Fact, Holding, Judged, Started, Terms};
+use qctl_worker_core::enforcement::{DEFAULT_GRACE, StopCause};
+use qctl_worker_core::progress::Reading;
+use qctl_worker_core::session::{Stage, Verdict};
+
+use crate::follower;
+use crate::shim::records;
+
+/// Microseconds since the Unix epoch as the contract has it.
+pub(crate) fn timestamp(wall_us: i64) -> Option<Timestamp> {
+    let time = DateTime::from_timestamp_micros(wall_us)?;
+    Some(Timestamp {
+        seconds: time.timestamp(),
+        nanos: i32::try_from(time.timestamp_subsec_nanos()).unwrap_or(0),
+    })
+}
+
+fn micros(time: &Timestamp) -> Option<i64> {
+    let whole = time.seconds.checked_mul(1_000_000)?;
+    whole.checked_add(i64::from(time.nanos / 1000))
+}
+
+/// A duration of the contract; a negative one is none at all.
+pub(crate) fn duration(wire: prost_types::Duration) -> Option<Duration> {
+    Duration::try_from(wire).ok()
+}
+
+fn wire_duration(duration: Duration) -> Option<prost_types::Duration> {
+    duration.try_into().ok()
+}
+
+/// A cause as the contract spells it.
+pub(crate) fn wire_cause(cause: Option<StopCause>) -> WireCause {
+    match cause {
+        None => WireCause::Unspecified,
+        Some(StopCause::Cancel) => WireCause::Cancel,
+        Some(StopCause::TimeLimit) => WireCause::TimeLimit,
+        Some(StopCause::Silence) => WireCause::Silence,
+        Some(StopCause::Lease) => WireCause::Lease,
+        Some(StopCause::Superseded) => WireCause::Superseded,
+        Some(StopCause::Drill) => WireCause::Drill,
+    }
+}
+
+/// A cause that the contract spells; `None` when it names none.
+pub(crate) fn cause(wire: WireCause) -> Option<StopCause> {
+    match wire {
+        WireCause::Unspecified => None,
+        WireCause::Cancel => Some(StopCause::Cancel),
+        WireCause::TimeLimit => Some(StopCause::TimeLimit),
+        WireCause::Silence => Some(StopCause::Silence),
+        WireCause::Lease => Some(StopCause::Lease),
+        WireCause::Superseded => Some(StopCause::Superseded),
+        WireCause::Drill => Some(StopCause::Drill),
+    }
+}
+
+/// What the agent must remember of an assignment.
+pub(crate) fn terms(assignment: &Assignment) -> Terms {
+    let spec = assignment.spec.as_ref();
+    let demand = spec.and_then(|spec| spec.demand);
+    let grace = spec.and_then(|spec| spec.stop_grace);
+    Terms {
+        job_id: assignment.job_id,
+        attempt: assignment.attempt,
+        boot_id: assignment.boot_id.clone(),
+        spool_id: assignment.spool_id.clone(),
+        slots: demand.map_or(1, |demand| demand.slots.max(1) as u32),
+        beside_slots: assignment.beside_slots,
+        exclusive: spec.is_some_and(|spec| spec.exclusive),
+        grace: grace.and_then(duration).unwrap_or(DEFAULT_GRACE),
+    }
+}
+
+/// An assignment, as far as the agent decides by it.
+pub(crate) fn assignment(assignment: &Assignment) -> agent::Assignment {
+    let spec = assignment.spec.as_ref();
+    agent::Assignment {
+        fence: assignment.fence,
+        term: assignment.term,
+        terms: terms(assignment),
+        runnable: spec.is_some_and(|spec| !spec.command.is_empty()),
+        prepare: false,
+    }
+}
+
+/// What the coordinator answered to a greeting that was sent at `greeted_at`.
+pub(crate) fn welcome(welcome: Welcome, greeted_at: Duration) -> agent::Welcome {
+    agent::Welcome {
+        term: welcome.term,
+        greeted_at,
+        slots: slots(welcome.slots),
+        heartbeat_interval: welcome.heartbeat_interval.and_then(duration),
+        lost_after: welcome.lost_after.and_then(duration),
+        verdicts: welcome.verdicts.iter().map(judged).collect(),
+    }
+}
+
+/// A number of slots.
+pub(crate) fn slots(wire: i32) -> u32 {
+    wire.max(1) as u32
+}
+
+fn judged(wire: &WireVerdict) -> Judged {
+    Judged {
+        fence: wire.fence,
+        verdict: match wire.action() {
+            // An action that this program does not know changes nothing.
+            verdict::Action::Continue | verdict::Action::Unspecified => Verdict::Continue,
+            verdict::Action::Stop => Verdict::Stop,
+            verdict::Action::SendResult => Verdict::SendResult,
+            verdict::Action::Forget => Verdict::Forget,
+        },
+        log_stored: wire.log_stored.max(0) as u64,
+    }
+}
+
+/// An attempt in a greeting.
+pub(crate) fn held(holding: &Holding) -> HeldAttempt {
+    let state = match holding.stage {
+        Stage::Waiting => held_attempt::State::Assigned,
+        Stage::Running => held_attempt::State::Running,
+        Stage::Ended => held_attempt::State::Ended,
+    };
+    HeldAttempt {
+        fence: holding.fence,
+        state: state.into(),
+        log_end: holding.log_end as i64,
+        slot_held: holding.slot_held,
+    }
+}
+
+/// What is told to the coordinator; `None` for a heartbeat, which needs more than the core knows.
+pub(crate) fn say(say: agent::Say) -> Option<Say> {
+    Some(match say {
+        agent::Say::Heartbeat { .. } => return None,
+        agent::Say::Started { fence, started } => Say::Started(AttemptStarted {
+            fence,
+            pid: started.pid,
+            started_at: timestamp(started.wall_us),
+            not_enforced: started.not_enforced,
+        }),
+        agent::Say::Ended { fence, ended } => Say::Ended(attempt_ended(fence, *ended)),
+        agent::Say::SlotFreed(fence) => Say::SlotFreed(SlotFreed { fence }),
+        agent::Say::Returned {
+            fence,
+            returned,
+            message,
+        } => Say::Returned(AssignmentReturned {
+            fence,
+            returned,
+            message,
+        }),
+        agent::Say::Progress { fence, reading } => Say::Progress(progress(fence, reading)),
+        agent::Say::PauseChanged { fence, paused } => {
+            Say::PauseChanged(PauseChanged { fence, paused })
+        }
+    })
+}
+
+fn progress(fence: i64, reading: Reading) -> ProgressReported {
+    ProgressReported {
+        fence,
+        progress: Some(Progress {
+            done: reading.done,
+            total: reading.total,
+            unit: reading.unit,
+            percent: reading.percent,
+            rate: reading.rate,
+            eta: reading.eta.and_then(wire_duration),
+            message: reading.message,
+            source: reading.source.as_str().to_owned(),
+            observed_at: i64::try_from(reading.at.as_micros())
+                .ok()
+                .and_then(timestamp),
+        }),
+    }
+}
+
+/// What is asked of a shim at `now`.
+pub(crate) fn ask(ask: agent::Ask, now: Duration) -> Ask {
+    match ask {
+        agent::Ask::Stop {
+            fence,
+            cause,
+            grace,
+        } => Ask::Stop(Stop {
+            fence,
+            cause: wire_cause(Some(cause)).into(),
+            grace: grace.and_then(wire_duration),
+        }),
+        agent::Ask::SetPaused { fence, paused } => Ask::SetPaused(SetPaused { fence, paused }),
+        agent::Ask::Lease { fence, until } => Ask::Lease(ShimLease {
+            fence,
+            holds_for: wire_duration(until.saturating_sub(now)),
+        }),
+        agent::Ask::Committed(fence) => Ask::Committed(ResultCommitted { fence }),
+        agent::Ask::Retire => Ask::Retire(ShimRetire {}),
+    }
+}
+
+/// What a segment tells.
+pub(crate) fn fact(fact: follower::Fact) -> Option<Fact> {
+    Some(match fact {
+        follower::Fact::Assigned(assignment) => Fact::Assigned(Box::new(terms(&assignment))),
+        follower::Fact::Starting {
+            checkpoint_dir,
+            wall_us,
+        } => Fact::Starting {
+            checkpoint_dir,
+            wall_us,
+        },
+        follower::Fact::Started(pid) => Fact::Started(started(pid)),
+        // A stop without a cause is one that changes no outcome.
+        follower::Fact::Stopping(wire) => Fact::Stopping(cause(wire)?),
+        follower::Fact::Paused(paused) => Fact::Paused(paused),
+        follower::Fact::Output {
+            end,
+            crc32c,
+            wall_us,
+        } => Fact::Output {
+            end,
+            crc32c,
+            wall_us,
+        },
+        follower::Fact::Progress(reading) => Fact::Progress(reading),
+        follower::Fact::Ended(wire) => Fact::Ended(Box::new(ended(*wire))),
+        follower::Fact::Void(reason) => Fact::Void(reason),
+        follower::Fact::Freed => Fact::Freed,
+    })
+}
+
+fn started(pid: SegmentPid) -> Started {
+    Started {
+        pid: pid.pid,
+        start_ticks: pid.start_ticks,
+        wall_us: pid.wall_us,
+        not_enforced: pid.not_enforced,
+    }
+}
+
+/// The record of a fact that the agent found out itself; `None` for facts that only shims record.
+pub(crate) fn record(fence: i64, fact: &Fact) -> Option<records::Event> {
+    match fact {
+        Fact::Ended(ended) => {
+            let ended = attempt_ended(fence, Ended::clone(ended));
+            Some(records::Event::Exit(ended))
+        }
+        Fact::Void(reason) => Some(records::Event::Void(reason.clone())),
+        Fact::Freed => Some(records::Event::Freed(SegmentFreed {})),
+        Fact::Assigned(_)
+        | Fact::Starting { .. }
+        | Fact::Started(_)
+        | Fact::Stopping(_)
+        | Fact::Paused(_)
+        | Fact::Output { .. }
+        | Fact::Progress(_) => None,
+    }
+}
+
+/// An attempt's end. Every field is named, so that a new one is not forgotten.
+fn ended(wire: AttemptEnded) -> Ended {
+    let end = wire.end();
+    let stop_cause = cause(wire.stop_cause());
+    let AttemptEnded {
+        fence: _,
+        end: _,
+        exit_code,
+        signal,
+        stop_cause: _,
+        out_of_memory,
+        started_at,
+        ended_at,
+        duration: ran,
+        log_end,
+        log_crc32c,
+        checkpoint,
+        message,
+        pid,
+        not_enforced,
+        gpu_fault,
+        contradiction,
+        gpu_out_of_memory,
+        checkpointed,
+    } = wire;
+    Ended {
+        end: match end {
+            attempt_ended::End::Unspecified => End::Unknown,
+            attempt_ended::End::Waited => End::Waited,
+            attempt_ended::End::CannotStart => End::CannotStart,
+            attempt_ended::End::NeverStarted => End::NeverStarted,
+            attempt_ended::End::ShimLost => End::ShimLost,
+            attempt_ended::End::MachineLost => End::MachineLost,
+        },
+        exit_code,
+        signal,
+        stop_cause,
+        out_of_memory,
+        started_us: started_at.as_ref().and_then(micros),
+        ended_us: ended_at.as_ref().and_then(micros),
+        duration: ran.and_then(duration),
+        log_end: log_end.max(0) as u64,
+        log_crc32c,
+        checkpoint,
+        message,
+        pid,
+        not_enforced,
+        gpu_fault,
+        contradiction,
+        gpu_out_of_memory,
+        checkpointed,
+    }
+}
+
+fn attempt_ended(fence: i64, ended: Ended) -> AttemptEnded {
+    let Ended {
+        end,
+        exit_code,
+        signal,
+        stop_cause,
+        out_of_memory,
+        started_us,
+        ended_us,
+        duration: ran,
+        log_end,
+        log_crc32c,
+        checkpoint,
+        message,
+        pid,
+        not_enforced,
+        gpu_fault,
+        contradiction,
+        gpu_out_of_memory,
+        checkpointed,
+    } = ended;
+    let end = match end {
+        End::Unknown => attempt_ended::End::Unspecified,
+        End::Waited => attempt_ended::End::Waited,
+        End::CannotStart => attempt_ended::End::CannotStart,
+        End::NeverStarted => attempt_ended::End::NeverStarted,
+        End::ShimLost => attempt_ended::End::ShimLost,
+        End::MachineLost => attempt_ended::End::MachineLost,
+    };
+    AttemptEnded {
+        fence,
+        end: end.into(),
+        exit_code,
+        signal,
+        stop_cause: wire_cause(stop_cause).into(),
+        out_of_memory,
+        started_at: started_us.and_then(timestamp),
+        ended_at: ended_us.and_then(timestamp),
+        duration: ran.and_then(wire_duration),
+        log_end: log_end as i64,
+        log_crc32c,
+        checkpoint,
+        message,
+        pid,
+        not_enforced,
+        gpu_fault,
+        contradiction,
+        gpu_out_of_memory,
+        checkpointed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_is_told_as_it_was_recorded() {
+        let recorded = AttemptEnded {
+            fence: 7,
+            end: attempt_ended::End::Waited.into(),
+            exit_code: Some(3),
+            signal: Some(9),
+            stop_cause: WireCause::TimeLimit.into(),
+            out_of_memory: true,
+            started_at: timestamp(1_700_000_000_000_001),
+            ended_at: timestamp(1_700_000_005_000_002),
+            duration: wire_duration(Duration::from_millis(4999)),
+            log_end: 77,
+            log_crc32c: 5,
+            checkpoint: "/c".to_owned(),
+            message: "m".to_owned(),
+            pid: 42,
+            not_enforced: vec!["n".to_owned()],
+            gpu_fault: true,
+            contradiction: "2 failed".to_owned(),
+            gpu_out_of_memory: true,
+            checkpointed: true,
+        };
+        assert_eq!(attempt_ended(7, ended(recorded.clone())), recorded);
+    }
+
+    #[test]
+    fn every_cause_comes_back() {
+        for number in 0..=6 {
+            let wire = WireCause::try_from(number).unwrap();
+            assert_eq!(wire_cause(cause(wire)), wire);
+        }
+    }
+}
