@@ -332,10 +332,13 @@ impl Held {
         self.committed && self.freed && ended.is_some_and(|ended| self.log_stored >= ended.log_end)
     }
 
-    /// It ended by itself with exit code 0.
+    /// It ended by itself with exit code 0, and its output does not say otherwise.
     pub(super) fn succeeded(&self) -> bool {
         self.ended.as_ref().is_some_and(|ended| {
-            ended.end == End::Waited && ended.exit_code == Some(0) && ended.stop_cause.is_none()
+            ended.end == End::Waited
+                && ended.exit_code == Some(0)
+                && ended.stop_cause.is_none()
+                && ended.contradiction.is_empty()
         })
     }
 

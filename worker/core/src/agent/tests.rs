@@ -581,12 +581,21 @@ fn a_shim_that_is_never_ready_is_tried_again_ever_more_slowly() {
 
 #[test]
 fn success_lets_checkpoints_go_and_failure_keeps_them() {
-    for (code, kept) in [(0, false), (1, true)] {
+    let contradicted = Fact::Ended(Box::new(Ended {
+        exit_code: Some(0),
+        contradiction: "2 failed".to_owned(),
+        ..Ended::of(End::Waited)
+    }));
+    for (end, kept) in [
+        (ended(0, 0), false),
+        (ended(1, 0), true),
+        (contradicted, true),
+    ] {
         let mut driver = Driver::running(Terms {
             attempt: 2,
             ..terms()
         });
-        driver.facts(1, [ended(code, 0), Fact::Freed]);
+        driver.facts(1, [end, Fact::Freed]);
         let effects = driver.tell(Event::Committed(7));
         let removed = effects.contains(&Effect::RemoveCheckpoints(40));
         assert_eq!(removed, !kept);
