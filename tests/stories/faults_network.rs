@@ -127,7 +127,7 @@ fn f15_an_exclusive_job_stops_itself_before_it_is_given_away() {
     link.open();
     // A new agent does not wait for the old one's next dial; it finds the record of the stop.
     far.kill_agent();
-    let _far_again = Worker::start(&qctl, "far", 1, &link.address());
+    far.start_again();
     let job = qctl.until_ended(id);
     assert_eq!(job["state"], "succeeded", "{job:#}");
     assert_eq!(job["attempt"], 2);
