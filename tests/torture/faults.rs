@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::harness::link::Link;
+use crate::harness::proxy::Proxy;
 use crate::harness::worker::Worker;
 use crate::harness::{Installation, kill, processes, wait_for};
 use crate::random::Random;
@@ -90,7 +90,7 @@ impl Round {
 /// The parts, and how long the worst recoveries took.
 pub(crate) struct Parts {
     pub(crate) qctl: Installation,
-    pub(crate) link: Link,
+    pub(crate) link: Proxy,
     pub(crate) far: Worker,
     pub(crate) done: BTreeMap<Fault, usize>,
     pub(crate) worst_takeover: Duration,
@@ -143,18 +143,18 @@ impl Parts {
                 self.far.kill_agent();
                 all(&self.far.shims(), Signal::KILL);
             }
-            ResetLink => self.link.reset(),
+            ResetLink => self.link.cut(),
             CutLink => {
-                self.link.cut();
+                self.link.refuse();
                 std::thread::sleep(round.lasts);
-                self.link.open();
+                self.link.thaw();
             }
             HoldLink => {
-                self.link.hold();
+                self.link.freeze_all();
                 std::thread::sleep(round.lasts);
-                self.link.open();
+                self.link.thaw();
             }
-            StrandLink => self.link.strand(),
+            StrandLink => self.link.freeze(),
         }
         self.restart();
     }

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use faults::{FAR, Parts, Round};
 use harness::Installation;
 use harness::invariants;
-use harness::link::Link;
+use harness::proxy::Proxy;
 use harness::worker::Worker;
 use load::Load;
 use random::Random;
@@ -85,8 +85,8 @@ fn torture(options: &Options) -> ExitCode {
     // Its own programs: a build while it runs must not change what is restarted.
     let qctl = Installation::prepare().with_own_programs();
     qctl.up(&["--slots", "4"]).ok();
-    let link = Link::to_address_in(qctl.home().join("data/address"));
-    let far = Worker::start(&qctl, FAR, 2, &link.address());
+    let link = Proxy::to_address_in(qctl.home().join("data/address"));
+    let far = Worker::start(&qctl, FAR, 2, &link.address().to_string());
     let mut watch = Watch::new(&qctl);
     let mut load = Load::new(&qctl);
     let mut parts = Parts {
