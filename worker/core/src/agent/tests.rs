@@ -556,6 +556,27 @@ fn a_lost_shim_keeps_its_slot_until_its_processes_are_gone() {
 }
 
 #[test]
+fn processes_that_do_not_end_are_told_once_and_keep_their_slot() {
+    let mut driver = Driver::running(terms());
+    driver.facts(1, [ended(0, 0)]);
+    driver.tell(Event::Closed);
+    let stuck = || Fact::Stuck(vec![42]);
+    assert_eq!(driver.facts(1, [stuck()]), []);
+    let tells = |effects: &[Effect]| {
+        says(effects).contains(&&Say::SlotStuck {
+            fence: 7,
+            pids: vec![42],
+        })
+    };
+    assert!(tells(&driver.greet(vec![judged(7, Verdict::SendResult)])));
+    assert!(!tells(&driver.greet(vec![judged(7, Verdict::Forget)])));
+    assert_eq!(driver.agent.taken(), 1);
+    driver.facts(1, [Fact::Freed, stuck()]);
+    assert!(!tells(&driver.greet(vec![judged(7, Verdict::SendResult)])));
+    assert_eq!(driver.agent.taken(), 0);
+}
+
+#[test]
 fn a_shim_that_is_never_ready_is_tried_again_ever_more_slowly() {
     let mut driver = Driver::new();
     let mut pauses = Vec::new();
