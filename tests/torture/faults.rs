@@ -7,7 +7,7 @@ use rustix::process::Signal;
 
 use crate::harness::proxy::Proxy;
 use crate::harness::worker::Worker;
-use crate::harness::{Installation, kill, processes, wait_for};
+use crate::harness::{Installation, kill, parent_of, processes, wait_for};
 use crate::random::Random;
 
 /// Name of the worker behind the link.
@@ -26,6 +26,7 @@ pub(crate) enum Fault {
     StopServer,
     PauseServer,
     KillPostgres,
+    KillPostgresAndJob,
     KillKeeper,
     KillServerAndAgent,
     KillEverything,
@@ -37,8 +38,8 @@ pub(crate) enum Fault {
 
 use Fault::{
     CutLink, HoldLink, KillAgent, KillEverything, KillFarAgent, KillJob, KillKeeper, KillPostgres,
-    KillServer, KillServerAndAgent, KillShim, PauseAgent, PauseServer, ResetLink, StopAgent,
-    StopServer, StrandLink,
+    KillPostgresAndJob, KillServer, KillServerAndAgent, KillShim, PauseAgent, PauseServer,
+    ResetLink, StopAgent, StopServer, StrandLink,
 };
 
 const FAULTS: &[(u64, Fault)] = &[
@@ -51,7 +52,8 @@ const FAULTS: &[(u64, Fault)] = &[
     (10, KillServer),
     (3, StopServer),
     (5, PauseServer),
-    (8, KillPostgres),
+    (6, KillPostgres),
+    (4, KillPostgresAndJob),
     (3, KillKeeper),
     (5, KillServerAndAgent),
     (2, KillEverything),
@@ -122,8 +124,13 @@ impl Parts {
             PauseAgent => pause(&local_agent(), round.lasts),
             KillFarAgent => self.far.kill_agent(),
             KillShim => {
-                let mut shims = qctl.shims();
-                shims.extend(self.far.shims());
+                // One that has a job, if there is one.
+                let mut shims: Vec<i32> =
+                    witnesses(qctl).into_iter().filter_map(parent_of).collect();
+                if shims.is_empty() {
+                    shims = qctl.shims();
+                    shims.extend(self.far.shims());
+                }
                 one(&shims, round.which);
             }
             KillJob => one(&witnesses(qctl), round.which),
@@ -131,6 +138,10 @@ impl Parts {
             StopServer => all(&qctl.pids("qctl-server"), Signal::TERM),
             PauseServer => pause(&qctl.pids("qctl-server"), round.lasts),
             KillPostgres => all(&qctl.postgres_pids(), Signal::KILL),
+            KillPostgresAndJob => {
+                one(&witnesses(qctl), round.which);
+                all(&qctl.postgres_pids(), Signal::KILL);
+            }
             KillKeeper => all(&qctl.pids("qctl keeper"), Signal::KILL),
             KillServerAndAgent => {
                 all(&qctl.pids("qctl-server"), Signal::KILL);
