@@ -692,6 +692,36 @@ async fn a_hold_and_an_edit_keep_a_job_that_is_ready(pool: PgPool) {
 }
 
 #[sqlx::test]
+async fn an_edit_wins_against_the_dispatcher_that_would_give_the_job_away_again(pool: PgPool) {
+    let queue = Coordinator::start(pool);
+    let mut worker = queue.worker("w", 1).await;
+    let job = queue.one(spec("a")).await;
+    for priority in 1..=20 {
+        let ready = worker.assigned().await;
+        let edit = {
+            let (app, user) = (Arc::clone(&queue.app), queue.user.clone());
+            let wanted = JobSpec {
+                priority,
+                ..JobSpec::default()
+            };
+            let mask = vec!["priority".to_owned()];
+            tokio::spawn(async move { app.update(&user, "", job, wanted, mask).await })
+        };
+        assert!(matches!(
+            worker.next().await,
+            ToWorker::Attempt(Message::Revoke(fence)) if fence == ready.fence
+        ));
+        let returned = What::Returned {
+            returned: true,
+            message: String::new(),
+        };
+        worker.say(ready.fence, returned).await;
+        edit.await.expect("joined").expect("edited");
+    }
+    assert_eq!(worker.assigned().await.spec.priority, 20);
+}
+
+#[sqlx::test]
 async fn a_job_cannot_be_edited_to_wait_for_itself(pool: PgPool) {
     let queue = Coordinator::start(pool);
     let first = queue.one(spec("first")).await;
