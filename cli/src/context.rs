@@ -8,6 +8,7 @@ use qctl_proto::client::{AuthorizedChannel, ConnectError, Target};
 use qctl_proto::home::Home;
 use qctl_proto::v1::job_service_client::JobServiceClient;
 use qctl_proto::v1::log_service_client::LogServiceClient;
+use qctl_proto::v1::measures_service_client::MeasuresServiceClient;
 use qctl_proto::v1::queue_service_client::QueueServiceClient;
 use tokio::sync::OnceCell;
 
@@ -140,6 +141,12 @@ impl Client {
     /// Output of jobs.
     pub fn logs(&self) -> LogServiceClient<AuthorizedChannel> {
         LogServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    /// What was measured.
+    pub fn measures(&self) -> MeasuresServiceClient<AuthorizedChannel> {
+        MeasuresServiceClient::new(self.channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
     }
 
     /// Workers, the queue as a whole, templates.

@@ -2,6 +2,12 @@
 
 #[path = "../harness/mod.rs"]
 mod harness;
+#[allow(
+    dead_code,
+    reason = "several test programs share it, and none uses all of it"
+)]
+#[path = "../harness/proxy.rs"]
+mod proxy;
 
 mod bad_input;
 mod batch;
@@ -17,6 +23,7 @@ mod first_job;
 mod following;
 mod limits;
 mod logs;
+mod measures;
 mod order;
 mod pages;
 mod progress;

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use qctl_worker_core::agent::{Fact, Loss};
-use qctl_worker_core::enforcement::STUCK_AFTER;
 use qctl_worker_core::segment;
 
 use crate::chain;
@@ -22,21 +21,20 @@ use crate::shim_link::wall_now;
 use crate::wire;
 
 /// Time after which a sweep that still finds processes is reported, and goes on.
-const REPORT_AFTER: Duration = STUCK_AFTER;
+const REPORT_AFTER: Duration = Duration::from_secs(10);
 
 /// Pause when processes cannot be listed.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Settles the losses of a segment, whose lock this agent holds. Ends what is left of their
-/// processes, however long that takes, and tells what is true then; what takes long is told before.
-/// `seen` says that the shim vanished while this agent lived. Blocks.
+/// processes, however long that takes, and returns what is true then. `seen` says that the shim
+/// vanished while this agent lived. Blocks.
 pub(crate) fn conclude(
     follower: &Follower,
     losses: &[Loss],
     seen: bool,
     pump: &Pump,
-    tell: impl Fn(Vec<(i64, Fact)>),
-) {
+) -> Vec<(i64, Fact)> {
     let file = follower.file();
     let changed = file.metadata().and_then(|meta| meta.modified()).ok();
     let mut facts = Vec::new();
@@ -44,7 +42,7 @@ pub(crate) fn conclude(
     for loss in losses {
         let fence = loss.fence;
         if loss.unswept() {
-            end_processes(loss, &tell);
+            end_processes(loss);
         }
         let at = match changed.filter(|_| !seen) {
             Some(changed) => changed
@@ -74,7 +72,7 @@ pub(crate) fn conclude(
             chain(&error)
         );
     }
-    tell(facts);
+    facts
 }
 
 /// Writes records behind the last whole one, cutting off what a vanished shim left half-written.
@@ -94,7 +92,7 @@ fn append(file: &Arc<File>, position: u64, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// Ends every process of an attempt. Its slot stays taken until that has worked.
-fn end_processes(loss: &Loss, tell: impl Fn(Vec<(i64, Fact)>)) {
+fn end_processes(loss: &Loss) {
     let fence = loss.fence;
     let trace = Trace {
         marker: Marker::new(&loss.terms.spool_id, fence),
@@ -104,15 +102,16 @@ fn end_processes(loss: &Loss, tell: impl Fn(Vec<(i64, Fact)>)) {
             start_ticks: started.start_ticks,
         }),
     };
-    let mut told = false;
     loop {
         match sweep(&trace, Instant::now() + REPORT_AFTER) {
             Ok(left) if left.is_empty() => return,
             Ok(left) => {
-                if !std::mem::replace(&mut told, true) {
-                    let pids = left.iter().map(|process| process.pid).collect();
-                    tell(vec![(fence, Fact::Stuck(pids))]);
-                }
+                let pids: Vec<_> = left.iter().map(|process| process.pid).collect();
+                tracing::warn!(
+                    fence,
+                    ?pids,
+                    "processes of a lost attempt cannot be ended yet"
+                );
             }
             Err(error) => {
                 tracing::error!(

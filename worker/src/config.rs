@@ -13,6 +13,7 @@ use qctl_worker_core::roster::MAX_SLOTS;
 use serde::{Deserialize, Serialize};
 
 use crate::shim;
+use crate::watch::nvml;
 
 /// Longest name of a worker, in bytes.
 const MAX_NAME_BYTES: usize = 100;
@@ -69,6 +70,9 @@ pub enum Command {
     /// Print this machine's GPUs as JSON.
     #[command(hide = true)]
     Gpus,
+    /// Print what the GPUs do, a line of JSON every few seconds.
+    #[command(hide = true)]
+    WatchGpus(nvml::Args),
 }
 
 /// How log lines look.

@@ -6,7 +6,6 @@
 //! next agent needs (`adoption`). Decisions are in `qctl-worker-core`.
 
 mod adoption;
-mod charge;
 mod clock;
 pub mod config;
 mod follower;
@@ -18,6 +17,7 @@ pub mod shim;
 mod shim_link;
 pub mod spool;
 mod supervisor;
+pub mod watch;
 mod wire;
 
 use std::io::IsTerminal;
@@ -39,6 +39,7 @@ use process::identity;
 use session::Dialler;
 use spool::Spool;
 use supervisor::{Supervisor, Surroundings};
+use watch::Watcher;
 
 /// Events of a session that wait for the supervisor.
 const QUEUED_EVENTS: usize = 1024;
@@ -53,6 +54,7 @@ pub fn main() -> ExitCode {
             return shim::main(args);
         }
         Some(Command::Gpus) => return gpu::main(),
+        Some(Command::WatchGpus(args)) => return watch::nvml::main(args),
         None => {}
     }
     match agent(&args) {
@@ -114,6 +116,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         let _ = tell_stored.send(fence);
     })
     .context("cannot start the thread that sends output")?;
+    let watcher = Watcher::start(config.home.worker_dir().to_owned())
+        .context("cannot start the thread that watches processes")?;
     let observer = Observer::new();
     let host = observer.host();
     let (events, session) = mpsc::channel(QUEUED_EVENTS);
@@ -124,10 +128,12 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         slots: config.slots.unwrap_or(1),
         pump: pump.clone(),
         observer,
+        watcher: watcher.clone(),
         stored,
         session,
     })
     .await?;
+    let gpus = watcher.watch_gpus(config.shim_program.clone(), stop.clone());
     let dialler = Dialler {
         server: config.server,
         address_file: config.home.address_file(),
@@ -147,7 +153,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         folder = %config.home.worker_dir().display(),
         "worker started"
     );
-    tokio::join!(supervisor.run(stop.clone()), dialler.run(stop));
+    tokio::join!(supervisor.run(stop.clone()), dialler.run(stop), gpus);
     Ok(())
 }
 

@@ -4,12 +4,13 @@ use std::process::ExitCode;
 
 use qctl_proto::error::{Fault, Reason};
 use qctl_proto::v1;
+use tonic::Code;
 
 use super::carried;
 use crate::args::values;
 use crate::context::{Client, Context, unary};
 use crate::error::Error;
-use crate::output::{document, job};
+use crate::output::{document, job, measures};
 
 /// Most events that are fetched: a job's budgets bound its attempts, not what people do to it.
 const MAX_EVENTS: usize = 10_000;
@@ -32,7 +33,11 @@ pub struct Args {
 pub async fn run(context: &Context, args: Args) -> Result<ExitCode, Error> {
     let client = context.client().await?;
     let id = args.job.job;
-    let (response, events) = tokio::try_join!(get(client, id), events(client, id))?;
+    let (response, events, used) = tokio::try_join!(
+        get(client, id),
+        events(client, id),
+        measures(client, id, args.job.number)
+    )?;
     let shown = carried(response.job)?;
     let mut attempts = response.attempts;
     if let Some(number) = args.job.number {
@@ -46,14 +51,19 @@ pub async fn run(context: &Context, args: Args) -> Result<ExitCode, Error> {
             &shown,
             &attempts,
             &events,
+            &used,
             response.as_of,
         ))?;
     } else {
         let latest = &events[events.len().saturating_sub(SHOWN_EVENTS)..];
         let view = context.output.view();
-        context
-            .output
-            .print(&job::show(&shown, &attempts, latest, &view))?;
+        context.output.print(&job::show(
+            &shown,
+            &attempts,
+            &measures::attempt(&used, &view),
+            latest,
+            &view,
+        ))?;
         if latest.len() < events.len() {
             context.output.remark(&format!(
                 "{} earlier events: qctl history {id}",
@@ -79,6 +89,31 @@ async fn get(client: &Client, id: i64) -> Result<v1::GetJobResponse, Error> {
         .get_job(unary(v1::GetJobRequest { id }))
         .await?;
     Ok(response.into_inner())
+}
+
+/// What an attempt used, the latest one without a number. Nothing for a job without attempts, and
+/// nothing from a coordinator that does not measure.
+async fn measures(
+    client: &Client,
+    job_id: i64,
+    number: Option<i32>,
+) -> Result<v1::ReadAttemptMeasuresResponse, Error> {
+    let request = v1::ReadAttemptMeasuresRequest {
+        job_id,
+        attempt: number.unwrap_or(0),
+        points: measures::POINTS,
+    };
+    match client
+        .measures()
+        .read_attempt_measures(unary(request))
+        .await
+    {
+        Ok(response) => Ok(response.into_inner()),
+        Err(status) if matches!(status.code(), Code::NotFound | Code::Unimplemented) => {
+            Ok(v1::ReadAttemptMeasuresResponse::default())
+        }
+        Err(status) => Err(status.into()),
+    }
 }
 
 /// A job's events, oldest first.

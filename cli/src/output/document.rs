@@ -9,6 +9,7 @@ use chrono::SecondsFormat;
 use qctl_proto::v1;
 use serde::Serialize;
 
+use super::measures::Measures;
 use super::time;
 use crate::args::causes;
 
@@ -180,6 +181,8 @@ pub struct JobInFull<'a> {
     job: Job<'a>,
     attempts: Vec<Attempt<'a>>,
     events: Vec<Event<'a>>,
+    /// What the shown attempt used.
+    measures: Measures,
     as_of: i64,
 }
 
@@ -461,12 +464,14 @@ impl<'a> JobInFull<'a> {
         job: &'a v1::Job,
         attempts: &'a [v1::Attempt],
         events: &'a [v1::Event],
+        measures: &v1::ReadAttemptMeasuresResponse,
         as_of: i64,
     ) -> Self {
         Self {
             job: job.into(),
             attempts: attempts.iter().map(Attempt::from).collect(),
             events: events.iter().map(Event::from).collect(),
+            measures: measures.into(),
             as_of,
         }
     }

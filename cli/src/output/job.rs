@@ -253,8 +253,14 @@ fn news(job: &v1::Job) -> &str {
     if is_said { "" } else { message }
 }
 
-/// Everything about a job.
-pub fn show(job: &v1::Job, attempts: &[v1::Attempt], events: &[v1::Event], view: &View) -> String {
+/// Everything about a job. `used` are the lines of [`measures::attempt`](super::measures::attempt).
+pub fn show(
+    job: &v1::Job,
+    attempts: &[v1::Attempt],
+    used: &str,
+    events: &[v1::Event],
+    view: &View,
+) -> String {
     let spec = spec(job);
     let at = |stamp: Option<&prost_types::Timestamp>| {
         time::instant(stamp).map_or_else(String::new, |at| {
@@ -344,6 +350,10 @@ pub fn show(job: &v1::Job, attempts: &[v1::Attempt], events: &[v1::Event], view:
                 let _ = writeln!(out, "  attempt {}: {}", attempt.number, printable(note));
             }
         }
+    }
+    if !used.is_empty() {
+        out.push('\n');
+        out.push_str(used);
     }
     if !events.is_empty() {
         out.push('\n');

@@ -15,6 +15,7 @@ pub mod document;
 pub mod follow;
 pub mod job;
 pub mod lines;
+pub mod measures;
 pub mod table;
 pub mod text;
 pub mod time;

@@ -10,6 +10,7 @@ pub mod id;
 pub mod job;
 pub mod lease;
 pub mod ledger;
+pub mod measures;
 pub mod outcome;
 pub mod placement;
 pub mod progress;

@@ -25,6 +25,11 @@ impl LiveProgress {
         self.locked().latest.get(&fence).cloned()
     }
 
+    /// The job of an attempt that may report.
+    pub(crate) fn job_of(&self, fence: Fence) -> Option<JobId> {
+        self.locked().jobs.get(&fence).copied()
+    }
+
     /// Lets an attempt report.
     pub(crate) fn track(&self, fence: Fence, job: JobId) {
         self.locked().jobs.insert(fence, job);

@@ -14,6 +14,7 @@ mod ledger;
 pub mod links;
 mod live;
 pub mod logs;
+pub(crate) mod measures;
 pub mod read;
 mod retention;
 mod settings;
@@ -50,6 +51,7 @@ use crate::store::Store;
 use edit::Edits;
 use links::Links;
 use logs::Logs;
+use measures::Measures;
 use transitions::Reports;
 use upkeep::SignsOfLife;
 use wake::Wake;
@@ -104,6 +106,7 @@ pub struct App {
     edits: Edits,
     reports: Reports,
     signs: SignsOfLife,
+    measures: Measures,
     greetings: tokio::sync::Mutex<()>,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -143,6 +146,7 @@ impl App {
             edits: Edits::default(),
             reports,
             signs: SignsOfLife::default(),
+            measures: Measures::default(),
             greetings: tokio::sync::Mutex::new(()),
             stop,
             tasks,

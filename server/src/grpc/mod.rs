@@ -8,6 +8,7 @@ mod log_service;
 #[cfg(test)]
 mod log_tests;
 mod log_upload;
+mod measures_service;
 mod queue_service;
 mod status;
 #[cfg(test)]
@@ -22,6 +23,7 @@ use qctl_proto::MAX_MESSAGE_BYTES;
 use qctl_proto::v1::job_service_server::JobServiceServer;
 use qctl_proto::v1::log_service_server::LogServiceServer;
 use qctl_proto::v1::log_upload_service_server::LogUploadServiceServer;
+use qctl_proto::v1::measures_service_server::MeasuresServiceServer;
 use qctl_proto::v1::queue_service_server::QueueServiceServer;
 use qctl_proto::v1::worker_session_service_server::WorkerSessionServiceServer;
 use tonic::service::Routes;
@@ -45,6 +47,7 @@ pub(crate) fn routes(app: &Arc<App>) -> Routes {
         JobServiceServer(job_service::Jobs::new(Arc::clone(app)));
         QueueServiceServer(queue_service::Queue::new(Arc::clone(app)));
         LogServiceServer(log_service::Logs::new(Arc::clone(app)));
+        MeasuresServiceServer(measures_service::Measures::new(Arc::clone(app)));
         LogUploadServiceServer(log_upload::LogUpload::new(Arc::clone(app)));
     }
     let reflection = tonic_reflection::server::Builder::configure()

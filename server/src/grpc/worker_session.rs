@@ -20,8 +20,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use uuid::Uuid;
 
-use super::convert;
 use super::status::{caller, status};
+use super::{convert, measures_service};
 use crate::app::read::GpuRecord;
 use crate::app::{App, Error, Greeting, Hello, Report, Role};
 use crate::sessions::{Assignment, Outbox, SessionId, ToWorker};
@@ -36,6 +36,8 @@ const ASSIGN_BYTES: usize = 4 * 1024 * 1024;
 const SENTENCE: usize = 8 * 1024;
 /// Longest path, name or unit.
 const WORD: usize = 4 * 1024;
+/// Most attempts of which one heartbeat says what they use.
+const MAX_MEASURED: usize = 1_000;
 /// Most sentences about limits that cannot be enforced, and most GPUs.
 const ITEMS: usize = 256;
 
@@ -174,6 +176,15 @@ impl Session {
             FromWorker::Heartbeat(beat) => {
                 self.app
                     .heartbeat(self.worker, self.id, beat.load, beat.memory_used_bytes);
+                if let Some(machine) = &beat.machine {
+                    let attempts = beat.attempts.iter().take(MAX_MEASURED);
+                    self.app.measured(
+                        self.worker,
+                        measures_service::read_machine(machine),
+                        attempts
+                            .map(|told| (Fence(told.fence), measures_service::read_attempt(told))),
+                    );
+                }
                 let ack = ToWorker::HeartbeatAck {
                     sequence: beat.sequence,
                     term: self.app.term,
@@ -209,10 +220,6 @@ impl Session {
                 },
             ),
             FromWorker::PauseChanged(change) => (change.fence, What::PauseChanged(change.paused)),
-            FromWorker::SlotStuck(stuck) => {
-                let pids = stuck.pids.into_iter().take(ITEMS).collect();
-                (stuck.fence, What::SlotStuck { pids })
-            }
         };
         self.app
             .report(Report {

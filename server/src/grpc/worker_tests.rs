@@ -111,6 +111,7 @@ async fn a_job_crosses_the_wire_and_back(pool: PgPool) {
         sequence: 3,
         load: Some(0.5),
         memory_used_bytes: None,
+        ..v1::Heartbeat::default()
     }))
     .await;
     let ack = wire.hear().await;

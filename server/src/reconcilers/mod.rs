@@ -15,6 +15,10 @@ const LEASES: Duration = Duration::from_secs(1);
 const LIVE: Duration = Duration::from_secs(1);
 /// Between two searches for overlooked dependents.
 const DEPENDENTS: Duration = Duration::from_secs(30);
+/// Between two writes of what was measured.
+const MEASURES: Duration = Duration::from_secs(10);
+/// Between two deletions of old measures.
+const THINNING: Duration = Duration::from_secs(60 * 60);
 /// Between two looks at what changes slowly.
 const SLOW: Duration = Duration::from_secs(60);
 /// Wait after a failure.
@@ -24,6 +28,12 @@ const AFTER_FAILURE: Duration = Duration::from_secs(1);
 pub(crate) fn start(app: &Arc<App>) {
     every(app, "heartbeats and progress", LIVE, |app| async move {
         app.save_live().await
+    });
+    every(app, "measures", MEASURES, |app| async move {
+        app.save_measures().await
+    });
+    every(app, "old measures", THINNING, |app| async move {
+        app.thin_measures().await
     });
     every(app, "overlooked dependents", DEPENDENTS, |app| async move {
         app.resolve_overlooked().await

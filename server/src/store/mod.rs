@@ -9,6 +9,7 @@ pub(crate) mod fixtures;
 pub(crate) mod leadership;
 pub(crate) mod ledger;
 pub mod logs;
+pub(crate) mod measures;
 pub mod read;
 pub(crate) mod requests;
 pub mod retention;

@@ -7,6 +7,7 @@ pub mod ending;
 pub mod enforcement;
 pub mod lease_guard;
 pub mod log_offsets;
+pub mod measure;
 pub mod progress;
 pub mod report;
 pub mod roster;

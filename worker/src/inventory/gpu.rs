@@ -98,14 +98,9 @@ pub fn main() -> ExitCode {
 }
 
 fn ask() -> Result<Vec<Gpu>, NvmlError> {
-    let nvml = match init() {
+    let nvml = match init(None) {
         Ok(nvml) => nvml,
-        Err(
-            NvmlError::LibloadingError(_)
-            | NvmlError::LibraryNotFound
-            | NvmlError::DriverNotLoaded
-            | NvmlError::NotSupported,
-        ) => return Ok(Vec::new()),
+        Err(error) if is_absence(&error) => return Ok(Vec::new()),
         Err(error) => return Err(error),
     };
     let mut gpus = Vec::new();
@@ -124,11 +119,29 @@ fn ask() -> Result<Vec<Gpu>, NvmlError> {
     Ok(gpus)
 }
 
-fn init() -> Result<Nvml, NvmlError> {
+/// Loads NVML from `library`, or from where it belongs.
+///
+/// # Errors
+/// NVML's own; [`is_absence`] tells those of a machine without GPUs.
+pub(crate) fn init(library: Option<&Path>) -> Result<Nvml, NvmlError> {
+    if let Some(library) = library {
+        return Nvml::builder().lib_path(library.as_ref()).init();
+    }
     if Path::new(WSL_LIBRARY).exists() {
         return Nvml::builder().lib_path(WSL_LIBRARY.as_ref()).init();
     }
     Nvml::init()
+}
+
+/// True when there is no driver, which is no fault.
+pub(crate) fn is_absence(error: &NvmlError) -> bool {
+    matches!(
+        error,
+        NvmlError::LibloadingError(_)
+            | NvmlError::LibraryNotFound
+            | NvmlError::DriverNotLoaded
+            | NvmlError::NotSupported
+    )
 }
 
 #[cfg(test)]

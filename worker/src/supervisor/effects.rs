@@ -53,19 +53,15 @@ impl Supervisor {
                     .with
                     .spool
                     .checkpoint_dir(assignment.job_id, assignment.attempt);
-                let moment = self.moment();
-                let lease = lease_until.map(|until| until.saturating_sub(moment.now));
+                let lease = lease_until.map(|until| until.saturating_sub(clock::now()));
                 let run = ShimRun {
-                    lease: lease.and_then(wire::wire_duration),
-                    lease_until: lease_until.and_then(wire::wire_duration),
-                    clock_offset: wire::wire_duration(moment.clock_offset),
-                    agent: self.number,
+                    lease: lease.and_then(|lease| lease.try_into().ok()),
                     checkpoint_dir: checkpoint_dir.to_string_lossy().into_owned(),
                     assignment: Some(assignment),
                 };
                 self.ask(shim, Ask::Run(run));
             }
-            Effect::Ask { shim, ask } => self.ask(shim, wire::ask(ask, self.moment())),
+            Effect::Ask { shim, ask } => self.ask(shim, wire::ask(ask, clock::now())),
             Effect::Conclude { shim, losses, seen } => self.conclude(shim, losses, seen),
             Effect::RemoveSegment(shim) => {
                 self.followers.remove(&shim);
@@ -102,13 +98,6 @@ impl Supervisor {
         }
     }
 
-    fn moment(&self) -> wire::Moment {
-        wire::Moment {
-            now: clock::now(),
-            clock_offset: self.clocks.latest(),
-        }
-    }
-
     fn ask(&self, shim: ShimId, message: Ask) {
         if let Some(link) = self.links.get(&shim) {
             link.send(ShimRequest {
@@ -125,24 +114,19 @@ impl Supervisor {
         if crowded && matches!(say, Say::Progress { .. }) {
             return;
         }
-        if let Say::SlotStuck { fence, pids } = &say {
-            tracing::error!(
-                fence,
-                ?pids,
-                "processes {pids:?} of the attempt with fence {fence} were killed and do not end; \
-                 they hold its slot"
-            );
-        }
         if let Say::Returned { fence, message, .. } = &say {
             tracing::info!(fence, "the assignment with fence {fence}: {message}");
         }
         let message = match say {
             Say::Heartbeat { sequence } => {
                 let load = self.with.observer.load();
+                let (machine, attempts) = self.with.watcher.measures();
                 Wire::Heartbeat(Heartbeat {
                     sequence,
                     load: load.load,
                     memory_used_bytes: load.memory_used_bytes,
+                    machine,
+                    attempts,
                 })
             }
             other => match wire::say(other) {

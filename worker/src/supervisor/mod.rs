@@ -27,14 +27,12 @@ use crate::inventory::host::Observer;
 use crate::log_pump::Pump;
 use crate::shim_link::{Events, Link, LinkEvent};
 use crate::spool::{Spool, SpoolError};
+use crate::watch::Watcher;
 use crate::wire;
 pub(crate) use shims::AdoptError;
 
 /// How long idle shims may take to end when the agent does. Whoever takes longer ends alone.
 const RETIRE_WITHIN: Duration = Duration::from_secs(1);
-
-/// Pause between two tries to take charge of the shims.
-const CHARGE_PAUSE: Duration = Duration::from_millis(20);
 
 /// Events of links that wait for the supervisor.
 const QUEUED_EVENTS: usize = 1024;
@@ -90,6 +88,7 @@ pub(crate) struct Surroundings {
     pub(crate) slots: u32,
     pub(crate) pump: Pump,
     pub(crate) observer: Observer,
+    pub(crate) watcher: Watcher,
     /// Attempts whose output is stored to its end.
     pub(crate) stored: mpsc::UnboundedReceiver<i64>,
     pub(crate) session: mpsc::Receiver<SessionEvent>,
@@ -107,8 +106,6 @@ struct Session {
 pub(crate) struct Supervisor {
     with: Surroundings,
     agent: Agent,
-    /// This agent's number: shims start nothing for another one.
-    number: u64,
     clocks: JumpWatch,
     /// For the links' own timing.
     started: Instant,
@@ -137,8 +134,6 @@ impl Supervisor {
     /// # Errors
     /// When the spool cannot be read.
     pub(crate) async fn adopt(with: Surroundings) -> Result<Self, AdoptError> {
-        // First: from here on no shim starts anything that an earlier agent asked for.
-        let number = take_charge(&with.spool).await?;
         let found = with.spool.shims()?;
         let (events, heard) = mpsc::channel(QUEUED_EVENTS);
         let (conclusions, concluded) = mpsc::unbounded_channel();
@@ -151,7 +146,6 @@ impl Supervisor {
         );
         let mut supervisor = Self {
             agent,
-            number,
             clocks: JumpWatch::new(),
             started: Instant::now(),
             assignments: HashMap::new(),
@@ -184,7 +178,10 @@ impl Supervisor {
                 () = tokio::time::sleep(due) => Some(Event::Tick),
                 Some(event) = self.with.session.recv() => self.session_event(event),
                 Some((shim, event)) = self.heard.recv() => Some(self.link_event(shim, event)),
-                Some(facts) = self.concluded.recv() => Some(Event::Facts { shim: None, facts }),
+                Some(facts) = self.concluded.recv() => {
+                    facts.iter().for_each(|(fence, _)| self.with.watcher.leave(*fence));
+                    Some(Event::Facts { shim: None, facts })
+                }
                 Some(fence) = self.with.stored.recv() => Some(Event::Stored(fence)),
             };
             if self.clocks.has_jumped() {
@@ -291,20 +288,6 @@ impl Supervisor {
             self.assignments.insert(assignment.fence, assignment);
         }
         self.step(Event::Assign(told));
-    }
-}
-
-/// Takes charge of the shims, once none of them is in the middle of a start.
-async fn take_charge(spool: &Spool) -> Result<u64, SpoolError> {
-    let mut told = false;
-    loop {
-        if let Some(number) = spool.take_charge()? {
-            return Ok(number);
-        }
-        tokio::time::sleep(CHARGE_PAUSE).await;
-        if !std::mem::replace(&mut told, true) {
-            tracing::warn!("waiting for a shim that is in the middle of a start");
-        }
     }
 }
 

@@ -57,7 +57,8 @@ impl Supervisor {
         loop {
             let mut notes = Vec::new();
             let read = follower.read(wall_now(), &mut notes);
-            self.step(told(shim, notes));
+            let event = self.told(shim, notes);
+            self.step(event);
             match read {
                 Ok(true) if follower.position() < length => tokio::task::yield_now().await,
                 Ok(_) => break,
@@ -85,7 +86,7 @@ impl Supervisor {
     pub(super) fn link_event(&mut self, shim: ShimId, event: LinkEvent) -> Event {
         match event {
             LinkEvent::Connected => Event::Connected(shim),
-            LinkEvent::Notes(notes) => told(shim, notes),
+            LinkEvent::Notes(notes) => self.told(shim, notes),
             LinkEvent::Idle => Event::Idle(shim),
             LinkEvent::Retiring => Event::Retiring(shim),
             LinkEvent::Gone(follower) => {
@@ -103,10 +104,9 @@ impl Supervisor {
         };
         let (pump, conclusions) = (self.with.pump.clone(), self.conclusions.clone());
         tokio::task::spawn_blocking(move || {
-            adoption::conclude(&follower, &losses, seen, &pump, |facts| {
-                // The agent is ending when nobody listens; its successor finds the same.
-                let _ = conclusions.send(facts);
-            });
+            let facts = adoption::conclude(&follower, &losses, seen, &pump);
+            // The agent is ending when nobody listens; its successor finds the same.
+            let _ = conclusions.send(facts);
         });
     }
 
@@ -171,12 +171,15 @@ impl Supervisor {
         self.children
             .retain(|shim, child| links.contains_key(shim) || matches!(child.try_wait(), Ok(None)));
     }
-}
 
-fn told(shim: ShimId, notes: Vec<Note>) -> Event {
-    let fact = |note: Note| wire::fact(note.fact).map(|fact: Fact| (note.fence, fact));
-    Event::Facts {
-        shim: Some(shim),
-        facts: notes.into_iter().filter_map(fact).collect(),
+    fn told(&self, shim: ShimId, notes: Vec<Note>) -> Event {
+        for note in &notes {
+            self.with.watcher.note(note);
+        }
+        let fact = |note: Note| wire::fact(note.fact).map(|fact: Fact| (note.fence, fact));
+        Event::Facts {
+            shim: Some(shim),
+            facts: notes.into_iter().filter_map(fact).collect(),
+        }
     }
 }

@@ -1,0 +1,251 @@
+//! What was measured, over the wire.
+
+use std::sync::Arc;
+
+use qctl_proto::v1;
+use qctl_proto::v1::measures_service_server::MeasuresService;
+use qctl_server_core::JobId;
+use qctl_server_core::measures::{AttemptMeasures, MachineMeasures};
+use tonic::{Request, Response, Status};
+
+use super::convert;
+use super::status::{caller, status};
+use crate::app::measures::{DEFAULT_POINTS, MAX_MINUTES, MAX_POINTS};
+use crate::app::{App, Error, Role};
+
+/// Minutes of an answer that names no number.
+const DEFAULT_MINUTES: i64 = 60;
+
+/// Serves what was measured.
+pub(super) struct Measures {
+    app: Arc<App>,
+}
+
+impl Measures {
+    pub(super) fn new(app: Arc<App>) -> Self {
+        Self { app }
+    }
+}
+
+#[tonic::async_trait]
+impl MeasuresService for Measures {
+    async fn read_attempt_measures(
+        &self,
+        request: Request<v1::ReadAttemptMeasuresRequest>,
+    ) -> Result<Response<v1::ReadAttemptMeasuresResponse>, Status> {
+        caller(&request, Role::Read)?;
+        let request = request.into_inner();
+        if request.attempt < 0 {
+            return Err(status(Error::field(
+                "attempt",
+                "is negative",
+                "attempts count from 1, and 0 means the latest",
+            )));
+        }
+        let number = (request.attempt > 0).then_some(request.attempt);
+        let most = count(request.points).map_err(status)?;
+        let history = self
+            .app
+            .attempt_history(JobId(request.job_id), number, most)
+            .await
+            .map_err(status)?;
+        Ok(Response::new(v1::ReadAttemptMeasuresResponse {
+            points: history
+                .points
+                .into_iter()
+                .map(|(time, used)| v1::AttemptMeasures {
+                    time: Some(convert::timestamp(time)),
+                    ..attempt(used)
+                })
+                .collect(),
+            most: history.most.map(attempt),
+            latest: history.latest.map(attempt),
+        }))
+    }
+
+    async fn read_machine_measures(
+        &self,
+        request: Request<v1::ReadMachineMeasuresRequest>,
+    ) -> Result<Response<v1::ReadMachineMeasuresResponse>, Status> {
+        caller(&request, Role::Read)?;
+        let request = request.into_inner();
+        let most = count(request.points).map_err(status)?;
+        let minutes = match i64::from(request.minutes) {
+            0 => DEFAULT_MINUTES,
+            minutes if minutes < 0 => {
+                return Err(status(Error::field(
+                    "minutes",
+                    "is negative",
+                    "minutes count back from now",
+                )));
+            }
+            minutes => minutes.min(MAX_MINUTES),
+        };
+        let history = self
+            .app
+            .machine_history(&request.worker, minutes, most)
+            .await
+            .map_err(status)?;
+        Ok(Response::new(v1::ReadMachineMeasuresResponse {
+            points: history
+                .points
+                .into_iter()
+                .map(|(time, used)| v1::MachineMeasures {
+                    time: Some(convert::timestamp(time)),
+                    ..machine(used)
+                })
+                .collect(),
+            latest: history.latest.map(machine),
+        }))
+    }
+}
+
+fn count(points: i32) -> Result<usize, Error> {
+    match usize::try_from(points) {
+        Ok(0) => Ok(DEFAULT_POINTS),
+        Ok(points) => Ok(points.min(MAX_POINTS)),
+        Err(_) => Err(Error::field(
+            "points",
+            "is negative",
+            "leave it out for a usual number",
+        )),
+    }
+}
+
+/// What a worker says of an attempt; figures that make no sense are absent.
+pub(super) fn read_attempt(told: &v1::AttemptMeasures) -> AttemptMeasures {
+    AttemptMeasures {
+        cpus: amount(told.cpus),
+        resident_bytes: told.resident_bytes.max(0),
+        anonymous_bytes: told.anonymous_bytes.filter(|bytes| *bytes >= 0),
+        read_rate: amount(told.read_rate),
+        write_rate: amount(told.write_rate),
+        processes: told.processes.max(0),
+        threads: told.threads.max(0),
+        zombies: told.zombies.max(0),
+        uninterruptible: told.uninterruptible.max(0),
+        gpu_busy: share(told.gpu_busy),
+        gpu_memory_bytes: told.gpu_memory_bytes.filter(|bytes| *bytes >= 0),
+    }
+}
+
+/// What a worker says of its machine; figures that make no sense are absent.
+pub(super) fn read_machine(told: &v1::MachineMeasures) -> MachineMeasures {
+    let bytes = |bytes: Option<i64>| bytes.filter(|bytes| *bytes >= 0);
+    let gpus = told.gpus.as_ref().map_or(&[][..], |watch| &watch.gpus);
+    let busy: Vec<f64> = gpus.iter().filter_map(|gpu| share(gpu.busy)).collect();
+    let used: Vec<i64> = gpus
+        .iter()
+        .filter_map(|gpu| bytes(gpu.memory_used_bytes))
+        .collect();
+    MachineMeasures {
+        busy: share(told.busy),
+        load: amount(told.load),
+        memory_available_bytes: bytes(told.memory_available_bytes),
+        memory_total_bytes: bytes(told.memory_total_bytes),
+        swap_used_bytes: bytes(told.swap_used_bytes),
+        disk_free_bytes: bytes(told.disk_free_bytes),
+        disk_total_bytes: bytes(told.disk_total_bytes),
+        gpu_busy: (!busy.is_empty()).then(|| busy.iter().sum::<f64>() / busy.len() as f64),
+        gpu_memory_bytes: (!used.is_empty())
+            .then(|| used.iter().fold(0i64, |a, b| a.saturating_add(*b))),
+        gpu_temperature: gpus.iter().filter_map(|gpu| gpu.temperature_celsius).max(),
+    }
+}
+
+fn share(value: Option<f64>) -> Option<f64> {
+    value.filter(|value| (0.0..=1.0).contains(value))
+}
+
+fn amount(value: Option<f64>) -> Option<f64> {
+    value.filter(|value| value.is_finite() && *value >= 0.0)
+}
+
+fn attempt(used: AttemptMeasures) -> v1::AttemptMeasures {
+    v1::AttemptMeasures {
+        fence: 0,
+        cpus: used.cpus,
+        resident_bytes: used.resident_bytes,
+        anonymous_bytes: used.anonymous_bytes,
+        read_rate: used.read_rate,
+        write_rate: used.write_rate,
+        processes: used.processes,
+        threads: used.threads,
+        zombies: used.zombies,
+        uninterruptible: used.uninterruptible,
+        gpu_busy: used.gpu_busy,
+        gpu_memory_bytes: used.gpu_memory_bytes,
+        time: None,
+    }
+}
+
+fn machine(used: MachineMeasures) -> v1::MachineMeasures {
+    let gpu = v1::GpuMeasures {
+        memory_used_bytes: used.gpu_memory_bytes,
+        busy: used.gpu_busy,
+        temperature_celsius: used.gpu_temperature,
+        ..v1::GpuMeasures::default()
+    };
+    let known = used.gpu_busy.is_some() || used.gpu_memory_bytes.is_some();
+    v1::MachineMeasures {
+        busy: used.busy,
+        load: used.load,
+        memory_available_bytes: used.memory_available_bytes,
+        memory_total_bytes: used.memory_total_bytes,
+        swap_used_bytes: used.swap_used_bytes,
+        disk_free_bytes: used.disk_free_bytes,
+        disk_total_bytes: used.disk_total_bytes,
+        oom_kills: None,
+        clock_jump_seconds: 0.0,
+        gpus: known.then(|| v1::GpuWatch {
+            state: v1::gpu_watch::State::Read.into(),
+            message: String::new(),
+            gpus: vec![gpu],
+        }),
+        time: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_that_make_no_sense_are_absent() {
+        let told = v1::AttemptMeasures {
+            cpus: Some(f64::NAN),
+            resident_bytes: -5,
+            anonymous_bytes: Some(-1),
+            gpu_busy: Some(7.0),
+            read_rate: Some(-0.5),
+            ..v1::AttemptMeasures::default()
+        };
+        assert_eq!(read_attempt(&told), AttemptMeasures::default());
+        let told = v1::MachineMeasures {
+            busy: Some(0.5),
+            gpus: Some(v1::GpuWatch {
+                gpus: vec![
+                    v1::GpuMeasures {
+                        busy: Some(0.2),
+                        temperature_celsius: Some(50),
+                        ..v1::GpuMeasures::default()
+                    },
+                    v1::GpuMeasures {
+                        busy: Some(0.4),
+                        temperature_celsius: Some(70),
+                        ..v1::GpuMeasures::default()
+                    },
+                ],
+                ..v1::GpuWatch::default()
+            }),
+            ..v1::MachineMeasures::default()
+        };
+        let machine = read_machine(&told);
+        assert_eq!(
+            (machine.busy, machine.gpu_temperature),
+            (Some(0.5), Some(70))
+        );
+        assert!((machine.gpu_busy.unwrap() - 0.3).abs() < 1e-9);
+        assert_eq!(machine.gpu_memory_bytes, None);
+    }
+}

@@ -1,0 +1,156 @@
+//! Looks every few seconds at the processes of every attempt, at the machine, and at its GPUs. What it
+//! sees goes to the coordinator with the heartbeats; a look that hangs delays no heartbeat.
+
+mod gpu;
+mod look;
+pub mod nvml;
+mod report;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use qctl_proto::v1;
+use qctl_worker_core::measure::{MachineSample, TreeSample};
+use tokio_util::sync::CancellationToken;
+
+use crate::follower::{Fact, Note};
+use gpu::GpuState;
+use look::Looker;
+
+/// Time between two looks.
+const EVERY: Duration = Duration::from_secs(5);
+
+/// The first process of an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Leader {
+    pid: i32,
+    /// Start time in clock ticks after boot.
+    start_ticks: u64,
+}
+
+/// An attempt that is watched.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Watched {
+    /// UUIDs of its GPUs.
+    gpus: Vec<String>,
+    leader: Option<Leader>,
+}
+
+/// What was seen at one look.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Seen {
+    machine: MachineSample,
+    /// Attempts, by fence.
+    trees: Vec<(i64, TreeSample)>,
+}
+
+/// The watcher. Its thread ends with its last clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Watcher(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    attempts: Mutex<BTreeMap<i64, Watched>>,
+    /// What was seen and not told yet.
+    seen: Mutex<Option<Seen>>,
+    gpus: Mutex<GpuState>,
+}
+
+impl Watcher {
+    /// Starts looking. `folder` is where the worker writes; its file system is watched.
+    ///
+    /// # Errors
+    /// When there can be no further thread.
+    pub(crate) fn start(folder: PathBuf) -> io::Result<Self> {
+        let shared = Arc::new(Shared::default());
+        let weak = Arc::downgrade(&shared);
+        std::thread::Builder::new()
+            .name("watch".to_owned())
+            .spawn(move || look_until_dropped(&weak, folder))?;
+        Ok(Self(shared))
+    }
+
+    /// Asks for the GPUs through `program`, until `stop`.
+    pub(crate) async fn watch_gpus(self, program: PathBuf, stop: CancellationToken) {
+        let told = |state| locked(&self.0.gpus).replace(state);
+        stop.run_until_cancelled(gpu::watch(&program, told)).await;
+    }
+
+    /// Takes what a segment tells: an attempt is watched from its start until no process is left.
+    pub(crate) fn note(&self, note: &Note) {
+        let mut attempts = locked(&self.0.attempts);
+        match &note.fact {
+            Fact::Assigned(assignment) => {
+                let gpus = assignment.gpus.clone();
+                attempts.insert(note.fence, Watched { gpus, leader: None });
+            }
+            Fact::Started(started) => {
+                attempts.entry(note.fence).or_default().leader = Some(Leader {
+                    pid: started.pid,
+                    start_ticks: started.start_ticks,
+                });
+            }
+            Fact::Void(_) | Fact::Freed => {
+                attempts.remove(&note.fence);
+            }
+            _ => {}
+        }
+    }
+
+    /// Nothing is left of an attempt.
+    pub(crate) fn leave(&self, fence: i64) {
+        locked(&self.0.attempts).remove(&fence);
+    }
+
+    /// What was seen since the last call; nothing when no look has ended since.
+    pub(crate) fn measures(&self) -> (Option<v1::MachineMeasures>, Vec<v1::AttemptMeasures>) {
+        let Some(seen) = locked(&self.0.seen).take() else {
+            return (None, Vec::new());
+        };
+        let mut gpus = locked(&self.0.gpus);
+        let attempts = locked(&self.0.attempts);
+        let trees = seen.trees.iter().map(|(fence, tree)| {
+            let uuids = attempts.get(fence).map_or(&[][..], |watched| &watched.gpus);
+            report::attempt(*fence, tree, gpus.of(uuids))
+        });
+        let trees = trees.collect();
+        (Some(report::machine(&seen.machine, gpus.tell())), trees)
+    }
+}
+
+fn look_until_dropped(shared: &Weak<Shared>, folder: PathBuf) {
+    let mut looker = Looker::new(folder);
+    loop {
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
+        let attempts = locked(&shared.attempts).clone();
+        let leaders = attempts
+            .into_iter()
+            .filter_map(|(fence, watched)| Some((fence, watched.leader?)))
+            .collect();
+        let mut seen = looker.look(&leaders);
+        let mut waiting = locked(&shared.seen);
+        if let Some(earlier) = &*waiting {
+            // Nobody was told of these, and they do not show in a later look.
+            seen.machine.add_events(&earlier.machine);
+        }
+        *waiting = Some(seen);
+        drop(waiting);
+        drop(shared);
+        std::thread::sleep(EVERY);
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Reads a file of the kernel; `None` when it is not there or may not be read.
+fn kernel_file(path: impl AsRef<Path>) -> Option<String> {
+    let bytes = std::fs::read(path).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}

@@ -1,0 +1,241 @@
+//! The program `qctl-worker watch-gpus`: asks NVML every few seconds and prints a line of JSON each
+//! time. It is disposable: NVML can hang for good, and then this process is killed and forgotten.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use nvml_wrapper::bitmasks::event::EventTypes;
+use nvml_wrapper::enum_wrappers::device::{EccCounter, MemoryError, TemperatureSensor};
+use nvml_wrapper::enums::device::UsedGpuMemory;
+use nvml_wrapper::enums::event::XidError;
+use nvml_wrapper::error::NvmlError;
+use nvml_wrapper::{Device, EventSet, Nvml};
+use serde::{Deserialize, Serialize};
+
+use crate::inventory::gpu;
+
+/// Most processes of one GPU that are told.
+const MAX_PROCESSES: usize = 64;
+
+/// Arguments of the program.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// Seconds between two looks.
+    #[arg(long, default_value_t = 5)]
+    pub every: u64,
+    /// NVML's library, where it is not the system's.
+    #[arg(long)]
+    pub library: Option<PathBuf>,
+}
+
+/// One line: what NVML said at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Look {
+    /// There is no driver, and so no GPU: normal on most machines.
+    #[serde(default)]
+    pub absent: bool,
+    /// The GPUs.
+    #[serde(default)]
+    pub gpus: Vec<GpuReading>,
+}
+
+/// What NVML says of a GPU. What it does not support is absent.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct GpuReading {
+    /// The device's UUID.
+    pub uuid: String,
+    /// It has fallen off the bus, or cannot be asked any more.
+    #[serde(default)]
+    pub lost: bool,
+    /// Memory in use, in bytes.
+    #[serde(default)]
+    pub memory_used: Option<u64>,
+    /// All its memory, in bytes.
+    #[serde(default)]
+    pub memory_total: Option<u64>,
+    /// Share of the last moments in which it computed, 0 to 1.
+    #[serde(default)]
+    pub busy: Option<f64>,
+    /// Temperature in degrees Celsius.
+    #[serde(default)]
+    pub temperature: Option<u32>,
+    /// Power in watts.
+    #[serde(default)]
+    pub power: Option<f64>,
+    /// Memory errors since the driver was loaded that could not be corrected.
+    #[serde(default)]
+    pub uncorrected: Option<u64>,
+    /// The latest critical Xid since the look before.
+    #[serde(default)]
+    pub xid: Option<u64>,
+    /// Processes that compute on it; absent where the platform does not tell.
+    #[serde(default)]
+    pub processes: Option<Vec<u32>>,
+}
+
+/// Runs until nobody reads any more.
+pub fn main(args: &Args) -> ExitCode {
+    match watch(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{}", crate::chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn watch(args: &Args) -> Result<(), NvmlError> {
+    let every = Duration::from_secs(args.every.max(1));
+    let nvml = match gpu::init(args.library.as_deref()) {
+        Ok(nvml) => nvml,
+        Err(error) if gpu::is_absence(&error) => {
+            print(&Look {
+                absent: true,
+                gpus: Vec::new(),
+            });
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
+    // A device that is lost later keeps its name here, so that the loss can be told by it.
+    let count = nvml.device_count()?;
+    let mut known: Vec<String> = Vec::new();
+    for index in 0..count {
+        let uuid = nvml
+            .device_by_index(index)
+            .and_then(|device| device.uuid())
+            .unwrap_or_else(|_| format!("GPU {index}"));
+        known.push(uuid);
+    }
+    let events = listen(&nvml, count);
+    let mut xids: Vec<Option<u64>> = vec![None; known.len()];
+    loop {
+        let gpus = (0..count)
+            .zip(&known)
+            .map(|(index, uuid)| GpuReading {
+                xid: xids[index as usize].take(),
+                ..read(&nvml, index, uuid)
+            })
+            .collect();
+        let look = Look {
+            absent: false,
+            gpus,
+        };
+        if !print(&look) {
+            return Ok(());
+        }
+        let until = Instant::now() + every;
+        pause(events.as_ref(), until, &known, &mut xids);
+    }
+}
+
+/// Critical Xids of all GPUs; none where the platform does not tell them, as on WSL.
+fn listen(nvml: &Nvml, count: u32) -> Option<EventSet<'_>> {
+    let mut set = nvml.create_event_set().ok()?;
+    for index in 0..count {
+        let device = nvml.device_by_index(index).ok()?;
+        set = device
+            .register_events(EventTypes::CRITICAL_XID_ERROR, set)
+            .ok()?;
+    }
+    Some(set)
+}
+
+/// Waits until the next look, and notes Xids meanwhile.
+fn pause(
+    events: Option<&EventSet<'_>>,
+    until: Instant,
+    known: &[String],
+    xids: &mut [Option<u64>],
+) {
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return;
+        }
+        let Some(events) = events else {
+            std::thread::sleep(left);
+            continue;
+        };
+        let begun = Instant::now();
+        let millis = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
+        if let Ok(event) = events.wait(millis.max(1)) {
+            let uuid = event.device.uuid().unwrap_or_default();
+            if let (Some(at), Some(XidError::Value(xid))) = (
+                known.iter().position(|known| *known == uuid),
+                event.event_data,
+            ) {
+                xids[at] = Some(xid);
+            }
+        }
+        // A library that returns at once must not keep a processor busy.
+        if begun.elapsed() < Duration::from_millis(10) {
+            std::thread::sleep(left.min(Duration::from_millis(100)));
+        }
+    }
+}
+
+fn read(nvml: &Nvml, index: u32, uuid: &str) -> GpuReading {
+    let mut reading = GpuReading {
+        uuid: uuid.to_owned(),
+        ..GpuReading::default()
+    };
+    let device = match nvml.device_by_index(index) {
+        Ok(device) => device,
+        Err(error) => {
+            reading.lost = is_loss(&error);
+            return reading;
+        }
+    };
+    let mut lost = false;
+    let memory = told(device.memory_info(), &mut lost);
+    reading.memory_used = memory.as_ref().map(|memory| memory.used);
+    reading.memory_total = memory.map(|memory| memory.total);
+    reading.busy = told(device.utilization_rates(), &mut lost)
+        .map(|utilization| f64::from(utilization.gpu) / 100.0);
+    reading.temperature = told(device.temperature(TemperatureSensor::Gpu), &mut lost);
+    reading.power = told(device.power_usage(), &mut lost).map(|mw| f64::from(mw) / 1000.0);
+    reading.uncorrected = told(
+        device.total_ecc_errors(MemoryError::Uncorrected, EccCounter::Volatile),
+        &mut lost,
+    );
+    reading.processes = processes(&device, &mut lost);
+    reading.lost = lost;
+    reading
+}
+
+/// Processes that compute on a GPU. On Windows' driver model the list is there but says nothing of
+/// their memory, and then it is not to be relied on.
+fn processes(device: &Device<'_>, lost: &mut bool) -> Option<Vec<u32>> {
+    let processes = told(device.running_compute_processes(), lost)?;
+    let reliable = processes
+        .iter()
+        .all(|process| process.used_gpu_memory != UsedGpuMemory::Unavailable);
+    reliable.then(|| {
+        let pids = processes.iter().map(|process| process.pid);
+        pids.take(MAX_PROCESSES).collect()
+    })
+}
+
+fn told<T>(answer: Result<T, NvmlError>, lost: &mut bool) -> Option<T> {
+    match answer {
+        Ok(value) => Some(value),
+        Err(error) => {
+            *lost |= is_loss(&error);
+            None
+        }
+    }
+}
+
+fn is_loss(error: &NvmlError) -> bool {
+    matches!(error, NvmlError::GpuLost | NvmlError::NotFound)
+}
+
+/// False when nobody reads.
+fn print(look: &Look) -> bool {
+    let mut out = std::io::stdout().lock();
+    let line = serde_json::json!(look);
+    writeln!(out, "{line}").and_then(|()| out.flush()).is_ok()
+}
