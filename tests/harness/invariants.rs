@@ -38,9 +38,11 @@ const ALWAYS: &[(&str, &str)] = &[
     ),
     (
         "a job was charged more attempts than its budgets allow",
+        // An attempt after which a person was asked is not charged, and a checkpoint begins anew.
         "select j.id, count(*) from jobs j join attempts a on a.job_id = j.id
          where a.outcome_kind in ('failed', 'interrupted')
          group by j.id having count(*) > j.retries + j.resumes + 1
+             + (select count(*) from events e where e.job_id = j.id and e.kind = 'held')
            and bool_and(a.checkpoint = '')",
     ),
     (

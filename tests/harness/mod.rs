@@ -1,7 +1,11 @@
 //! A whole installation for one test: its own home, its own database, its own programs.
 
 pub(crate) mod invariants;
-pub(crate) mod link;
+#[allow(
+    dead_code,
+    reason = "several test programs share it, and none uses all of it"
+)]
+pub(crate) mod proxy;
 pub(crate) mod worker;
 
 use std::io::Read;

@@ -10,7 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Longest wait for what a test waits for.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -29,6 +29,8 @@ struct Shared {
 struct State {
     upstream: Upstream,
     links: Vec<Arc<Link>>,
+    /// When each connection was made, in order.
+    accepted: Vec<Instant>,
     mode: Mode,
     delay: Duration,
     /// A text whose answer is to be lost, once.
@@ -40,6 +42,8 @@ struct State {
 #[derive(Clone)]
 enum Upstream {
     Tcp(SocketAddr),
+    /// The address that stands in this file when a connection is made.
+    AddressIn(PathBuf),
     Unix(PathBuf),
 }
 
@@ -70,6 +74,12 @@ impl Proxy {
         Self::start(Upstream::Tcp(upstream))
     }
 
+    /// A proxy before the coordinator whose address is in this file; one that is started again is
+    /// found at its new port.
+    pub(crate) fn to_address_in(file: PathBuf) -> Self {
+        Self::start(Upstream::AddressIn(file))
+    }
+
     /// A proxy before a Unix socket, such as Postgres's `.s.PGSQL.5432`.
     pub(crate) fn to_unix(upstream: &Path) -> Self {
         Self::start(Upstream::Unix(upstream.to_owned()))
@@ -82,6 +92,7 @@ impl Proxy {
             state: Mutex::new(State {
                 upstream,
                 links: Vec::new(),
+                accepted: Vec::new(),
                 mode: Mode::Pass,
                 delay: Duration::ZERO,
                 lose_answer_to: None,
@@ -136,6 +147,20 @@ impl Proxy {
     /// gone and come back.
     pub(crate) fn heal(&self) {
         self.shared.locked().mode = Mode::Pass;
+    }
+
+    /// Lets everything pass again, also what was frozen: as after packets were dropped for a while.
+    pub(crate) fn thaw(&self) {
+        let mut state = self.shared.locked();
+        state.mode = Mode::Pass;
+        for link in &state.links {
+            link.frozen.store(false, Ordering::SeqCst);
+        }
+    }
+
+    /// When each connection was made, in order.
+    pub(crate) fn accepted(&self) -> Vec<Instant> {
+        self.shared.locked().accepted.clone()
     }
 
     /// Holds up what is carried from now on, each piece for so long.
@@ -203,6 +228,9 @@ impl Shared {
             // A server that is away refuses this client too.
             let server = match upstream {
                 Upstream::Tcp(address) => TcpStream::connect(address).map(Stream::Tcp),
+                Upstream::AddressIn(file) => std::fs::read_to_string(file)
+                    .and_then(|address| TcpStream::connect(address.trim()))
+                    .map(Stream::Tcp),
                 Upstream::Unix(path) => UnixStream::connect(path).map(Stream::Unix),
             };
             let Ok(server) = server else { continue };
@@ -221,6 +249,7 @@ impl Shared {
                 let mut state = self.locked();
                 state.links.retain(|link| link.is_open());
                 state.links.push(Arc::clone(&link));
+                state.accepted.push(Instant::now());
             }
             for to_server in [true, false] {
                 let (shared, link) = (Arc::clone(&self), Arc::clone(&link));
@@ -349,6 +378,12 @@ mod tests {
         assert!(ask(&first, "two").is_err(), "nothing is carried");
         let second = TcpStream::connect(proxy.address()).unwrap();
         assert_eq!(ask(&second, "three").unwrap(), "three");
+        proxy.thaw();
+        assert_eq!(
+            ask(&first, "").unwrap_or_default(),
+            "two",
+            "it was only late"
+        );
 
         proxy.lose_answer_to("COMMIT");
         assert_eq!(ask(&second, "COMMIT").unwrap(), "", "it ends instead");

@@ -1,7 +1,7 @@
 //! A worker that a test starts by hand, with a folder of its own, perhaps behind a bad network.
 
 use std::path::PathBuf;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use rustix::process::Signal;
 
@@ -10,6 +10,7 @@ use super::{Installation, kill, pids_of, wait_for};
 /// A running agent. Dropping it ends it, its shims and their jobs.
 pub(crate) struct Worker {
     home: PathBuf,
+    command: Command,
     child: Child,
 }
 
@@ -43,16 +44,26 @@ impl Worker {
                 command
             }
         };
-        let child = command
+        command
             .env("QCTL_HOME", &home)
             .args(["--name", name, "--slots", &slots.to_string()])
             .args(["--server", address, "--token-file"])
             .arg(qctl.home().join("data/token"))
             .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        Self { home, child }
+            .stderr(log);
+        let child = command.spawn().unwrap();
+        Self {
+            home,
+            command,
+            child,
+        }
+    }
+
+    /// Starts the agent again, if it has ended.
+    pub(crate) fn start_again(&mut self) {
+        if self.child.try_wait().unwrap().is_some() {
+            self.child = self.command.spawn().unwrap();
+        }
     }
 
     /// What it logged.

@@ -31,6 +31,8 @@ struct Task {
     exit: u8,
     /// From this attempt on, the exit code is 0.
     good_from: Option<u32>,
+    /// Publish a checkpoint after each so many lines; the next attempt goes on after the last one.
+    checkpoint: u64,
     /// Up to this attempt, leave a process behind that left the session and the process tree.
     escape: u32,
 }
@@ -69,13 +71,21 @@ fn run() -> io::Result<u8> {
         out.flush()?;
         copy.write_all(line.as_bytes())
     };
-    for number in 0..task.lines {
+    let first = if task.checkpoint > 0 {
+        resumed_from()?
+    } else {
+        0
+    };
+    for number in first..task.lines {
         let head = format!("{job}.{attempt} line {number} ");
         let rest = task.width.saturating_sub(head.len() + 1);
         let filling = "abcdefghij".bytes().cycle().skip(number as usize % 10);
         let filling: String = filling.take(rest).map(char::from).collect();
         say(format!("{head}{filling}\n"))?;
         std::thread::sleep(task.pause);
+        if task.checkpoint > 0 && (number + 1) % task.checkpoint == 0 {
+            publish(number + 1)?;
+        }
     }
     if let Some(until) = &task.until {
         while !until.exists() {
@@ -99,6 +109,7 @@ impl Task {
             until: None,
             exit: 0,
             good_from: None,
+            checkpoint: 0,
             escape: 0,
         };
         for argument in std::env::args().skip(1) {
@@ -113,6 +124,7 @@ impl Task {
                 "until" => task.until = Some(value.into()),
                 "exit" => task.exit = number()? as u8,
                 "good_from" => task.good_from = Some(number()? as u32),
+                "checkpoint" => task.checkpoint = number()?,
                 "escape" => task.escape = number()? as u32,
                 _ => return Err(wrong()),
             }
@@ -136,6 +148,31 @@ fn who() -> io::Result<(u64, u32)> {
 fn append(path: &Path, text: &str) -> io::Result<()> {
     let mut file = OpenOptions::new().create(true).append(true).open(path)?;
     file.write_all(text.as_bytes())
+}
+
+/// The line after the last checkpoint.
+fn resumed_from() -> io::Result<u64> {
+    let Some(folder) = std::env::var_os("QCTL_RESUME_FROM") else {
+        return Ok(0);
+    };
+    let text = std::fs::read_to_string(Path::new(&folder).join("line"))?;
+    text.parse()
+        .map_err(|_| io::Error::other("the checkpoint holds no line"))
+}
+
+/// Publishes a checkpoint that says which line is next.
+fn publish(line: u64) -> io::Result<()> {
+    let folder = std::env::var_os("QCTL_CHECKPOINT_DIR").unwrap_or_default();
+    std::fs::write(Path::new(&folder).join("line"), line.to_string())?;
+    let output = Command::new("qctl")
+        .args(["checkpoint", "--step", &line.to_string()])
+        .stdin(Stdio::null())
+        .output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    Err(io::Error::other(told))
 }
 
 /// Starts a process in a session of its own whose parent has gone, and which no pipe holds.

@@ -1,4 +1,4 @@
-//! F32, F33: the machine is lost, or sleeps.
+//! F28, F32, F33: the machine has no memory left, is lost, or sleeps.
 
 use std::process::Command;
 use std::time::Duration;
@@ -8,15 +8,63 @@ use rustix::process::Signal;
 use crate::harness::worker::Worker;
 use crate::harness::{Installation, invariants, is_alive, kill};
 
-/// A program that runs another one as if the machine had been started anew: with another boot id,
-/// in a name space of its own.
+/// Runs a program as if the machine had been started anew: with another boot id, in a name space of
+/// its own.
 const ANOTHER_BOOT: &str = r#"mount --bind "$0" /proc/sys/kernel/random/boot_id && exec "$@""#;
+
+/// Runs a program that sees another count of what the kernel killed for memory, and no control group
+/// that counts for itself.
+const ANOTHER_COUNT: &str =
+    r#"mount -t tmpfs none /sys/fs/cgroup && mount --bind "$0" /proc/vmstat && exec "$@""#;
+
+/// True where a program can be shown other files than the others see; says so where it cannot.
+fn name_spaces() -> bool {
+    let made = Command::new("unshare").args(["-Urm", "true"]).status();
+    let made = made.is_ok_and(|status| status.success());
+    if !made {
+        println!("left out: this machine gives no name spaces");
+    }
+    made
+}
+
+#[test]
+fn f28_a_kill_for_memory_is_named_and_the_agent_survives() {
+    if !name_spaces() {
+        return;
+    }
+    let qctl = Installation::prepare();
+    qctl.up(&["--no-worker"]).ok();
+    let address = std::fs::read_to_string(qctl.home().join("data/address")).unwrap();
+    let count = qctl.file("vmstat", "oom_kill 3\n");
+    let file = count.to_string_lossy().into_owned();
+    let wrapper = ["unshare", "-Urm", "sh", "-c", ANOTHER_COUNT, &file];
+    let worker = Worker::start_under(&qctl, &wrapper, "box", 2, address.trim());
+    let none = ["--retries", "0"];
+    let [murdered, starved] = [(); 2].map(|()| {
+        let id = qctl.witness(&none, &["lines=3", "until=never"]);
+        qctl.until_begun(id, 1);
+        id
+    });
+    let shims = worker.shims();
+    kill(qctl.job_pid(murdered), Signal::KILL);
+    assert_eq!(qctl.until_ended(murdered)["outcome"]["cause"], "signal");
+    // What the kernel does, in its order: it counts, and it kills.
+    std::fs::write(&count, "oom_kill 4\n").unwrap();
+    kill(qctl.job_pid(starved), Signal::KILL);
+    let job = qctl.until_ended(starved);
+    assert_eq!(job["state"], "failed", "{job:#}");
+    assert_eq!(job["outcome"]["cause"], "out_of_memory", "{job:#}");
+    assert_eq!(worker.shims(), shims);
+    assert_eq!(
+        qctl.until_ended(qctl.witness(&[], &[]))["state"],
+        "succeeded"
+    );
+    invariants::assert_all(&qctl, &qctl.evidence());
+}
 
 #[test]
 fn f32_a_lost_machine_is_an_interruption_and_its_jobs_go_on() {
-    let can = Command::new("unshare").args(["-Urm", "true"]).status();
-    if !can.is_ok_and(|status| status.success()) {
-        println!("left out: this machine gives no name spaces, so its boot id cannot be another");
+    if !name_spaces() {
         return;
     }
     let qctl = Installation::prepare();

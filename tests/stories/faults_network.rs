@@ -2,18 +2,18 @@
 
 use std::time::{Duration, Instant};
 
-use crate::harness::link::Link;
+use crate::harness::proxy::Proxy;
 use crate::harness::worker::Worker;
 use crate::harness::{Installation, invariants, is_alive, kill, wait_for};
 
 /// A coordinator without a worker of its own, and a link to it.
-fn coordinator(settings: &[(&str, &str)]) -> (Installation, Link) {
+fn coordinator(settings: &[(&str, &str)]) -> (Installation, Proxy) {
     let mut qctl = Installation::prepare();
     for (name, value) in settings {
         qctl = qctl.env(name, *value);
     }
     qctl.up(&["--no-worker"]).ok();
-    let link = Link::to_address_in(qctl.home().join("data/address"));
+    let link = Proxy::to_address_in(qctl.home().join("data/address"));
     (qctl, link)
 }
 
@@ -28,14 +28,14 @@ fn history(qctl: &Installation, id: i64) -> Vec<String> {
 #[test]
 fn f13_f14_a_silent_network_is_noticed_and_costs_nothing() {
     let (qctl, link) = coordinator(&[]);
-    let worker = Worker::start(&qctl, "far", 1, &link.address());
+    let worker = Worker::start(&qctl, "far", 1, &link.address().to_string());
     let first = qctl.witness(&[], &["lines=300", "pause_ms=10", "until=go"]);
     qctl.until_begun(first, 1);
     let pid = qctl.job_pid(first);
     // Half-open: the peer is gone without a word, and a new connection would work.
     let before = link.accepted().len();
     let stranded = Instant::now();
-    link.strand();
+    link.freeze();
     qctl.until("the agent dials again", || {
         (link.accepted().len() > before).then_some(())
     });
@@ -47,13 +47,13 @@ fn f13_f14_a_silent_network_is_noticed_and_costs_nothing() {
         (qctl.attempt_log(first, 1).len() > 5_000).then_some(())
     });
     // A partition: everything waits, and the job ends meanwhile.
-    link.hold();
+    link.freeze_all();
     qctl.file("go", "");
     qctl.until("the job has ended unseen", || {
         (!is_alive(pid)).then_some(())
     });
     assert_eq!(qctl.job(first)["state"], "running", "nobody knows yet");
-    link.open();
+    link.thaw();
     let job = qctl.until_ended(first);
     assert_eq!(job["state"], "succeeded", "{job:#}");
     assert_eq!(job["attempt"], 1);
@@ -65,7 +65,7 @@ fn f13_f14_a_silent_network_is_noticed_and_costs_nothing() {
 fn f15_a_partition_that_lasts_moves_the_job_and_the_old_attempt_is_stopped() {
     let short = [("QCTL_UNREACHABLE_AFTER", "1s"), ("QCTL_LOST_AFTER", "4s")];
     let (qctl, link) = coordinator(&short);
-    let _far = Worker::start(&qctl, "far", 1, &link.address());
+    let _far = Worker::start(&qctl, "far", 1, &link.address().to_string());
     // No witness: without proof of death both attempts may run, which is what is looked at here.
     let script = "echo begun; while [ ! -e go.$QCTL_ATTEMPT ]; do sleep 0.05; done; echo done";
     let id = qctl.submit(&["--stop-grace", "500ms", "--shell", script]);
@@ -77,7 +77,7 @@ fn f15_a_partition_that_lasts_moves_the_job_and_the_old_attempt_is_stopped() {
         (workers["workers"].as_array()?.len() == 2).then_some(())
     });
     let cut = Instant::now();
-    link.cut();
+    link.refuse();
     qctl.until("it is told that the worker is away", || {
         (qctl.job(id)["attempts"][0]["unreachable"] == true).then_some(())
     });
@@ -89,7 +89,7 @@ fn f15_a_partition_that_lasts_moves_the_job_and_the_old_attempt_is_stopped() {
     // Silence is counted once a second, and may have begun just before.
     assert!(moved >= Duration::from_secs(3), "too early: {moved:?}");
     assert!(is_alive(old), "losing sight of it is not stopping it");
-    link.open();
+    link.thaw();
     qctl.until("the old attempt is stopped on its worker's return", || {
         (!is_alive(old)).then_some(())
     });
@@ -109,13 +109,13 @@ fn f15_a_partition_that_lasts_moves_the_job_and_the_old_attempt_is_stopped() {
 fn f15_an_exclusive_job_stops_itself_before_it_is_given_away() {
     // The lease ends a grace period and a minute before the job is given away: after ten seconds.
     let (qctl, link) = coordinator(&[("QCTL_LOST_AFTER", "71s")]);
-    let mut far = Worker::start(&qctl, "far", 1, &link.address());
+    let mut far = Worker::start(&qctl, "far", 1, &link.address().to_string());
     let options = ["--exclusive", "--stop-grace", "1s"];
     let id = qctl.witness(&options, &["lines=20", "until=go"]);
     qctl.until_begun(id, 1);
     let pid = qctl.job_pid(id);
     let cut = Instant::now();
-    link.cut();
+    link.refuse();
     qctl.until("it has stopped by itself", || {
         (!is_alive(pid)).then_some(())
     });
@@ -124,10 +124,10 @@ fn f15_an_exclusive_job_stops_itself_before_it_is_given_away() {
     assert!(stopped < Duration::from_secs(15), "{stopped:?}");
     assert_eq!(qctl.job(id)["attempt"], 1, "nobody else has it yet");
     qctl.file("go", "");
-    link.open();
+    link.thaw();
     // A new agent does not wait for the old one's next dial; it finds the record of the stop.
     far.kill_agent();
-    let _far_again = Worker::start(&qctl, "far", 1, &link.address());
+    far.start_again();
     let job = qctl.until_ended(id);
     assert_eq!(job["state"], "succeeded", "{job:#}");
     assert_eq!(job["attempt"], 2);
@@ -141,13 +141,13 @@ fn f15_an_exclusive_job_stops_itself_before_it_is_given_away() {
 #[test]
 fn f16_a_flapping_network_starts_nothing_twice() {
     let (qctl, link) = coordinator(&[]);
-    let _worker = Worker::start(&qctl, "far", 3, &link.address());
+    let _worker = Worker::start(&qctl, "far", 3, &link.address().to_string());
     let jobs: Vec<i64> = (0..24)
         .map(|_| qctl.witness(&[], &["lines=30", "pause_ms=10", "width=2000"]))
         .collect();
     for round in 0..8_u64 {
         std::thread::sleep(Duration::from_millis(150 + 90 * round));
-        link.reset();
+        link.cut();
     }
     for id in jobs {
         let job = qctl.until_ended(id);
@@ -180,7 +180,7 @@ fn f16_fifty_agents_come_back_spread_out_and_cheaply() {
     const AGENTS: usize = 50;
     let (qctl, link) = coordinator(&[]);
     let _workers: Vec<Worker> = (0..AGENTS)
-        .map(|number| Worker::start(&qctl, &format!("w{number}"), 1, &link.address()))
+        .map(|number| Worker::start(&qctl, &format!("w{number}"), 1, &link.address().to_string()))
         .collect();
     let connected = || {
         let workers = qctl.json(&["workers"]);

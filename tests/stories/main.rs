@@ -2,12 +2,6 @@
 
 #[path = "../harness/mod.rs"]
 mod harness;
-#[allow(
-    dead_code,
-    reason = "several test programs share it, and none uses all of it"
-)]
-#[path = "../harness/proxy.rs"]
-mod proxy;
 
 mod bad_input;
 mod batch;

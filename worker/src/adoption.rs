@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use qctl_worker_core::agent::{Fact, Loss};
+use qctl_worker_core::enforcement::STUCK_AFTER;
 use qctl_worker_core::segment;
 
 use crate::chain;
@@ -21,20 +22,21 @@ use crate::shim_link::wall_now;
 use crate::wire;
 
 /// Time after which a sweep that still finds processes is reported, and goes on.
-const REPORT_AFTER: Duration = Duration::from_secs(10);
+const REPORT_AFTER: Duration = STUCK_AFTER;
 
 /// Pause when processes cannot be listed.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Settles the losses of a segment, whose lock this agent holds. Ends what is left of their
-/// processes, however long that takes, and returns what is true then. `seen` says that the shim
-/// vanished while this agent lived. Blocks.
+/// processes, however long that takes, and tells what is true then; what takes long is told before.
+/// `seen` says that the shim vanished while this agent lived. Blocks.
 pub(crate) fn conclude(
     follower: &Follower,
     losses: &[Loss],
     seen: bool,
     pump: &Pump,
-) -> Vec<(i64, Fact)> {
+    tell: impl Fn(Vec<(i64, Fact)>),
+) {
     let file = follower.file();
     let changed = file.metadata().and_then(|meta| meta.modified()).ok();
     let mut facts = Vec::new();
@@ -42,7 +44,7 @@ pub(crate) fn conclude(
     for loss in losses {
         let fence = loss.fence;
         if loss.unswept() {
-            end_processes(loss);
+            end_processes(loss, &tell);
         }
         let at = match changed.filter(|_| !seen) {
             Some(changed) => changed
@@ -72,7 +74,7 @@ pub(crate) fn conclude(
             chain(&error)
         );
     }
-    facts
+    tell(facts);
 }
 
 /// Writes records behind the last whole one, cutting off what a vanished shim left half-written.
@@ -92,7 +94,7 @@ fn append(file: &Arc<File>, position: u64, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// Ends every process of an attempt. Its slot stays taken until that has worked.
-fn end_processes(loss: &Loss) {
+fn end_processes(loss: &Loss, tell: impl Fn(Vec<(i64, Fact)>)) {
     let fence = loss.fence;
     let trace = Trace {
         marker: Marker::new(&loss.terms.spool_id, fence),
@@ -102,16 +104,15 @@ fn end_processes(loss: &Loss) {
             start_ticks: started.start_ticks,
         }),
     };
+    let mut told = false;
     loop {
         match sweep(&trace, Instant::now() + REPORT_AFTER) {
             Ok(left) if left.is_empty() => return,
             Ok(left) => {
-                let pids: Vec<_> = left.iter().map(|process| process.pid).collect();
-                tracing::warn!(
-                    fence,
-                    ?pids,
-                    "processes of a lost attempt cannot be ended yet"
-                );
+                if !std::mem::replace(&mut told, true) {
+                    let pids = left.iter().map(|process| process.pid).collect();
+                    tell(vec![(fence, Fact::Stuck(pids))]);
+                }
             }
             Err(error) => {
                 tracing::error!(

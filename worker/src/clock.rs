@@ -24,22 +24,41 @@ fn read(clock: ClockId) -> Duration {
     Duration::try_from(clock_gettime(clock)).unwrap_or_default()
 }
 
+/// How far the wall clock is ahead of the clock that never jumps.
+pub(crate) fn wall_offset() -> Duration {
+    let now = now();
+    read(ClockId::Realtime).saturating_sub(now)
+}
+
+/// False when a clock has jumped since the wall clock was ahead by `offset`.
+pub(crate) fn is_current(offset: Duration) -> bool {
+    wall_offset().abs_diff(offset) <= JUMP
+}
+
 /// Notices that the machine slept or its clock was set: then the clocks no longer differ by what
 /// they did.
 #[derive(Debug)]
 pub(crate) struct JumpWatch {
     wall: Duration,
     since_boot: Duration,
+    /// `wall` when it was looked at last.
+    latest: Duration,
 }
 
 impl JumpWatch {
     /// Remembers how far the clocks are apart.
     pub(crate) fn new() -> Self {
-        let now = now();
+        let wall = wall_offset();
         Self {
-            wall: read(ClockId::Realtime).saturating_sub(now),
-            since_boot: read(ClockId::Boottime).saturating_sub(now),
+            wall,
+            since_boot: read(ClockId::Boottime).saturating_sub(now()),
+            latest: wall,
         }
+    }
+
+    /// How far the wall clock was ahead of the clock that never jumps at the last look.
+    pub(crate) fn latest(&self) -> Duration {
+        self.latest
     }
 
     /// True once after a jump.
@@ -49,7 +68,8 @@ impl JumpWatch {
             || before.since_boot.abs_diff(self.since_boot) > JUMP;
         if !jumped {
             // A slow drift must add up, so the first reading stays the reference.
-            *self = before;
+            let latest = self.latest;
+            *self = Self { latest, ..before };
         }
         jumped
     }
@@ -68,5 +88,14 @@ mod tests {
         assert!(!watch.has_jumped());
         watch.since_boot = watch.since_boot.saturating_add(Duration::from_secs(5));
         assert!(!watch.has_jumped());
+    }
+
+    #[test]
+    fn what_was_agreed_before_a_jump_is_not_current() {
+        let offset = wall_offset();
+        assert!(is_current(offset));
+        assert!(is_current(offset + JUMP / 2));
+        assert!(!is_current(offset + JUMP * 2));
+        assert!(!is_current(offset - JUMP * 2));
     }
 }

@@ -67,6 +67,8 @@ pub(crate) enum Fact {
     Ended(Box<AttemptEnded>),
     /// It never started and never will.
     Void(String),
+    /// Processes of it do not end although they were killed.
+    Stuck(Vec<i32>),
     /// No process of it is left.
     Freed,
 }
@@ -298,6 +300,7 @@ impl Follower {
                 Fact::Ended(Box::new(ended))
             }
             Event::Void(reason) => Fact::Void(reason),
+            Event::Stuck(stuck) => Fact::Stuck(stuck.pids),
             Event::Freed(_) => Fact::Freed,
         })
     }

@@ -6,6 +6,7 @@
 //! next agent needs (`adoption`). Decisions are in `qctl-worker-core`.
 
 mod adoption;
+mod charge;
 mod clock;
 pub mod config;
 mod follower;

@@ -5,6 +5,7 @@
 //! identity.json             worker id and spool id
 //! term                      highest leadership term seen
 //! shim.log                  what shims say on standard error
+//! spool/SPOOL/charge        which agent is in charge of the shims
 //! spool/SPOOL/7.segment     journal of shim 7
 //! spool/SPOOL/7.sock        its socket
 //! spool/SPOOL/7.progress    the pipe on which its jobs report progress
@@ -23,6 +24,8 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+
+use crate::charge;
 
 /// Age at which checkpoints and spools that nobody owns are removed.
 const KEPT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
@@ -159,6 +162,15 @@ impl Spool {
             .map_err(io_at(&path))?;
         file.write_all(&segment::header()).map_err(io_at(&path))?;
         Ok(file)
+    }
+
+    /// Takes charge of the shims of this spool and returns this agent's number. `None` while a shim
+    /// is in the middle of a start.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub(crate) fn take_charge(&self) -> Result<Option<u64>, SpoolError> {
+        charge::take(&self.segments).map_err(io_at(&self.segments))
     }
 
     /// Removes a shim's segment, its socket and the pipe beside it.

@@ -8,9 +8,9 @@ use qctl_proto::v1::open_session_request::Message as Say;
 use qctl_proto::v1::shim_request::Message as Ask;
 use qctl_proto::v1::{
     Assignment, AssignmentReturned, AttemptEnded, AttemptStarted, HeldAttempt, PauseChanged,
-    Progress, ProgressReported, ResultCommitted, SegmentFreed, SegmentPid, SetPaused, ShimLease,
-    ShimRetire, SlotFreed, Stop, StopCause as WireCause, Verdict as WireVerdict, Welcome,
-    attempt_ended, held_attempt, verdict,
+    Progress, ProgressReported, ResultCommitted, SegmentFreed, SegmentPid, SegmentStuck, SetPaused,
+    ShimLease, ShimRetire, SlotFreed, SlotStuck, Stop, StopCause as WireCause,
+    Verdict as WireVerdict, Welcome, attempt_ended, held_attempt, verdict,
 };
 use qctl_worker_core::agent::{self, End, Ended, Fact, Holding, Judged, Started, Terms};
 use qctl_worker_core::enforcement::{DEFAULT_GRACE, StopCause};
@@ -39,7 +39,7 @@ pub(crate) fn duration(wire: prost_types::Duration) -> Option<Duration> {
     Duration::try_from(wire).ok()
 }
 
-fn wire_duration(duration: Duration) -> Option<prost_types::Duration> {
+pub(crate) fn wire_duration(duration: Duration) -> Option<prost_types::Duration> {
     duration.try_into().ok()
 }
 
@@ -156,6 +156,7 @@ pub(crate) fn say(say: agent::Say) -> Option<Say> {
         }),
         agent::Say::Ended { fence, ended } => Say::Ended(attempt_ended(fence, *ended)),
         agent::Say::SlotFreed(fence) => Say::SlotFreed(SlotFreed { fence }),
+        agent::Say::SlotStuck { fence, pids } => Say::SlotStuck(SlotStuck { fence, pids }),
         agent::Say::Returned {
             fence,
             returned,
@@ -191,8 +192,18 @@ fn progress(fence: i64, reading: Reading) -> ProgressReported {
     }
 }
 
-/// What is asked of a shim at `now`.
-pub(crate) fn ask(ask: agent::Ask, now: Duration) -> Ask {
+/// The moment at which something is asked of a shim.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Moment {
+    /// By the clock that never jumps.
+    pub(crate) now: Duration,
+    /// How far the wall clock was ahead of that one when the agent looked last. It must be the look
+    /// before the agent decided, so that a jump in between is noticed by the shim.
+    pub(crate) clock_offset: Duration,
+}
+
+/// What is asked of a shim.
+pub(crate) fn ask(ask: agent::Ask, moment: Moment) -> Ask {
     match ask {
         agent::Ask::Stop {
             fence,
@@ -206,7 +217,9 @@ pub(crate) fn ask(ask: agent::Ask, now: Duration) -> Ask {
         agent::Ask::SetPaused { fence, paused } => Ask::SetPaused(SetPaused { fence, paused }),
         agent::Ask::Lease { fence, until } => Ask::Lease(ShimLease {
             fence,
-            holds_for: wire_duration(until.saturating_sub(now)),
+            holds_for: wire_duration(until.saturating_sub(moment.now)),
+            until: wire_duration(until),
+            clock_offset: wire_duration(moment.clock_offset),
         }),
         agent::Ask::Committed(fence) => Ask::Committed(ResultCommitted { fence }),
         agent::Ask::Retire => Ask::Retire(ShimRetire {}),
@@ -240,6 +253,7 @@ pub(crate) fn fact(fact: follower::Fact) -> Option<Fact> {
         follower::Fact::Progress(reading) => Fact::Progress(reading),
         follower::Fact::Ended(wire) => Fact::Ended(Box::new(ended(*wire))),
         follower::Fact::Void(reason) => Fact::Void(reason),
+        follower::Fact::Stuck(pids) => Fact::Stuck(pids),
         follower::Fact::Freed => Fact::Freed,
     })
 }
@@ -262,6 +276,10 @@ pub(crate) fn record(fence: i64, fact: &Fact) -> Option<records::Event> {
         }
         Fact::Void(reason) => Some(records::Event::Void(reason.clone())),
         Fact::Freed => Some(records::Event::Freed(SegmentFreed {})),
+        Fact::Stuck(pids) => {
+            let pids = pids.clone();
+            Some(records::Event::Stuck(SegmentStuck { pids }))
+        }
         Fact::Assigned(_)
         | Fact::Starting { .. }
         | Fact::Started(_)

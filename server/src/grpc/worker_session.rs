@@ -220,6 +220,10 @@ impl Session {
                 },
             ),
             FromWorker::PauseChanged(change) => (change.fence, What::PauseChanged(change.paused)),
+            FromWorker::SlotStuck(stuck) => {
+                let pids = stuck.pids.into_iter().take(ITEMS).collect();
+                (stuck.fence, What::SlotStuck { pids })
+            }
         };
         self.app
             .report(Report {

@@ -9,6 +9,13 @@ use std::time::Duration;
 /// Time that processes surviving the attempt's own one are left alone.
 pub const LINGER: Duration = Duration::from_secs(10);
 
+/// Time after which processes that force does not end are told of: they wait for the kernel.
+pub const STUCK_AFTER: Duration = Duration::from_secs(60);
+
+/// Bounds of the time between two tries to freeze a tree that could not be frozen whole.
+const FREEZE_AGAIN: std::ops::RangeInclusive<Duration> =
+    Duration::from_millis(10)..=Duration::from_secs(1);
+
 /// Time between the stop signal and force, unless the job says otherwise.
 pub const DEFAULT_GRACE: Duration = Duration::from_secs(10);
 
@@ -60,6 +67,11 @@ pub enum Event {
     LeaseRenewed(Duration),
     /// The machine's clocks disagree with what they said before: it may have slept.
     ClockJumped,
+    /// [`Action::Freeze`] was tried.
+    Frozen {
+        /// Every process of the tree stands. Otherwise it is tried again soon.
+        whole: bool,
+    },
     /// wait returned. `survivors` tells whether other processes of it live.
     Exited {
         /// Whether other processes of the attempt live.
@@ -80,12 +92,14 @@ pub enum Action {
     Warn,
     /// Send the stop signal.
     Terminate,
-    /// Freeze the tree.
+    /// Freeze the tree, then tell [`Event::Frozen`].
     Freeze,
     /// Thaw the tree.
     Thaw,
     /// Freeze and kill the tree, again and again until it is empty.
     Kill,
+    /// Record that processes do not end although they were killed.
+    RecordStuck,
 }
 
 /// How far the ladder was climbed.
@@ -97,8 +111,8 @@ enum Ladder {
     Lingering { until: Duration },
     /// The stop signal was sent; force follows then.
     Terminating { kill_at: Duration },
-    /// By force.
-    Killing,
+    /// By force. It is told then that force does not help; `None` once it was told.
+    Killing { stuck_at: Option<Duration> },
     /// The tree is empty.
     Over,
 }
@@ -115,6 +129,10 @@ pub struct Enforcement {
     paused: bool,
     /// Frozen because the lease may have passed while the machine slept.
     unconfirmed: bool,
+    /// It was recorded that the tree stands.
+    told_paused: bool,
+    /// The tree does not stand yet: when that is tried again, and the time to the try after it.
+    freeze_again: Option<(Duration, Duration)>,
     /// Run time before `running_since`.
     ran: Duration,
     /// When the clock of the run time was last set going; `None` while it stands.
@@ -133,6 +151,8 @@ impl Enforcement {
             warned: false,
             paused: false,
             unconfirmed: false,
+            told_paused: false,
+            freeze_again: None,
             ran: Duration::ZERO,
             running_since: Some(now),
             lease_until: limits.lease.map(|lease| now.saturating_add(lease)),
@@ -146,7 +166,7 @@ impl Enforcement {
 
     /// True once force was used.
     pub fn is_killing(&self) -> bool {
-        self.ladder == Ladder::Killing
+        matches!(self.ladder, Ladder::Killing { .. })
     }
 
     /// True while the tree is frozen.
@@ -177,6 +197,7 @@ impl Enforcement {
                     self.limits.time_limit.and_then(running),
                     self.warn_after().and_then(running),
                     self.lease_until,
+                    self.freeze_again.map(|(at, _)| at),
                 ]
                 .into_iter()
                 .flatten()
@@ -184,7 +205,8 @@ impl Enforcement {
             }
             Ladder::Lingering { until } => Some(until),
             Ladder::Terminating { kill_at } => Some(kill_at),
-            Ladder::Killing | Ladder::Over => None,
+            Ladder::Killing { stuck_at } => stuck_at,
+            Ladder::Over => None,
         }
     }
 
@@ -211,6 +233,7 @@ impl Enforcement {
                 self.unconfirmed = self.lease_until.is_some();
                 self.settle_pause(now, &mut actions);
             }
+            Event::Frozen { whole } => self.frozen(now, whole, &mut actions),
             Event::Exited { survivors } => self.exited(now, survivors, &mut actions),
             Event::TreeEmpty => self.ladder = Ladder::Over,
         }
@@ -228,6 +251,8 @@ impl Enforcement {
                 } else if self.warn_after().is_some_and(|after| ran >= after) {
                     self.warned = true;
                     actions.push(Action::Warn);
+                } else if self.freeze_again.is_some_and(|(at, _)| now >= at) {
+                    actions.push(Action::Freeze);
                 }
             }
             Ladder::Lingering { until } if now >= until => {
@@ -237,12 +262,20 @@ impl Enforcement {
                 actions.push(Action::Terminate);
             }
             Ladder::Terminating { kill_at } if now >= kill_at => {
-                self.ladder = Ladder::Killing;
+                self.ladder = Ladder::Killing {
+                    stuck_at: Some(now.saturating_add(STUCK_AFTER)),
+                };
                 actions.push(Action::Kill);
+            }
+            Ladder::Killing {
+                stuck_at: Some(stuck_at),
+            } if now >= stuck_at => {
+                self.ladder = Ladder::Killing { stuck_at: None };
+                actions.push(Action::RecordStuck);
             }
             Ladder::Lingering { .. }
             | Ladder::Terminating { .. }
-            | Ladder::Killing
+            | Ladder::Killing { .. }
             | Ladder::Over => {}
         }
     }
@@ -259,7 +292,9 @@ impl Enforcement {
             // A machine that is lost gives no notice, so a drill of that gives none either.
             Ladder::Ground if cause == StopCause::Drill => {
                 self.cause = Some(cause);
-                self.ladder = Ladder::Killing;
+                self.ladder = Ladder::Killing {
+                    stuck_at: Some(now.saturating_add(STUCK_AFTER)),
+                };
                 actions.extend([Action::RecordStopping(cause), Action::Kill]);
             }
             Ladder::Ground => {
@@ -270,8 +305,7 @@ impl Enforcement {
                 self.paused = false;
                 self.unconfirmed = false;
                 if self.is_frozen() {
-                    self.running_since = Some(now);
-                    actions.extend([Action::Thaw, Action::RecordPaused(false)]);
+                    self.thaw(now, actions);
                 }
             }
             // The result is recorded already, so there is no cause to record.
@@ -285,7 +319,7 @@ impl Enforcement {
                     kill_at: before.min(kill_at),
                 };
             }
-            Ladder::Killing | Ladder::Over => {}
+            Ladder::Killing { .. } | Ladder::Over => {}
         }
     }
 
@@ -298,14 +332,38 @@ impl Enforcement {
             (true, Some(_)) => {
                 self.ran = self.ran(now);
                 self.running_since = None;
-                actions.extend([Action::Freeze, Action::RecordPaused(true)]);
+                actions.push(Action::Freeze);
             }
-            (false, None) => {
-                self.running_since = Some(now);
-                actions.extend([Action::Thaw, Action::RecordPaused(false)]);
-            }
+            (false, None) => self.thaw(now, actions),
             (true, None) | (false, Some(_)) => {}
         }
+    }
+
+    fn thaw(&mut self, now: Duration, actions: &mut Vec<Action>) {
+        self.running_since = Some(now);
+        self.freeze_again = None;
+        actions.push(Action::Thaw);
+        if std::mem::take(&mut self.told_paused) {
+            actions.push(Action::RecordPaused(false));
+        }
+    }
+
+    fn frozen(&mut self, now: Duration, whole: bool, actions: &mut Vec<Action>) {
+        if !self.is_frozen() || self.ladder != Ladder::Ground {
+            return;
+        }
+        if whole {
+            self.freeze_again = None;
+            if !std::mem::replace(&mut self.told_paused, true) {
+                actions.push(Action::RecordPaused(true));
+            }
+            return;
+        }
+        let wait = self
+            .freeze_again
+            .map_or(*FREEZE_AGAIN.start(), |(_, wait)| wait);
+        let next = (wait * 2).min(*FREEZE_AGAIN.end());
+        self.freeze_again = Some((now.saturating_add(wait), next));
     }
 
     fn exited(&mut self, now: Duration, survivors: bool, actions: &mut Vec<Action>) {
@@ -317,6 +375,7 @@ impl Enforcement {
         self.running_since = None;
         self.exited = true;
         self.lease_until = None;
+        self.freeze_again = None;
         if !survivors {
             self.ladder = Ladder::Over;
         } else if self.ladder == Ladder::Ground {
@@ -356,6 +415,15 @@ mod tests {
         Duration::from_secs(seconds)
     }
 
+    /// Lets every freeze succeed at once.
+    fn apply(attempt: &mut Enforcement, now: Duration, event: Event) -> Vec<Action> {
+        let mut actions = attempt.apply(now, event);
+        if actions.contains(&Action::Freeze) {
+            actions.extend(attempt.apply(now, Event::Frozen { whole: true }));
+        }
+        actions
+    }
+
     fn cancel() -> Event {
         Event::Stop {
             cause: StopCause::Cancel,
@@ -386,6 +454,9 @@ mod tests {
         );
         assert_eq!(attempt.deadline(), Some(s(170)));
         assert_eq!(attempt.apply(s(170), Event::Tick), [Action::Kill]);
+        assert_eq!(attempt.deadline(), Some(s(230)));
+        assert_eq!(attempt.apply(s(229), Event::Tick), []);
+        assert_eq!(attempt.apply(s(230), Event::Tick), [Action::RecordStuck]);
         assert_eq!(attempt.deadline(), None);
         assert_eq!(attempt.cause(), Some(StopCause::TimeLimit));
     }
@@ -400,7 +471,7 @@ mod tests {
             },
         );
         assert_eq!(
-            attempt.apply(s(50), Event::SetPaused(true)),
+            apply(&mut attempt, s(50), Event::SetPaused(true)),
             [Action::Freeze, Action::RecordPaused(true)]
         );
         assert_eq!(attempt.apply(s(51), Event::SetPaused(true)), []);
@@ -416,9 +487,36 @@ mod tests {
     }
 
     #[test]
-    fn stopping_a_frozen_tree_thaws_it_after_the_signal() {
+    fn a_tree_that_is_not_frozen_whole_is_frozen_again_and_told_once() {
+        let mut attempt = Enforcement::start(s(0), NO_LIMITS);
+        let paused = attempt.apply(s(1), Event::SetPaused(true));
+        assert_eq!(paused, [Action::Freeze]);
+        let part = Event::Frozen { whole: false };
+        let mut now = s(1);
+        for _ in 0..10 {
+            assert_eq!(attempt.apply(now, part), []);
+            let next = attempt.deadline().unwrap();
+            assert!(next > now && next <= now + s(1));
+            now = next;
+            assert_eq!(attempt.apply(now, Event::Tick), [Action::Freeze]);
+        }
+        let whole = Event::Frozen { whole: true };
+        assert_eq!(attempt.apply(now, whole), [Action::RecordPaused(true)]);
+        assert_eq!(attempt.apply(now, whole), []);
+        assert_eq!(attempt.deadline(), None);
+
         let mut attempt = Enforcement::start(s(0), NO_LIMITS);
         attempt.apply(s(1), Event::SetPaused(true));
+        attempt.apply(s(1), part);
+        let thawed = attempt.apply(s(2), Event::SetPaused(false));
+        assert_eq!(thawed, [Action::Thaw], "what was frozen goes on");
+        assert_eq!(attempt.deadline(), None);
+    }
+
+    #[test]
+    fn stopping_a_frozen_tree_thaws_it_after_the_signal() {
+        let mut attempt = Enforcement::start(s(0), NO_LIMITS);
+        apply(&mut attempt, s(1), Event::SetPaused(true));
         assert_eq!(
             attempt.apply(s(2), cancel()),
             [
@@ -523,7 +621,7 @@ mod tests {
             },
         );
         assert_eq!(
-            attempt.apply(s(5), Event::ClockJumped),
+            apply(&mut attempt, s(5), Event::ClockJumped),
             [Action::Freeze, Action::RecordPaused(true)]
         );
         assert_eq!(attempt.apply(s(6), Event::SetPaused(true)), []);
@@ -598,7 +696,7 @@ mod tests {
                 }
                 exited |= matches!(event, Event::Exited { .. });
                 let before = attempt.ran(now);
-                for action in attempt.apply(now, event) {
+                for action in apply(&mut attempt, now, event) {
                     match action {
                         Action::Freeze => {
                             prop_assert!(!frozen);

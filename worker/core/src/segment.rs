@@ -60,6 +60,8 @@ pub enum EventKind {
     Freed = 10,
     /// Output that could not be recorded.
     Hole = 11,
+    /// Processes do not end although they were killed.
+    Stuck = 13,
 }
 
 impl EventKind {
@@ -75,6 +77,7 @@ impl EventKind {
             9 => Self::Void,
             10 => Self::Freed,
             11 => Self::Hole,
+            13 => Self::Stuck,
             _ => return None,
         })
     }

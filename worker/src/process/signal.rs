@@ -64,16 +64,17 @@ pub fn send(process: &Process, signal: Signal) -> io::Result<bool> {
     }
 }
 
-/// Stops all processes that `select` picks out of a snapshot, until a pass finds no new one.
-/// Returns those that ran before. A stopped process cannot fork, so what is stopped stays whole.
+/// Stops all processes that `select` picks out of a snapshot, until a pass finds no new one, and
+/// adds those that ran before to `frozen`, also when that fails halfway. A stopped process cannot
+/// fork, so what is stopped stays whole. False when the tree grew faster than it could be stopped.
 ///
 /// # Errors
 /// When `/proc` cannot be read. Processes that may not be signalled are left out.
 pub fn freeze(
     mut select: impl FnMut(&Snapshot) -> io::Result<Vec<Process>>,
-) -> io::Result<Vec<Process>> {
+    frozen: &mut Vec<Process>,
+) -> io::Result<bool> {
     let mut seen = HashSet::new();
-    let mut frozen = Vec::new();
     for _ in 0..MAX_PASSES {
         let snapshot = Snapshot::take()?;
         let mut grew = false;
@@ -87,10 +88,10 @@ pub fn freeze(
             }
         }
         if !grew {
-            break;
+            return Ok(true);
         }
     }
-    Ok(frozen)
+    Ok(false)
 }
 
 /// Lets stopped processes go on.
@@ -109,7 +110,7 @@ pub fn thaw(processes: &[Process]) {
 pub fn freeze_and_kill(
     mut select: impl FnMut(&Snapshot) -> io::Result<Vec<Process>>,
 ) -> io::Result<usize> {
-    freeze(&mut select)?;
+    freeze(&mut select, &mut Vec::new())?;
     let mut killed = 0;
     for process in select(&Snapshot::take()?)? {
         if process.lives() {
@@ -133,6 +134,39 @@ mod tests {
         assert!(is_expected_by(status, Signal::TERM));
         assert!(!is_expected_by(status, Signal::USR1));
         assert!(!is_expected_by("", Signal::USR1));
+    }
+
+    #[test]
+    fn what_was_frozen_before_a_failure_is_known() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("300")
+            .spawn()
+            .unwrap();
+        let pid = child.id() as i32;
+        let mut passes = 0;
+        let mut frozen = Vec::new();
+        let failed = freeze(
+            |snapshot| {
+                passes += 1;
+                let all = snapshot.processes().iter().copied();
+                match passes {
+                    1 => Ok(all.filter(|process| process.pid == pid).collect()),
+                    _ => Err(io::Error::other("no more descriptors")),
+                }
+            },
+            &mut frozen,
+        );
+        assert!(failed.is_err());
+        let pids: Vec<_> = frozen.iter().map(|process| process.pid).collect();
+        assert_eq!(pids, [pid]);
+        thaw(&frozen);
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while Process::look(pid).unwrap().unwrap().is_stopped() {
+            assert!(std::time::Instant::now() < deadline, "it stays frozen");
+            std::thread::yield_now();
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     #[test]

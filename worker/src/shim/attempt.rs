@@ -132,10 +132,16 @@ impl Attempt {
         Ok(())
     }
 
-    /// Freezes the tree.
-    pub(super) fn freeze(&mut self) -> io::Result<()> {
-        self.frozen = signal::freeze(|snapshot| Ok(descendants(snapshot)))?;
-        Ok(())
+    /// Freezes the tree. False when it is not frozen whole.
+    pub(super) fn freeze(&mut self) -> io::Result<bool> {
+        signal::freeze(|snapshot| Ok(descendants(snapshot)), &mut self.frozen)
+    }
+
+    /// Process ids of its living processes.
+    pub(super) fn living(&self) -> io::Result<Vec<i32>> {
+        let mut living = descendants(&Snapshot::take()?);
+        living.retain(Process::lives);
+        Ok(living.iter().map(|process| process.pid).collect())
     }
 
     /// Thaws the tree.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use qctl_proto::v1::{
     Assignment, JobSpec, PauseChanged, SegmentFreed, SegmentPid, SegmentStarting, SegmentStopping,
-    ShimEvent, ShimRequest, ShimRun, Stop, shim_request::Message,
+    SegmentStuck, ShimEvent, ShimLease, ShimRequest, ShimRun, Stop, shim_request::Message,
 };
 use qctl_worker_core::enforcement::{self, Action, Enforcement, Limits, StopCause};
 use qctl_worker_core::segment::{MAX_OUT_BYTES, Stream};
@@ -17,6 +17,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Signal, WaitOptions, WaitStatus};
 
+use crate::charge::Charge;
 use crate::clock::{self, JumpWatch};
 use crate::process::signal;
 use crate::process::snapshot::Process;
@@ -60,6 +61,7 @@ pub(super) struct Shim {
     out_of_memory: OutOfMemory,
     durability: Durability,
     clocks: JumpWatch,
+    charge: Charge,
     host: String,
     buffer: Vec<u8>,
     now: Duration,
@@ -110,6 +112,7 @@ impl Shim {
             out_of_memory: OutOfMemory::new(),
             durability: Durability::default(),
             clocks: JumpWatch::new(),
+            charge: Charge::beside(&args.segment),
             host: rustix::system::uname()
                 .nodename()
                 .to_string_lossy()
@@ -256,13 +259,28 @@ impl Shim {
                 }
             }
             Some(Message::Lease(lease)) => {
-                let holds_for = lease.holds_for.as_ref().map_or(Duration::ZERO, duration);
-                self.apply(lease.fence, enforcement::Event::LeaseRenewed(holds_for));
+                if let Some(holds_for) = self.renewal(&lease) {
+                    self.apply(lease.fence, enforcement::Event::LeaseRenewed(holds_for));
+                }
             }
             Some(Message::Retire(_)) => self.retiring = true,
             Some(Message::Committed(result)) => self.durability.committed(result.fence),
             None => note!("a request of an unknown kind was ignored"),
         }
+    }
+
+    /// How much longer a lease holds; `None` when what it was renewed on is from before a jump of the
+    /// clock: the time that has passed since then is not known.
+    fn renewal(&self, lease: &ShimLease) -> Option<Duration> {
+        let offset = lease.clock_offset.as_ref().map(duration);
+        if offset.is_some_and(|offset| !clock::is_current(offset)) {
+            return None;
+        }
+        let until = lease.until.as_ref().map(duration);
+        Some(match until {
+            Some(until) => until.saturating_sub(self.now),
+            None => lease.holds_for.as_ref().map_or(Duration::ZERO, duration),
+        })
     }
 
     fn stop(&mut self, stop: &Stop) {
@@ -286,6 +304,7 @@ impl Shim {
         else {
             return;
         };
+        let mut follow = None;
         for action in attempt.enforcement.apply(self.now, event) {
             let done = match action {
                 Action::RecordStopping(cause) => {
@@ -301,16 +320,31 @@ impl Shim {
                 }
                 Action::Warn => attempt.warn(),
                 Action::Terminate => attempt.terminate(),
-                Action::Freeze => attempt.freeze(),
+                Action::Freeze => {
+                    let frozen = attempt.freeze();
+                    let whole = *frozen.as_ref().unwrap_or(&false);
+                    follow = Some(enforcement::Event::Frozen { whole });
+                    frozen.map(|_| ())
+                }
                 Action::Thaw => {
                     attempt.thaw();
                     Ok(())
                 }
                 Action::Kill => attempt.kill(self.now),
+                Action::RecordStuck => attempt.living().map(|pids| {
+                    note!(
+                        "attempt {fence}: processes {pids:?} do not end although they were killed"
+                    );
+                    self.journal
+                        .append(fence, &[Event::Stuck(SegmentStuck { pids })]);
+                }),
             };
             if let Err(error) = done {
                 note!("attempt {fence}: {action:?} failed: {error}");
             }
+        }
+        if let Some(event) = follow {
+            self.apply(fence, event);
         }
     }
 
@@ -487,17 +521,36 @@ impl Shim {
 
     /// Takes an assignment.
     fn begin(&mut self, run: ShimRun) {
+        let lease = self.lease(&run);
         let assignment = run.assignment.unwrap_or_default();
         let fence = assignment.fence;
-        if !self.seen.insert(fence) {
+        if self.seen.contains(&fence) {
             return;
         }
+        // Held until the record stands: an agent that takes over must see it or prevent it.
+        let hold = match self.charge.hold(run.agent) {
+            Ok(Some(hold)) => hold,
+            Ok(None) => {
+                note!("attempt {fence} is not started: another agent has taken over");
+                return;
+            }
+            Err(error) => {
+                note!("attempt {fence}: who is in charge cannot be read: {error}");
+                let refusal = format!("the worker's own files cannot be read: {error}");
+                self.seen.insert(fence);
+                self.journal.append(fence, &[Event::Void(refusal)]);
+                return;
+            }
+        };
+        self.seen.insert(fence);
         let refusal = if self.running.is_some() {
             Some("the shim is busy with another attempt")
-        } else if self.is_retiring() {
+        } else if self.retiring || self.is_used_up() {
             Some("the shim is about to retire")
         } else if self.journal.is_behind() {
             Some("the disk of the worker is full")
+        } else if lease == Some(Duration::ZERO) {
+            Some("its lease was over before it could start")
         } else {
             None
         };
@@ -519,10 +572,10 @@ impl Shim {
             self.journal.append(fence, &[Event::Void(refusal)]);
             return;
         }
+        drop(hold);
         let [Event::Assigned(assignment), _] = events else {
             return;
         };
-        let lease = run.lease.as_ref().map(duration);
         match self.launch(&assignment, lease, &run.checkpoint_dir) {
             Ok(attempt) => {
                 let started = Event::Pid(SegmentPid {
@@ -544,6 +597,18 @@ impl Shim {
                 self.durability.written(fence, self.now);
             }
         }
+    }
+
+    /// How long an exclusive attempt may run without a renewal.
+    fn lease(&self, run: &ShimRun) -> Option<Duration> {
+        let holds_for = run.lease?;
+        let lease = ShimLease {
+            fence: 0,
+            holds_for: Some(holds_for),
+            until: run.lease_until,
+            clock_offset: run.clock_offset,
+        };
+        Some(self.renewal(&lease).unwrap_or_default())
     }
 
     /// Starts the process of an assignment, or says in a sentence why it cannot be started.
@@ -646,7 +711,11 @@ impl Shim {
     }
 
     fn is_retiring(&self) -> bool {
-        self.retiring || self.jobs >= self.max_jobs || self.journal.end() >= self.max_segment_bytes
+        self.retiring || self.is_used_up()
+    }
+
+    fn is_used_up(&self) -> bool {
+        self.jobs >= self.max_jobs || self.journal.end() >= self.max_segment_bytes
     }
 
     fn is_done(&self) -> bool {

@@ -53,15 +53,19 @@ impl Supervisor {
                     .with
                     .spool
                     .checkpoint_dir(assignment.job_id, assignment.attempt);
-                let lease = lease_until.map(|until| until.saturating_sub(clock::now()));
+                let moment = self.moment();
+                let lease = lease_until.map(|until| until.saturating_sub(moment.now));
                 let run = ShimRun {
-                    lease: lease.and_then(|lease| lease.try_into().ok()),
+                    lease: lease.and_then(wire::wire_duration),
+                    lease_until: lease_until.and_then(wire::wire_duration),
+                    clock_offset: wire::wire_duration(moment.clock_offset),
+                    agent: self.number,
                     checkpoint_dir: checkpoint_dir.to_string_lossy().into_owned(),
                     assignment: Some(assignment),
                 };
                 self.ask(shim, Ask::Run(run));
             }
-            Effect::Ask { shim, ask } => self.ask(shim, wire::ask(ask, clock::now())),
+            Effect::Ask { shim, ask } => self.ask(shim, wire::ask(ask, self.moment())),
             Effect::Conclude { shim, losses, seen } => self.conclude(shim, losses, seen),
             Effect::RemoveSegment(shim) => {
                 self.followers.remove(&shim);
@@ -98,6 +102,13 @@ impl Supervisor {
         }
     }
 
+    fn moment(&self) -> wire::Moment {
+        wire::Moment {
+            now: clock::now(),
+            clock_offset: self.clocks.latest(),
+        }
+    }
+
     fn ask(&self, shim: ShimId, message: Ask) {
         if let Some(link) = self.links.get(&shim) {
             link.send(ShimRequest {
@@ -113,6 +124,14 @@ impl Supervisor {
         let crowded = session.outbox.capacity() <= session.outbox.max_capacity() / 2;
         if crowded && matches!(say, Say::Progress { .. }) {
             return;
+        }
+        if let Say::SlotStuck { fence, pids } = &say {
+            tracing::error!(
+                fence,
+                ?pids,
+                "processes {pids:?} of the attempt with fence {fence} were killed and do not end; \
+                 they hold its slot"
+            );
         }
         if let Say::Returned { fence, message, .. } = &say {
             tracing::info!(fence, "the assignment with fence {fence}: {message}");

@@ -34,6 +34,9 @@ pub(crate) use shims::AdoptError;
 /// How long idle shims may take to end when the agent does. Whoever takes longer ends alone.
 const RETIRE_WITHIN: Duration = Duration::from_secs(1);
 
+/// Pause between two tries to take charge of the shims.
+const CHARGE_PAUSE: Duration = Duration::from_millis(20);
+
 /// Events of links that wait for the supervisor.
 const QUEUED_EVENTS: usize = 1024;
 
@@ -106,6 +109,8 @@ struct Session {
 pub(crate) struct Supervisor {
     with: Surroundings,
     agent: Agent,
+    /// This agent's number: shims start nothing for another one.
+    number: u64,
     clocks: JumpWatch,
     /// For the links' own timing.
     started: Instant,
@@ -134,6 +139,8 @@ impl Supervisor {
     /// # Errors
     /// When the spool cannot be read.
     pub(crate) async fn adopt(with: Surroundings) -> Result<Self, AdoptError> {
+        // First: from here on no shim starts anything that an earlier agent asked for.
+        let number = take_charge(&with.spool).await?;
         let found = with.spool.shims()?;
         let (events, heard) = mpsc::channel(QUEUED_EVENTS);
         let (conclusions, concluded) = mpsc::unbounded_channel();
@@ -146,6 +153,7 @@ impl Supervisor {
         );
         let mut supervisor = Self {
             agent,
+            number,
             clocks: JumpWatch::new(),
             started: Instant::now(),
             assignments: HashMap::new(),
@@ -288,6 +296,20 @@ impl Supervisor {
             self.assignments.insert(assignment.fence, assignment);
         }
         self.step(Event::Assign(told));
+    }
+}
+
+/// Takes charge of the shims, once none of them is in the middle of a start.
+async fn take_charge(spool: &Spool) -> Result<u64, SpoolError> {
+    let mut told = false;
+    loop {
+        if let Some(number) = spool.take_charge()? {
+            return Ok(number);
+        }
+        tokio::time::sleep(CHARGE_PAUSE).await;
+        if !std::mem::replace(&mut told, true) {
+            tracing::warn!("waiting for a shim that is in the middle of a start");
+        }
     }
 }
 

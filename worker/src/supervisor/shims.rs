@@ -104,9 +104,10 @@ impl Supervisor {
         };
         let (pump, conclusions) = (self.with.pump.clone(), self.conclusions.clone());
         tokio::task::spawn_blocking(move || {
-            let facts = adoption::conclude(&follower, &losses, seen, &pump);
-            // The agent is ending when nobody listens; its successor finds the same.
-            let _ = conclusions.send(facts);
+            adoption::conclude(&follower, &losses, seen, &pump, |facts| {
+                // The agent is ending when nobody listens; its successor finds the same.
+                let _ = conclusions.send(facts);
+            });
         });
     }
 

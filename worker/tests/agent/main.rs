@@ -761,3 +761,79 @@ async fn a_job_that_succeeded_leaves_no_checkpoints_and_one_that_failed_does() {
         b"state\n"
     );
 }
+
+/// Stops a shim, or lets it go on.
+fn stand(shim: i32, stand: bool) {
+    signal(shim, if stand { libc::SIGSTOP } else { libc::SIGCONT });
+}
+
+#[tokio::test]
+async fn what_a_dead_agent_asked_and_nobody_read_never_starts() {
+    let (coordinator, mut worker) = connected().await;
+    coordinator.assign(1, "true");
+    coordinator.complete(1).await;
+    let shim = worker.shims()[0];
+    stand(shim, true);
+    let ran = worker.folder().join("ran");
+    coordinator.assign(7, &format!("echo ran >> '{}'", ran.display()));
+    // Its answer proves that the assignment was handed to the shim, where it lies unread.
+    coordinator.say(Said::Revoke(Revoke { fence: 7 }));
+    coordinator
+        .wait("an answer", |s| s.returned(7) == Some(false))
+        .await;
+    worker.kill();
+    worker.restart();
+    coordinator
+        .wait("a greeting", |s| s.hellos.len() == 2)
+        .await;
+    let held = coordinator.state().hellos[1].attempts.clone();
+    assert!(held.iter().all(|held| held.fence != 7), "{held:?}");
+    // The coordinator gives the job a new fence.
+    coordinator.assign(8, &format!("echo ran >> '{}'", ran.display()));
+    stand(shim, false);
+    coordinator.complete(8).await;
+    assert_eq!(std::fs::read(&ran).unwrap(), b"ran\n");
+    assert!(!coordinator.state().started(7));
+}
+
+#[tokio::test]
+async fn a_request_that_a_broken_connection_lost_is_made_again() {
+    let (coordinator, worker) = connected().await;
+    coordinator.assign(1, "true");
+    coordinator.complete(1).await;
+    let shim = worker.shims()[0];
+    let socket = worker.spool().join("1.sock");
+    // A shim drops its oldest connection when there are too many, with what it has not read.
+    let crowd = || -> Vec<_> {
+        let connect = |_| qctl_worker::shim::connect(&socket).unwrap();
+        (0..6).map(connect).collect()
+    };
+    stand(shim, true);
+    coordinator.assign(7, "echo begun; exec sleep 300");
+    coordinator.say(Said::Revoke(Revoke { fence: 7 }));
+    coordinator
+        .wait("an answer", |s| s.returned(7) == Some(false))
+        .await;
+    drop({
+        let crowd = crowd();
+        stand(shim, false);
+        coordinator.wait("it starts", |s| s.started(7)).await;
+        crowd
+    });
+    stand(shim, true);
+    coordinator.say(Said::Stop(Stop {
+        fence: 7,
+        cause: StopCause::Cancel.into(),
+        grace: None,
+    }));
+    coordinator.say(Said::Revoke(Revoke { fence: 9 }));
+    coordinator
+        .wait("an answer", |s| s.returned(9).is_some())
+        .await;
+    let _crowd = crowd();
+    stand(shim, false);
+    assert_eq!(
+        coordinator.complete(7).await.stop_cause(),
+        StopCause::Cancel
+    );
+}

@@ -115,6 +115,25 @@ impl Shim {
             .unwrap();
     }
 
+    /// Writes down which agent is in charge.
+    pub(crate) fn put_in_charge(&self, agent: u64) {
+        std::fs::write(self.folder.path().join("charge"), format!("{agent:020}\n")).unwrap();
+    }
+
+    /// Stops the shim itself for as long as `during` takes.
+    pub(crate) fn stopped<T>(&mut self, during: impl FnOnce(&mut Self) -> T) -> T {
+        let pid = self.child.id() as i32;
+        // SAFETY: kill touches no memory of this process.
+        unsafe { libc::kill(pid, libc::SIGSTOP) };
+        wait_until("the shim stands", || {
+            Process::look(pid).unwrap().unwrap().is_stopped()
+        });
+        let done = during(self);
+        // SAFETY: as above.
+        unsafe { libc::kill(pid, libc::SIGCONT) };
+        done
+    }
+
     /// Another agent takes over.
     pub(crate) fn reconnect(&mut self) {
         self.stream = qctl_worker::shim::connect(&self.folder.path().join("socket")).unwrap();
@@ -261,6 +280,7 @@ impl Shim {
                     Event::Void(_) => "void",
                     Event::Freed(_) => "freed",
                     Event::Hole(_) => "hole",
+                    Event::Stuck(_) => "stuck",
                 }),
                 _ => None,
             })

@@ -147,8 +147,99 @@ fn an_exclusive_attempt_ends_with_its_lease() {
     shim.send(Message::Lease(ShimLease {
         fence,
         holds_for: Some(duration_ms(100)),
+        ..ShimLease::default()
     }));
     let ended = shim.end(fence);
     assert_eq!(ended.stop_cause(), StopCause::Lease);
     assert_eq!(ended.signal, Some(15));
+}
+
+/// Time by the clock that leases are told by.
+fn monotonic() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    Duration::try_from(now).unwrap()
+}
+
+/// How far the wall clock is ahead of it.
+fn clock_offset() -> Duration {
+    let wall = std::time::SystemTime::now();
+    wall.duration_since(std::time::UNIX_EPOCH).unwrap() - monotonic()
+}
+
+fn wire(duration: Duration) -> Option<prost_types::Duration> {
+    duration.try_into().ok()
+}
+
+#[test]
+fn a_renewal_that_lay_unread_gives_no_more_time_than_it_did_when_it_was_sent() {
+    let mut shim = Shim::start();
+    let assignment = shim.assignment(command(&["sleep", "300"]));
+    let fence = shim.run_as(ShimRun {
+        assignment: Some(assignment),
+        lease: Some(duration_ms(60_000)),
+        ..ShimRun::default()
+    });
+    shim.pid(fence);
+    shim.stopped(|shim| {
+        let until = monotonic() + Duration::from_millis(100);
+        shim.send(Message::Lease(ShimLease {
+            fence,
+            holds_for: Some(duration_ms(100_000)),
+            until: wire(until),
+            clock_offset: wire(clock_offset()),
+        }));
+        wait_until("the lease is over", || monotonic() > until);
+    });
+    assert_eq!(shim.end(fence).stop_cause(), StopCause::Lease);
+}
+
+#[test]
+fn a_renewal_from_before_a_jump_of_the_clock_does_not_count() {
+    let mut shim = Shim::start();
+    let assignment = shim.assignment(command(&["sleep", "300"]));
+    let fence = shim.run_as(ShimRun {
+        assignment: Some(assignment),
+        lease: Some(duration_ms(1500)),
+        ..ShimRun::default()
+    });
+    shim.pid(fence);
+    shim.send(Message::Lease(ShimLease {
+        fence,
+        until: wire(monotonic() + Duration::from_secs(600)),
+        clock_offset: wire(clock_offset() - Duration::from_secs(7200)),
+        ..ShimLease::default()
+    }));
+    assert_eq!(shim.end(fence).stop_cause(), StopCause::Lease);
+}
+
+#[test]
+fn an_exclusive_attempt_does_not_start_on_a_lease_that_means_nothing_any_more() {
+    let mut shim = Shim::start();
+    let good = ShimRun {
+        lease: Some(duration_ms(60_000)),
+        lease_until: wire(monotonic() + Duration::from_secs(60)),
+        clock_offset: wire(clock_offset()),
+        ..ShimRun::default()
+    };
+    let slept = wire(clock_offset() - Duration::from_secs(7200));
+    let over = wire(monotonic() - Duration::from_secs(1));
+    for (lease_until, clock_offset, starts) in [
+        (good.lease_until, slept, false),
+        (over, good.clock_offset, false),
+        (good.lease_until, good.clock_offset, true),
+    ] {
+        let assignment = shim.assignment(command(&["true"]));
+        let fence = shim.run_as(ShimRun {
+            assignment: Some(assignment),
+            lease_until,
+            clock_offset,
+            ..good.clone()
+        });
+        let ended = shim.wait_for_event("result", fence, |event| match event {
+            Event::Void(_) => Some(false),
+            Event::Exit(_) => Some(true),
+            _ => None,
+        });
+        assert_eq!(ended, starts);
+    }
 }

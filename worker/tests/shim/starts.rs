@@ -203,3 +203,28 @@ fn limits_that_are_not_enforced_are_told_at_the_start() {
     assert!(told[0].contains("memory"), "{told:?}");
     assert_eq!(shim.end(fence).not_enforced, told);
 }
+
+#[test]
+fn what_an_agent_asked_before_it_died_is_not_started_once_another_is_in_charge() {
+    let mut shim = Shim::start();
+    shim.put_in_charge(1);
+    let run = |shim: &mut Shim, agent| {
+        let assignment = shim.assignment(sh("true"));
+        shim.run_as(ShimRun {
+            assignment: Some(assignment),
+            agent,
+            ..ShimRun::default()
+        })
+    };
+    let first = run(&mut shim, 1);
+    shim.freed(first);
+    let stale = shim.stopped(|shim| {
+        let stale = run(shim, 1);
+        shim.put_in_charge(2);
+        shim.reconnect();
+        stale
+    });
+    let next = run(&mut shim, 2);
+    shim.freed(next);
+    assert_eq!(shim.story(stale), [""; 0]);
+}

@@ -34,6 +34,11 @@ pub enum What {
     },
     /// Its process tree was frozen or thawed.
     PauseChanged(bool),
+    /// Processes of it were killed and do not end, so its slot stays taken.
+    SlotStuck {
+        /// Their process ids.
+        pids: Vec<i32>,
+    },
     /// It could not be handed to its worker, which had gone: it never started.
     NotSent,
 }
@@ -156,6 +161,18 @@ impl Ledger {
             What::NotSent => {
                 self.ended(fence, &Facts::of(End::NeverStarted), EndReport::default());
             }
+            What::SlotStuck { pids } => {
+                if let Some(row) = known.filter(|row| row.attempt.slot_held) {
+                    self.tell(NewEvent {
+                        job: Some(row.job),
+                        attempt: Some(row.number),
+                        kind: "stuck",
+                        message: stuck(pids, &row.worker_name),
+                        actor: worker_actor(&row.worker_name),
+                        worker: row.worker_name,
+                    });
+                }
+            }
             What::PauseChanged(paused) => {
                 let applied = self.attempt_event(fence, AttemptEvent::Paused(*paused));
                 if let (Applied::Recorded, Some(row)) = (applied, known) {
@@ -176,4 +193,24 @@ impl Ledger {
         }
         Ok(())
     }
+}
+
+/// Most process ids that a sentence names.
+const MAX_NAMED: usize = 5;
+
+fn stuck(pids: &[i32], worker: &str) -> String {
+    let named: Vec<_> = pids.iter().take(MAX_NAMED).map(i32::to_string).collect();
+    let more = match pids.len().saturating_sub(MAX_NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let (processes, they) = match pids.len() {
+        1 => ("process", "it holds"),
+        _ => ("processes", "they hold"),
+    };
+    format!(
+        "{processes} {}{more} on {worker} cannot be ended, even by force: {they} the slot until the \
+         kernel lets go or the machine is restarted",
+        named.join(", ")
+    )
 }

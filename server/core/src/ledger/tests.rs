@@ -215,3 +215,23 @@ fn a_worker_speaks_only_for_its_own_attempts_and_takes_no_start_back() {
     assert_eq!(ledger.attempt(Fence(1)), Some(&before));
     assert!(ledger.close().is_empty());
 }
+
+#[test]
+fn processes_that_cannot_be_ended_are_in_the_history_while_they_hold_the_slot() {
+    let mut ended = attempt(1, AttemptState::Ended);
+    for (slot_held, told) in [(true, true), (false, false)] {
+        ended.attempt.slot_held = slot_held;
+        let mut ledger = ledger(vec![ended.clone()]);
+        let what = What::SlotStuck {
+            pids: (1..=7).collect(),
+        };
+        ledger.report(WORKER, Fence(1), &what).unwrap();
+        let message = ledger.events.first().map(|event| event.message.as_str());
+        assert_eq!(message.is_some(), told);
+        assert!(message.is_none_or(|message| {
+            message.starts_with("processes 1, 2, 3, 4, 5 and 2 more on box cannot be ended")
+        }));
+        let attempt = &ledger.attempt(Fence(1)).unwrap().attempt;
+        assert_eq!(attempt.slot_held, slot_held);
+    }
+}

@@ -171,6 +171,8 @@ pub enum Fact {
     Ended(Box<Ended>),
     /// It never started and never will.
     Void(String),
+    /// Processes of it do not end although they were killed.
+    Stuck(Vec<i32>),
     /// No process of it is left.
     Freed,
 }
@@ -183,6 +185,7 @@ pub(super) enum Change {
     Started,
     Paused,
     Ended,
+    Stuck,
     Freed,
 }
 
@@ -211,6 +214,8 @@ pub(super) struct Held {
     wall_us: i64,
     pub(super) ended: Option<Box<Ended>>,
     freed: bool,
+    /// Its processes that do not end although they were killed, until that was told.
+    pub(super) stuck: Option<Vec<i32>>,
     /// The last greeting said that processes of it may be left.
     greeted_with_slot: bool,
     /// The coordinator has the result.
@@ -241,6 +246,7 @@ impl Held {
             wall_us: 0,
             ended: None,
             freed: false,
+            stuck: None,
             greeted_with_slot: false,
             committed: false,
             log_stored: 0,
@@ -296,11 +302,16 @@ impl Held {
                 }));
                 return Change::Ended;
             }
+            Fact::Stuck(pids) if !self.freed => {
+                self.stuck = Some(pids);
+                return Change::Stuck;
+            }
             Fact::Freed if !self.freed => {
                 self.freed = true;
+                self.stuck = None;
                 return Change::Freed;
             }
-            Fact::Ended(_) | Fact::Void(_) | Fact::Freed => {}
+            Fact::Ended(_) | Fact::Void(_) | Fact::Stuck(_) | Fact::Freed => {}
         }
         Change::Nothing
     }
@@ -332,10 +343,15 @@ impl Held {
         self.committed && self.freed && ended.is_some_and(|ended| self.log_stored >= ended.log_end)
     }
 
-    /// It ended by itself with exit code 0.
+    /// It ended by itself with exit code 0, and nothing says otherwise.
     pub(super) fn succeeded(&self) -> bool {
         self.ended.as_ref().is_some_and(|ended| {
-            ended.end == End::Waited && ended.exit_code == Some(0) && ended.stop_cause.is_none()
+            ended.end == End::Waited
+                && ended.exit_code == Some(0)
+                && ended.stop_cause.is_none()
+                && ended.contradiction.is_empty()
+                && !ended.checkpointed
+                && !ended.gpu_fault
         })
     }
 

@@ -90,13 +90,23 @@ impl Agent {
         match action {
             Reconciled::Wait => {}
             Reconciled::Drop => self.drop_waiting(fence),
-            Reconciled::Stop => self.stop(fence, StopCause::Superseded, None),
-            Reconciled::TellStarted => self.tell_running(fence),
+            Reconciled::Stop => {
+                self.stop(fence, StopCause::Superseded, None);
+                self.tell_stuck(fence);
+            }
+            Reconciled::TellStarted => {
+                self.tell_running(fence);
+                self.tell_stuck(fence);
+            }
             Reconciled::TellEnded => {
                 self.tell_ended(fence);
+                self.tell_stuck(fence);
                 self.settle(fence);
             }
-            Reconciled::ForgetOnceFreed => self.effects.push(Effect::ForgetLog(fence)),
+            Reconciled::ForgetOnceFreed => {
+                self.effects.push(Effect::ForgetLog(fence));
+                self.tell_stuck(fence);
+            }
             Reconciled::Forget => {
                 if held.freed_since_greeting() {
                     self.say(Say::SlotFreed(fence));

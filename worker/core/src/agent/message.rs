@@ -248,6 +248,13 @@ pub enum Say {
         /// How.
         ended: Box<Ended>,
     },
+    /// Processes of an attempt do not end although they were killed.
+    SlotStuck {
+        /// The attempt.
+        fence: i64,
+        /// Their process ids.
+        pids: Vec<i32>,
+    },
     /// No process of an ended attempt is left.
     SlotFreed(i64),
     /// An assignment is given back, or the answer to a revocation.

@@ -197,12 +197,22 @@ impl Agent {
                 .paused
                 .map(|paused| Say::PauseChanged { fence, paused }),
             Change::Ended => held.ended.clone().map(|ended| Say::Ended { fence, ended }),
+            Change::Stuck => return self.tell_stuck(fence),
             Change::Freed => return self.freed(fence),
         };
         let freed = change == Change::Ended && !held.slot_held();
         say.into_iter().for_each(|say| self.say(say));
         if freed {
             self.freed(fence);
+        }
+    }
+
+    /// Tells once that processes hold the slot; without a session, in the next one.
+    pub(super) fn tell_stuck(&mut self, fence: i64) {
+        let in_session = self.in_session();
+        let held = self.attempts.get_mut(&fence).filter(|_| in_session);
+        if let Some(pids) = held.and_then(|held| held.stuck.take()) {
+            self.say(Say::SlotStuck { fence, pids });
         }
     }
 

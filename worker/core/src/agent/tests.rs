@@ -556,6 +556,27 @@ fn a_lost_shim_keeps_its_slot_until_its_processes_are_gone() {
 }
 
 #[test]
+fn processes_that_do_not_end_are_told_once_and_keep_their_slot() {
+    let mut driver = Driver::running(terms());
+    driver.facts(1, [ended(0, 0)]);
+    driver.tell(Event::Closed);
+    let stuck = || Fact::Stuck(vec![42]);
+    assert_eq!(driver.facts(1, [stuck()]), []);
+    let tells = |effects: &[Effect]| {
+        says(effects).contains(&&Say::SlotStuck {
+            fence: 7,
+            pids: vec![42],
+        })
+    };
+    assert!(tells(&driver.greet(vec![judged(7, Verdict::SendResult)])));
+    assert!(!tells(&driver.greet(vec![judged(7, Verdict::Forget)])));
+    assert_eq!(driver.agent.taken(), 1);
+    driver.facts(1, [Fact::Freed, stuck()]);
+    assert!(!tells(&driver.greet(vec![judged(7, Verdict::SendResult)])));
+    assert_eq!(driver.agent.taken(), 0);
+}
+
+#[test]
 fn a_shim_that_is_never_ready_is_tried_again_ever_more_slowly() {
     let mut driver = Driver::new();
     let mut pauses = Vec::new();
@@ -581,12 +602,21 @@ fn a_shim_that_is_never_ready_is_tried_again_ever_more_slowly() {
 
 #[test]
 fn success_lets_checkpoints_go_and_failure_keeps_them() {
-    for (code, kept) in [(0, false), (1, true)] {
+    let contradicted = Fact::Ended(Box::new(Ended {
+        exit_code: Some(0),
+        contradiction: "2 failed".to_owned(),
+        ..Ended::of(End::Waited)
+    }));
+    for (end, kept) in [
+        (ended(0, 0), false),
+        (ended(1, 0), true),
+        (contradicted, true),
+    ] {
         let mut driver = Driver::running(Terms {
             attempt: 2,
             ..terms()
         });
-        driver.facts(1, [ended(code, 0), Fact::Freed]);
+        driver.facts(1, [end, Fact::Freed]);
         let effects = driver.tell(Event::Committed(7));
         let removed = effects.contains(&Effect::RemoveCheckpoints(40));
         assert_eq!(removed, !kept);
