@@ -13,6 +13,7 @@ mod follower;
 pub mod inventory;
 mod log_pump;
 pub mod process;
+mod readiness;
 mod session;
 pub mod shim;
 mod shim_link;
@@ -154,7 +155,18 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         folder = %config.home.worker_dir().display(),
         "worker started"
     );
-    tokio::join!(supervisor.run(stop.clone()), dialler.run(stop), gpus);
+    // Ready without a coordinator too: jobs of an earlier agent are in good hands by now.
+    readiness::notify("READY=1");
+    let ending = async {
+        stop.cancelled().await;
+        readiness::notify("STOPPING=1");
+    };
+    tokio::join!(
+        ending,
+        supervisor.run(stop.clone()),
+        dialler.run(stop.clone()),
+        gpus,
+    );
     Ok(())
 }
 

@@ -4,7 +4,7 @@
 //! lock                      held by the agent for as long as it lives
 //! identity.json             worker id and spool id
 //! term                      highest leadership term seen
-//! shim.log                  what shims say on standard error
+//! shim.log                  what shims say on standard error; shim.log.1 what they said before
 //! spool/SPOOL/charge        which agent is in charge of the shims
 //! spool/SPOOL/7.segment     journal of shim 7
 //! spool/SPOOL/7.sock        its socket
@@ -29,6 +29,10 @@ use crate::charge;
 
 /// Age at which checkpoints and spools that nobody owns are removed.
 const KEPT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// Length at which the log of the shims is begun anew, in bytes. Shims that write into the old one
+/// stop at [`crate::shim::MAX_LOG_BYTES`].
+const ROTATED_LOG_BYTES: u64 = crate::shim::MAX_LOG_BYTES / 2;
 
 /// The worker's folder, owned by this agent.
 #[derive(Debug)]
@@ -200,6 +204,10 @@ impl Spool {
     /// When it cannot be opened.
     pub fn shim_log(&self) -> Result<File, SpoolError> {
         let path = self.folder.join("shim.log");
+        let long = |meta: fs::Metadata| meta.len() >= ROTATED_LOG_BYTES;
+        if fs::metadata(&path).is_ok_and(long) {
+            fs::rename(&path, self.folder.join("shim.log.1")).map_err(io_at(&path))?;
+        }
         OpenOptions::new()
             .append(true)
             .create(true)
@@ -466,6 +474,20 @@ mod tests {
         assert!(!spool.checkpoint_dir(1, 1).exists());
         assert!(spool.checkpoint_dir(2, 1).exists());
         assert!(spool.segments_dir().exists());
+    }
+
+    #[test]
+    fn the_log_of_the_shims_is_begun_anew_when_it_is_long() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = Spool::open(folder.path()).unwrap();
+        for round in 0..3 {
+            let mut log = spool.shim_log().unwrap();
+            let line = vec![b'0' + round; ROTATED_LOG_BYTES as usize];
+            log.write_all(&line).unwrap();
+        }
+        spool.shim_log().unwrap();
+        let first = |name: &str| fs::read(folder.path().join(name)).unwrap().first().copied();
+        assert_eq!((first("shim.log"), first("shim.log.1")), (None, Some(b'2')));
     }
 
     #[test]

@@ -439,7 +439,10 @@ impl Shim {
         let is_killed = status.terminating_signal() == Some(Signal::KILL.as_raw()) && !by_force;
         let is_told = status.exit_status() == Some(SHELL_KILLED);
         let out_of_memory = (is_killed || is_told) && self.out_of_memory.has_struck(self.now);
-        let ended = attempt.ended(status, self.now, wall_us, out_of_memory);
+        let mut ended = attempt.ended(status, self.now, wall_us, out_of_memory);
+        if out_of_memory {
+            ended.message = self.out_of_memory.doubt().to_owned();
+        }
         attempt.stage = Stage::Draining {
             until: self.now.saturating_add(DRAIN),
             ended: Box::new(ended),

@@ -11,10 +11,9 @@
 /// Writes a line for whoever reads the worker's log. Unlike `eprintln!` it cannot panic when
 /// nobody does: the job must outlive its audience.
 macro_rules! note {
-    ($($argument:tt)*) => {{
-        let line = format!("qctl-worker shim: {}\n", format_args!($($argument)*));
-        let _ = ::std::io::Write::write_all(&mut ::std::io::stderr(), line.as_bytes());
-    }};
+    ($($argument:tt)*) => {
+        $crate::shim::note(format_args!($($argument)*))
+    };
 }
 
 mod attempt;
@@ -41,6 +40,24 @@ pub use journal::JournalError;
 
 use crate::shim::event_loop::Shim;
 use crate::shim::journal::Journal;
+
+/// Length of the log at which shims fall silent, in bytes: a shim can live for months, and the agent
+/// that begins a new log may be away.
+pub(crate) const MAX_LOG_BYTES: u64 = 1024 * 1024;
+
+fn note(what: std::fmt::Arguments<'_>) {
+    let stderr = io::stderr();
+    let full = rustix::fs::fstat(&stderr).is_ok_and(|stat| is_full(&stat));
+    if !full {
+        let line = format!("qctl-worker shim: {what}\n");
+        let _ = io::Write::write_all(&mut stderr.lock(), line.as_bytes());
+    }
+}
+
+fn is_full(log: &rustix::fs::Stat) -> bool {
+    let is_file = rustix::fs::FileType::from_raw_mode(log.st_mode).is_file();
+    is_file && u64::try_from(log.st_size).is_ok_and(|size| size >= MAX_LOG_BYTES)
+}
 
 /// What a shim is told when it is started.
 #[derive(Debug, Clone, clap::Args)]

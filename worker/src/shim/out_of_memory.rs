@@ -48,6 +48,17 @@ impl OutOfMemory {
         }
     }
 
+    /// What to say with it when the count cannot tell whom the kernel killed.
+    pub(super) fn doubt(&self) -> &'static str {
+        match self.source {
+            Source::Group(_) => "",
+            Source::Machine => {
+                "probably so, because this machine's count of such kills rose while the job ran; \
+                 nothing tells whom they hit"
+            }
+        }
+    }
+
     /// True when the count has risen since [`OutOfMemory::arm`].
     pub(super) fn has_struck(&mut self, now: Duration) -> bool {
         let before = self.count;
@@ -119,5 +130,8 @@ mod tests {
         write(5);
         watch.arm(at(5));
         assert!(!watch.has_struck(at(6)));
+        assert_eq!(watch.doubt(), "");
+        watch.source = Source::Machine;
+        assert!(watch.doubt().starts_with("probably"));
     }
 }

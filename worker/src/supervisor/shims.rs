@@ -17,7 +17,7 @@ use crate::adoption;
 use crate::follower::{Follower, Note};
 use crate::shim_link::{Link, LinkEvent, wall_now};
 use crate::spool::{self, SpoolError};
-use crate::{chain, wire};
+use crate::{chain, readiness, wire};
 
 /// Why the supervisor cannot begin.
 #[derive(Debug, thiserror::Error)]
@@ -146,6 +146,7 @@ impl Supervisor {
             .arg(spool::segment_name(shim))
             .arg("--socket")
             .arg(self.with.spool.socket(shim))
+            .env_remove(readiness::VARIABLE)
             .current_dir(self.with.spool.segments_dir())
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())

@@ -837,3 +837,83 @@ async fn a_request_that_a_broken_connection_lost_is_made_again() {
         StopCause::Cancel
     );
 }
+
+#[tokio::test]
+async fn a_service_manager_is_told_when_the_agent_is_ready_and_when_it_stops() {
+    let mut worker = Worker::prepare("127.0.0.1:1");
+    let path = worker.home().data_dir().join("notify");
+    let manager = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    manager
+        .set_read_timeout(Some(coordinator::DEADLINE))
+        .unwrap();
+    let mut command = worker::command(worker.home().data_dir().parent().unwrap());
+    command.env("NOTIFY_SOCKET", &path);
+    worker.restart_as(command);
+    let hear = || {
+        let mut buffer = [0; 32];
+        let length = manager.recv(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..length]).into_owned()
+    };
+    assert_eq!(hear(), "READY=1", "although there is no coordinator");
+    assert!(worker.terminate().success());
+    assert_eq!(hear(), "STOPPING=1");
+}
+
+#[tokio::test]
+async fn twenty_jobs_are_adopted_within_seconds_although_one_has_written_much() {
+    let coordinator = Coordinator::start().await;
+    coordinator.state().slots = 20;
+    let mut worker = Worker::start(&coordinator.address);
+    coordinator
+        .wait("a greeting", |s| s.hellos.len() == 1)
+        .await;
+    coordinator.assign(1, "seq 1 4000000; exec sleep 300");
+    for fence in 2..=20 {
+        coordinator.assign(fence, "exec sleep 300");
+    }
+    coordinator
+        .wait("all run", |s| {
+            (1..=20).all(|fence| s.started(fence))
+                && s.logs
+                    .get(&1)
+                    .is_some_and(|log| log.ends_with(b"4000000\n"))
+        })
+        .await;
+    let killed = std::time::Instant::now();
+    worker.kill();
+    worker.restart();
+    coordinator
+        .wait("a greeting", |s| s.hellos.len() == 2)
+        .await;
+    let adopted = killed.elapsed();
+    println!("20 jobs, one with 30 MB of output, adopted {adopted:.1?} after the agent was killed");
+    assert!(adopted < Duration::from_secs(15), "{adopted:?}");
+    let held = coordinator.state().hellos[1].attempts.clone();
+    assert_eq!(held.len(), 20);
+    assert!(
+        held.iter()
+            .all(|held| held.state() == held_attempt::State::Running)
+    );
+    let written = held.iter().find(|held| held.fence == 1).unwrap().log_end;
+    assert_eq!(written, coordinator.log(1).len() as i64);
+}
+
+/// A segment as programs of version 1 wrote it: attempt 7 printed on both streams and exited with 3,
+/// attempt 8 was refused.
+const SEGMENT_1: &[u8] = include_bytes!("../data/segment-1");
+
+#[tokio::test]
+async fn a_segment_of_the_version_before_is_adopted() {
+    let (coordinator, mut worker) = connected().await;
+    worker.kill();
+    std::fs::write(worker.spool().join("40.segment"), SEGMENT_1).unwrap();
+    worker.restart();
+    let ended = coordinator.complete(7).await;
+    assert_eq!(ended.end(), attempt_ended::End::Waited);
+    assert_eq!(ended.exit_code, Some(3));
+    assert_eq!(coordinator.log(7), b"out\nerr\n");
+    assert_eq!(ended.log_crc32c, crc32c::crc32c(b"out\nerr\n"));
+    let held = coordinator.state().hellos[1].attempts.clone();
+    let fences: Vec<_> = held.iter().map(|held| held.fence).collect();
+    assert_eq!(fences, [7], "a refused attempt never was here");
+}

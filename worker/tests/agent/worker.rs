@@ -16,12 +16,18 @@ pub(crate) struct Worker {
 impl Worker {
     /// Starts an agent that dials `address`.
     pub(crate) fn start(address: &str) -> Self {
+        let mut worker = Self::prepare(address);
+        worker.restart();
+        worker
+    }
+
+    /// A worker whose agent is not started yet.
+    pub(crate) fn prepare(address: &str) -> Self {
         let home = tempfile::tempdir().unwrap();
-        let mut worker = Self { home, agent: None };
+        let worker = Self { home, agent: None };
         std::fs::create_dir_all(worker.home().data_dir()).unwrap();
         std::fs::write(worker.home().token_file(), "secret\n").unwrap();
         worker.set_address(address);
-        worker.restart();
         worker
     }
 
@@ -51,8 +57,13 @@ impl Worker {
 
     /// Starts the agent, which must not be running.
     pub(crate) fn restart(&mut self) {
+        self.restart_as(command(self.home.path()));
+    }
+
+    /// Starts the agent, which must not be running, by a command of the caller's.
+    pub(crate) fn restart_as(&mut self, mut command: Command) {
         assert!(self.agent.is_none());
-        self.agent = Some(command(self.home.path()).spawn().unwrap());
+        self.agent = Some(command.spawn().unwrap());
     }
 
     /// Kills the agent as a crash does.
