@@ -8,6 +8,7 @@ pub mod explain;
 pub mod failure;
 pub mod id;
 pub mod job;
+pub mod leadership;
 pub mod lease;
 pub mod ledger;
 pub mod measures;
