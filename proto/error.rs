@@ -84,6 +84,8 @@ reasons! {
     PermissionDenied = "PERMISSION_DENIED" => PermissionDenied,
     /// The database cannot be reached; the call may be repeated.
     DatabaseUnavailable = "DATABASE_UNAVAILABLE" => Unavailable,
+    /// The coordinator stands by while another one leads; the fault says where that is, if known.
+    NotLeader = "NOT_LEADER" => Unavailable,
     /// The coordinator is stopping; the call may be repeated.
     ShuttingDown = "SHUTTING_DOWN" => Unavailable,
     /// A bug.
@@ -115,6 +117,8 @@ pub struct Fault {
     pub field: Option<String>,
     /// When the call may be repeated.
     pub retry_after: Option<Duration>,
+    /// Where the coordinator that leads is reached, with a scheme.
+    pub leader: Option<String>,
 }
 
 impl Fault {
@@ -127,6 +131,7 @@ impl Fault {
             next: None,
             field: None,
             retry_after: None,
+            leader: None,
         }
     }
 
@@ -158,6 +163,13 @@ impl Fault {
         self
     }
 
+    /// Says where the coordinator that leads is reached.
+    #[must_use]
+    pub fn leader(mut self, url: impl Into<String>) -> Self {
+        self.leader = Some(url.into());
+        self
+    }
+
     /// Reads a fault from a status; `None` when the status was not made by qctl (a transport error, say).
     pub fn from_status(status: &Status) -> Option<Self> {
         let details = status.get_error_details();
@@ -169,6 +181,7 @@ impl Fault {
             hint: text("hint"),
             next: text("next"),
             field: text("field"),
+            leader: text("leader"),
             retry_after: details.retry_info().and_then(|retry| retry.retry_delay),
         })
     }
@@ -193,6 +206,7 @@ impl From<Fault> for Status {
         put("hint", fault.hint);
         put("next", fault.next);
         put("field", fault.field.clone());
+        put("leader", fault.leader);
         let mut details = ErrorDetails::with_error_info(fault.reason.as_str(), DOMAIN, metadata);
         if let Some(field) = fault.field {
             details.add_bad_request_violation(field, fault.message.clone());
@@ -214,6 +228,7 @@ mod tests {
             .hint("give an absolute path")
             .next("qctl submit --cwd /srv -- ls")
             .field("jobs[6].cwd")
+            .leader("https://queue.example:7420")
             .retry_after(Duration::from_secs(2));
         let status = Status::from(fault.clone());
         assert_eq!(status.code(), Code::InvalidArgument);

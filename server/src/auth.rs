@@ -226,8 +226,7 @@ pub(crate) struct Doorkeeper {
     pub(crate) origins: Arc<Origins>,
 }
 
-/// Lets calls with a good token pass, with their [`Caller`] among the request's extensions. Health
-/// checks need none.
+/// Lets calls with a good token pass, with their [`Caller`] among the request's extensions.
 pub(crate) async fn admit(
     State(door): State<Doorkeeper>,
     mut request: Request,
@@ -239,9 +238,6 @@ pub(crate) async fn admit(
             "the call comes from a page of another origin",
         );
         return Status::from(fault).into_http();
-    }
-    if request.uri().path().starts_with("/grpc.health.v1.Health/") {
-        return next.run(request).await;
     }
     match door.tokens.caller(&door.app, request.headers()).await {
         Ok(caller) => {

@@ -9,6 +9,7 @@ pub mod app;
 pub mod auth;
 pub mod config;
 pub mod database;
+mod gate;
 mod grpc;
 mod readiness;
 mod reconcilers;
@@ -18,24 +19,29 @@ pub mod store;
 mod telemetry;
 mod web;
 
+use std::convert::Infallible;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use clap::Parser;
-use qctl_server_core::Term;
+use sqlx::PgPool;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use app::links::Links;
 use app::{About, App, Clock, Parts};
 use auth::{Doorkeeper, Origins, PageDoor, PageKey, SecretError, Tokens};
 use config::{Args, Config};
-use database::{DatabaseError, LeadershipLost};
-use serve::{AddressFile, Listener, ServeError};
-use store::Store;
+use database::{Database, DatabaseError, Place, PlaceError, Standing};
+use gate::Gate;
+use serve::{Announcement, Listener, ServeError};
+use store::{Lease, Store};
 
 /// Exit code of a coordinator that was told to do something it cannot.
 const USAGE: u8 = 2;
@@ -63,9 +69,9 @@ pub enum RunError {
     /// The token or the key in links.
     #[error("the coordinator cannot tell who calls")]
     Secret(#[from] SecretError),
-    /// Another coordinator took over.
-    #[error("the coordinator lost its leadership")]
-    Leadership(#[from] LeadershipLost),
+    /// Another coordinator has the data folder.
+    #[error("the coordinator has no data folder")]
+    Place(#[from] PlaceError),
 }
 
 /// The program. Exits with 0 after a stop that was asked for, 2 when the configuration is wrong,
@@ -145,10 +151,11 @@ async fn watch_signals(mut terminate: Signal, mut interrupt: Signal, shutdown: C
 }
 
 /// Runs a coordinator until `shutdown` is cancelled, then stops it in order: no new calls, open
-/// ones for ten seconds, the tasks behind them, the database.
+/// ones for a while, the tasks behind them, the lease, the database. It leads whenever no other
+/// coordinator of the database does, and stands by otherwise.
 ///
 /// # Errors
-/// When the port, the database or a secret cannot be used, or another coordinator took over.
+/// When the port, the database or a secret cannot be used.
 pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunError> {
     let data = config.home.data_dir();
     std::fs::DirBuilder::new()
@@ -159,87 +166,182 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
             path: data.to_owned(),
             source,
         })?;
+    let place = Place::take(data)?;
     let tokens = Arc::new(Tokens::open(&config.home.token_file())?);
     let key = PageKey::open(&data.join("page-key"))?;
     // Before the database, because a taken port is found at once.
     let listener = Listener::bind(config.listen, config.tls.as_ref()).await?;
-    let mut database = tokio::select! {
-        opened = database::open(&config.database) => opened?,
-        () = shutdown.cancelled() => return Ok(()),
-    };
     let local_url = listener.local_url();
-    let public_url = config.public_url.as_deref().unwrap_or(&local_url);
-    let stop = shutdown.child_token();
-    let app = App::start(
-        Parts {
-            store: Store::new(database.pool.clone()),
-            clock: Clock::system(),
-            links: Links::new(public_url, key.as_str()),
-            settings: config.settings.clone(),
-            term: Term(database.term),
-            about: About {
-                database: database.description.clone(),
-                templates_file: config.home.config_file("templates.toml"),
-            },
-        },
-        stop.clone(),
-    );
-    reconcilers::start(&app);
     let origins = Arc::new(Origins::new(
         listener.address().ip(),
         config.public_url.as_deref(),
         config.tls.is_some(),
     ));
-    let door = Doorkeeper {
-        app: Arc::clone(&app),
+    let (gate, router) = Gate::new().await;
+    let mut serving = tokio::spawn(listener.serve(router, shutdown.clone()));
+    let url = config.public_url.as_deref().unwrap_or(&local_url);
+    let mut database = tokio::select! {
+        opened = database::open(&config.database, url, place) => opened?,
+        () = shutdown.cancelled() => return Ok(()),
+    };
+    let coordinator = Coordinator {
+        public_url: url.to_owned(),
+        announcement: Announcement::new(config.home.address_file(), &local_url, &shutdown),
+        config,
         tokens,
-        origins: Arc::clone(&origins),
+        key,
+        origins,
+        gate,
+        local_url,
+        clock: Clock::system(),
     };
-    let calls = grpc::routes(&app)
-        .into_axum_router()
-        .reset_fallback()
-        .layer(axum::middleware::from_fn_with_state(door, auth::admit));
-    let pages = web::routes(&app, PageDoor { key, origins });
-    let address_file = AddressFile::write(config.home.address_file(), &local_url)?;
-    tracing::info!(
-        term = database.term,
-        "coordinator on {local_url}, {}, term {}",
-        database.description,
-        database.term
-    );
-    readiness::notify("READY=1");
-
-    let withdrawing = tokio::spawn(withdraw(stop.clone(), address_file));
-    let mut serving = std::pin::pin!(listener.serve(calls.merge(pages), stop.clone()));
-    let ended = tokio::select! {
-        served = &mut serving => served.map_err(RunError::from),
-        lost = database.leadership.keep() => {
-            stop.cancel();
-            // That the leadership is lost says more than how serving ended.
-            let _ = serving.await;
-            Err(lost.into())
-        }
-    };
-    stop.cancel();
-    let stopped = async {
-        app.stopped().await;
-        // Only a panic keeps the address from being withdrawn, and that is told already.
-        let _ = withdrawing.await;
-        database.pool.close().await;
-        database.leadership.release().await;
-    };
-    if tokio::time::timeout(STOP_LIMIT, stopped).await.is_err() {
-        tracing::warn!("some tasks had not ended after {STOP_LIMIT:?}");
-    }
-    if let Some(embedded) = database.embedded {
-        embedded.stop().await;
-    }
+    let ended = coordinator
+        .lead_and_stand_by(&mut database, &mut serving, &shutdown)
+        .await;
+    database.stop().await;
     ended
 }
 
-/// Says that we stop as soon as we do: to the service manager, and to programs that would call.
-async fn withdraw(stop: CancellationToken, address_file: AddressFile) {
-    stop.cancelled().await;
-    readiness::notify("STOPPING=1");
-    drop(address_file);
+/// What stays the same from term to term.
+struct Coordinator {
+    config: Config,
+    tokens: Arc<Tokens>,
+    key: PageKey,
+    origins: Arc<Origins>,
+    gate: Gate,
+    local_url: String,
+    public_url: String,
+    clock: Clock,
+    announcement: Announcement,
+}
+
+type Serving = JoinHandle<Result<(), ServeError>>;
+
+impl Coordinator {
+    /// Leads whenever it can, until the port is not served any more: that is the last to end.
+    async fn lead_and_stand_by(
+        &self,
+        database: &mut Database,
+        serving: &mut Serving,
+        shutdown: &CancellationToken,
+    ) -> Result<(), RunError> {
+        let started_at = self.clock.now();
+        let (standing, mut news) = watch::channel(Standing::Starting);
+        loop {
+            let led = async {
+                tokio::select! {
+                    led = database.lead(&standing) => led,
+                    never = self.tell(&mut news) => match never {},
+                }
+            };
+            let (pool, lease) = tokio::select! {
+                led = led => led?,
+                served = &mut *serving => return ended(served),
+            };
+            let stop = shutdown.child_token();
+            let app = self
+                .serve_term(&pool, &lease, started_at, database, &stop)
+                .await?;
+            let served = tokio::select! {
+                served = &mut *serving => Some(served),
+                () = database.keep(&lease) => None,
+            };
+            self.gate.close().await;
+            stop.cancel();
+            let stopped = async {
+                app.stopped().await;
+                pool.close().await;
+            };
+            if tokio::time::timeout(STOP_LIMIT, stopped).await.is_err() {
+                tracing::warn!("some tasks had not ended after {STOP_LIMIT:?}");
+            }
+            if let Some(served) = served {
+                database.release(&lease).await;
+                return ended(served);
+            }
+            tracing::error!(
+                term = lease.term().0,
+                "term {} is over, because the lease could not be renewed or another coordinator leads; \
+                 every session is closed, and jobs go on",
+                lease.term().0
+            );
+        }
+    }
+
+    /// Tells those who call who leads.
+    async fn tell(&self, news: &mut watch::Receiver<Standing>) -> Infallible {
+        loop {
+            let standing = news.borrow_and_update().clone();
+            if matches!(standing, Standing::Behind { .. })
+                && let Err(error) = self.announcement.announce()
+            {
+                // Whoever stands by does no harm without it.
+                tracing::warn!(error = &error as &dyn std::error::Error, "{error}");
+            }
+            self.gate.tell(standing);
+            if news.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    /// Makes the use cases of a term, and opens the port to them.
+    async fn serve_term(
+        &self,
+        pool: &PgPool,
+        lease: &Lease,
+        started_at: DateTime<Utc>,
+        database: &Database,
+        stop: &CancellationToken,
+    ) -> Result<Arc<App>, RunError> {
+        let app = App::start(
+            Parts {
+                store: Store::new(pool.clone(), lease.clone()),
+                clock: self.clock.clone(),
+                links: Links::new(&self.public_url, self.key.as_str()),
+                settings: self.config.settings.clone(),
+                started_at,
+                about: About {
+                    database: database.description.clone(),
+                    templates_file: self.config.home.config_file("templates.toml"),
+                },
+            },
+            stop.clone(),
+        );
+        reconcilers::start(&app);
+        let door = Doorkeeper {
+            app: Arc::clone(&app),
+            tokens: Arc::clone(&self.tokens),
+            origins: Arc::clone(&self.origins),
+        };
+        let calls = grpc::routes(&app)
+            .into_axum_router()
+            .reset_fallback()
+            .layer(axum::middleware::from_fn_with_state(door, auth::admit));
+        let pages = web::routes(
+            &app,
+            PageDoor {
+                key: self.key.clone(),
+                origins: Arc::clone(&self.origins),
+            },
+        );
+        self.gate.open(calls.merge(pages), lease.clone()).await;
+        let term = lease.term().0;
+        tracing::info!(
+            term,
+            "coordinator on {}, {}, term {term}",
+            self.local_url,
+            database.description,
+        );
+        self.announcement.announce()?;
+        Ok(app)
+    }
+}
+
+/// How serving the port ended.
+fn ended(served: Result<Result<(), ServeError>, JoinError>) -> Result<(), RunError> {
+    match served {
+        Ok(served) => Ok(served?),
+        Err(source) => Err(ServeError::Task { source }.into()),
+    }
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -24,6 +24,7 @@ use tonic::transport::Server;
 use tonic::transport::server::Connected;
 
 use crate::config::TlsFiles;
+use crate::readiness;
 
 /// Connections served at once; more wait in the kernel's queue.
 const CONNECTIONS: usize = 4_096;
@@ -39,7 +40,7 @@ const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 const KEEPALIVE: Duration = Duration::from_secs(10);
 
 /// How long open calls may go on once the coordinator stops.
-const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+const DRAIN_LIMIT: Duration = Duration::from_secs(4);
 
 /// Why nothing is served.
 #[derive(Debug, thiserror::Error)]
@@ -319,16 +320,59 @@ impl AsyncWrite for Connection {
     }
 }
 
+/// Tells that this coordinator answers, as leader or standing by: programs of this installation by
+/// a file, the service manager by its socket. Takes it back when the coordinator stops.
+pub(crate) struct Announcement {
+    path: PathBuf,
+    local_url: String,
+    written: Arc<Mutex<Option<AddressFile>>>,
+}
+
+impl Announcement {
+    /// Announces nothing yet.
+    pub(crate) fn new(path: PathBuf, local_url: &str, stop: &CancellationToken) -> Self {
+        let written = Arc::new(Mutex::new(None));
+        let (stop, withdrawn) = (stop.clone(), Arc::clone(&written));
+        tokio::spawn(async move {
+            stop.cancelled().await;
+            readiness::notify("STOPPING=1");
+            *locked(&withdrawn) = None;
+        });
+        Self {
+            path,
+            local_url: local_url.to_owned(),
+            written,
+        }
+    }
+
+    /// Announces, once.
+    ///
+    /// # Errors
+    /// [`ServeError::AddressFile`].
+    pub(crate) fn announce(&self) -> Result<(), ServeError> {
+        let mut written = locked(&self.written);
+        if written.is_none() {
+            *written = Some(AddressFile::write(self.path.clone(), &self.local_url)?);
+            readiness::notify("READY=1");
+        }
+        Ok(())
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// The file that tells programs of this installation where we listen. Removed when dropped, unless
 /// another coordinator has written it since.
-pub(crate) struct AddressFile {
+struct AddressFile {
     path: PathBuf,
     line: String,
 }
 
 impl AddressFile {
     /// Writes the address: `HOST:PORT`, with a scheme when it is TLS.
-    pub(crate) fn write(path: PathBuf, local_url: &str) -> Result<Self, ServeError> {
+    fn write(path: PathBuf, local_url: &str) -> Result<Self, ServeError> {
         let address = local_url.strip_prefix("http://").unwrap_or(local_url);
         let line = format!("{address}\n");
         let draft = path.with_extension("new");

@@ -8,10 +8,12 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use qctl_server::database::embedded::{Embedded, EmbeddedError};
-use qctl_server::database::{self, DatabaseError, Settings, Source};
+use qctl_server::database::{self, Database, Place, Settings, Source, Standing};
+use qctl_server::store::Lease;
 use rustix::process::{Pid, Signal, kill_process};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection, Row};
+use tokio::sync::watch;
 
 /// Names the folder to the stand-in below.
 const FOLDER: &str = "QCTL_TEST_DATABASE_FOLDER";
@@ -96,13 +98,12 @@ async fn stand_in_coordinator() {
 #[tokio::test]
 async fn the_first_start_makes_everything_and_a_later_one_finds_it() {
     let folder = data_folder();
-    let database = database::open(&settings(folder.path())).await.unwrap();
-    assert_eq!(database.term, 1);
+    let led = lead(folder.path()).await;
+    assert_eq!(led.lease.term().0, 1);
+    let description = &led.database.description;
     assert!(
-        database.description.starts_with("PostgreSQL ")
-            && database.description.ends_with(" (embedded)"),
-        "{}",
-        database.description
+        description.starts_with("PostgreSQL ") && description.ends_with(" (embedded)"),
+        "{description}"
     );
     for (name, wanted) in [
         ("fsync", "on"),
@@ -114,7 +115,7 @@ async fn the_first_start_makes_everything_and_a_later_one_finds_it() {
     ] {
         let row = sqlx::query("select current_setting($1)")
             .bind(name)
-            .fetch_one(&database.pool)
+            .fetch_one(&led.pool)
             .await
             .unwrap();
         assert_eq!(row.get::<String, _>(0), wanted, "{name}");
@@ -124,18 +125,47 @@ async fn the_first_start_makes_everything_and_a_later_one_finds_it() {
         assert_eq!(mode.mode() & 0o777, 0o700, "{private}");
     }
     let pid = postmaster(folder.path()).unwrap();
-    close(database).await;
+    led.close().await;
     assert!(!is_alive(pid));
 
-    let database = database::open(&settings(folder.path())).await.unwrap();
-    assert_eq!(database.term, 2, "the tables were kept");
-    close(database).await;
+    let led = lead(folder.path()).await;
+    assert_eq!(led.lease.term().0, 2, "the tables were kept");
+    led.close().await;
 }
 
-async fn close(database: database::Database) {
-    database.pool.close().await;
-    database.leadership.release().await;
-    database.embedded.unwrap().stop().await;
+/// An embedded database that a coordinator leads.
+struct Led {
+    database: Database,
+    pool: sqlx::PgPool,
+    lease: Lease,
+}
+
+async fn lead(folder: &Path) -> Led {
+    let place = Place::take(folder).unwrap();
+    let settings = settings(folder);
+    let opened = database::open(&settings, "http://first:1", place);
+    let mut database = opened.await.unwrap();
+    let (standing, _) = watch::channel(Standing::default());
+    let (pool, lease) = within(database.lead(&standing)).await.unwrap();
+    Led {
+        database,
+        pool,
+        lease,
+    }
+}
+
+impl Led {
+    async fn close(mut self) {
+        self.pool.close().await;
+        self.database.release(&self.lease).await;
+        self.database.stop().await;
+    }
+}
+
+async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), future)
+        .await
+        .expect("in time")
 }
 
 #[tokio::test]
@@ -325,80 +355,157 @@ async fn a_folder_that_postgres_may_not_reach_is_named_when_we_are_root() {
     );
 }
 
-#[tokio::test]
-async fn a_database_that_another_coordinator_leads_is_refused() {
-    let folder = data_folder();
-    let first = database::open(&settings(folder.path())).await.unwrap();
-    // The second comes by address, so that only the leader's lock can stop it.
-    let socket = folder.path().join("database/run").canonicalize().unwrap();
+/// Another coordinator of the same database, which comes by its address and has a folder of its own.
+async fn second(folder: &Path, own: &Path) -> Database {
+    let socket = folder.join("database/run").canonicalize().unwrap();
     let url = format!("postgres:///qctl?host={}&user=postgres", socket.display());
-    let second = Settings {
+    let settings = Settings {
         source: Source::Url(url),
         connections: 4,
     };
-    match database::open(&second).await.err().unwrap() {
-        DatabaseError::Led { name: Some(name) } => {
-            assert!(name.ends_with(&std::process::id().to_string()), "{name}");
-        }
-        other => panic!("{other:?}"),
-    }
-    first.leadership.release().await;
-    let taken = database::open(&second).await.unwrap();
-    assert_eq!(taken.term, first.term + 1);
-    taken.pool.close().await;
-    first.pool.close().await;
-    first.embedded.unwrap().stop().await;
-}
-
-/// Whether any coordinator holds the leader's lock of the database.
-async fn is_led(pool: &sqlx::PgPool) -> bool {
-    let led = sqlx::query_scalar::<_, i64>(
-        "select count(*) from pg_locks where locktype = 'advisory' and granted",
-    );
-    // Away for a moment is not led.
-    led.fetch_one(pool).await.is_ok_and(|count| count == 1)
+    let place = Place::take(own).unwrap();
+    database::open(&settings, "http://second:1", place)
+        .await
+        .unwrap()
 }
 
 #[tokio::test]
-async fn the_leadership_is_kept_through_a_restart_of_the_database() {
-    let folder = data_folder();
-    let mut database = database::open(&settings(folder.path())).await.unwrap();
-    let pool = database.pool.clone();
-    let first = postmaster(folder.path()).unwrap();
-    signal(first, Signal::KILL);
-    let led_again = async {
-        while postmaster(folder.path()).is_none_or(|pid| pid == first) || !is_led(&pool).await {
+async fn a_second_coordinator_stands_by_and_leads_at_once_when_the_lease_is_given_back() {
+    let (folder, own) = (data_folder(), data_folder());
+    let mut first = lead(folder.path()).await;
+    let mut second = second(folder.path(), own.path()).await;
+    let (standing, mut news) = watch::channel(Standing::default());
+    let waiting = tokio::spawn(async move {
+        let led = second.lead(&standing).await.unwrap();
+        (second, led)
+    });
+    let is_behind = |standing: &Standing| match standing {
+        Standing::Behind { name, url } => {
+            name.starts_with("qctl-server ") && url == "http://first:1"
+        }
+        _ => false,
+    };
+    within(news.wait_for(is_behind)).await.unwrap();
+
+    let given_back = Instant::now();
+    first.database.release(&first.lease).await;
+    let (mut second, (pool, lease)) = within(waiting).await.unwrap();
+    assert!(
+        given_back.elapsed() < Duration::from_secs(6),
+        "sooner than a lease"
+    );
+    assert_eq!(lease.term().0, first.lease.term().0 + 1);
+    assert!(lease.holds() && !first.lease.holds());
+
+    // What the former leader would write, it cannot.
+    let leads = |term| sqlx::query("select leads($1)").bind(term);
+    let fenced = leads(first.lease.term().0).execute(&first.pool).await;
+    let code = fenced.unwrap_err().into_database_error().unwrap();
+    assert_eq!(code.code().as_deref(), Some("QC001"));
+    leads(lease.term().0).execute(&pool).await.unwrap();
+
+    second.release(&lease).await;
+    pool.close().await;
+    second.stop().await;
+    first.close().await;
+}
+
+#[tokio::test]
+async fn f6_another_term_begins_only_when_nothing_is_written_in_the_one_before() {
+    let (folder, own) = (data_folder(), data_folder());
+    let mut first = lead(folder.path()).await;
+    let mut writing = first.pool.begin().await.unwrap();
+    sqlx::query("select leads($1)")
+        .bind(first.lease.term().0)
+        .execute(&mut *writing)
+        .await
+        .unwrap();
+    // Renewing is not held up by it.
+    let renewed = renewals(&first.pool).await;
+    let renewing = async {
+        while renewals(&first.pool).await == renewed {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
     tokio::select! {
-        lost = database.leadership.keep() => panic!("{lost}"),
-        led = tokio::time::timeout(Duration::from_secs(60), led_again) => led.unwrap(),
+        () = first.database.keep(&first.lease) => panic!("the lease is lost"),
+        () = within(renewing) => {}
     }
-    close(database).await;
+    first.database.release(&first.lease).await;
+
+    let mut second = second(folder.path(), own.path()).await;
+    let (standing, _) = watch::channel(Standing::default());
+    let (pool, lease) = within(second.lead(&standing)).await.unwrap();
+    // Its connection was ended to get the term from it, and with it all that it had done.
+    let committed = writing.commit().await;
+    assert!(committed.is_err());
+    second.release(&lease).await;
+    pool.close().await;
+    second.stop().await;
+    first.close().await;
 }
 
 #[tokio::test]
-async fn a_leadership_that_another_took_is_noticed() {
+async fn f3_the_lease_is_kept_through_a_crash_of_the_database() {
     let folder = data_folder();
-    let mut database = database::open(&settings(folder.path())).await.unwrap();
-    let ended = sqlx::query(
-        "select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and granted",
-    );
-    ended.execute(&database.pool).await.unwrap();
-    let socket = folder.path().join("database/run").canonicalize().unwrap();
-    let second = Settings {
-        source: Source::Url(format!(
-            "postgres:///qctl?host={}&user=postgres",
-            socket.display()
-        )),
-        connections: 2,
+    let mut led = lead(folder.path()).await;
+    let killed = postmaster(folder.path()).unwrap();
+    signal(killed, Signal::KILL);
+    let pool = led.pool.clone();
+    let renewed_again = async {
+        while postmaster(folder.path()).is_none_or(|pid| pid == killed) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let mut before = None;
+        loop {
+            match (before, renewals(&pool).await) {
+                (Some(before), Some(now)) if now > before => return,
+                (None, now) => before = now,
+                _ => {}
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     };
-    let second = database::open(&second).await.unwrap();
-    let noticed = tokio::time::timeout(Duration::from_secs(60), database.leadership.keep());
-    let lost = noticed.await.unwrap();
-    assert!(lost.to_string().contains("another coordinator"), "{lost}");
-    second.pool.close().await;
-    second.leadership.release().await;
-    close(database).await;
+    tokio::select! {
+        () = led.database.keep(&led.lease) => panic!("the lease is lost"),
+        () = within(renewed_again) => {}
+    }
+    assert!(led.lease.holds());
+    led.close().await;
+}
+
+async fn renewals(pool: &sqlx::PgPool) -> Option<i64> {
+    let renewals = sqlx::query_scalar("select renewals from coordinator");
+    renewals.fetch_one(pool).await.ok()
+}
+
+#[tokio::test]
+async fn f6_a_term_that_another_began_is_over_at_the_next_renewal() {
+    let folder = data_folder();
+    let mut led = lead(folder.path()).await;
+    sqlx::query("update coordinator set term = term + 1")
+        .execute(&led.pool)
+        .await
+        .unwrap();
+    within(led.database.keep(&led.lease)).await;
+    assert!(!led.lease.holds());
+    led.close().await;
+}
+
+#[tokio::test]
+async fn a_killed_coordinator_is_succeeded_in_its_own_folder_without_waiting_for_its_lease() {
+    let folder = data_folder();
+    let led = lead(folder.path()).await;
+    let term = led.lease.term().0;
+    // Nothing is given back, as when it is killed.
+    drop(led.pool);
+    led.database.stop().await;
+    let started = Instant::now();
+    let again = lead(folder.path()).await;
+    assert_eq!(again.lease.term().0, term + 1);
+    assert!(
+        started.elapsed() < Duration::from_secs(8),
+        "less than a lease"
+    );
+    again.close().await;
 }

@@ -1,5 +1,6 @@
 //! What people do with jobs, workers and the queue.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use crate::sessions::ToWorker;
 use crate::store::dispatch;
 use crate::store::read::WorkerMode;
 use crate::store::submit::{delete_job, spec_of};
-use crate::store::{ledger, workers};
+use crate::store::{Commit, ledger, workers};
 
 /// How long a call waits for a worker to obey before it answers all the same.
 const OBEY_WITHIN: Duration = Duration::from_secs(2);
@@ -110,6 +111,18 @@ impl App {
     ) -> Result<(), Error> {
         caller.require(Role::Submit)?;
         let key = RequestKey::new(caller, request_id, "set_paused", &(job, paused))?;
+        if self.replay(key.as_ref()).await?.is_some() {
+            // The worker was told, or its session ended first. Nothing is recorded that would tell
+            // it again, so that only what has become of it can be an answer.
+            let is_so = self.in_ledger(job, move |ledger| {
+                let current = ledger.current(job);
+                Ok(current.is_none_or(|row| row.attempt.paused == paused))
+            });
+            return match is_so.await? {
+                true => Ok(()),
+                false => Err(Error::Conflict(job)),
+            };
+        }
         let sessions = self.sessions.clone();
         let watch = self.changes.subscribe();
         self.change_job(key, job, move |ledger| {
@@ -243,7 +256,7 @@ impl App {
         let app = Arc::clone(self);
         let actor = caller.name.clone();
         let work_key = key.clone();
-        let work = self.store.transaction(move |conn| {
+        let work = self.transact(move |conn| {
             Box::pin(async move {
                 RequestKey::remember(work_key.as_ref(), &app, conn, &[job]).await?;
                 let (jobs, _) = ledger::load(conn, Which::Jobs(&[job])).await?;
@@ -258,11 +271,14 @@ impl App {
                 let event =
                     NewEvent::general("", "job_deleted", format!("job {job} was deleted"), &actor);
                 ledger::tell(conn, app.clock.now(), &[event]).await?;
-                Ok::<_, Error>(vec![job])
+                let after = AfterCommit {
+                    changed: BTreeSet::from([job]),
+                    ..AfterCommit::default()
+                };
+                Ok((vec![job], after))
             })
         });
         self.once(key.as_ref(), work).await?;
-        self.changes.tell_jobs([job]);
         Ok(())
     }
 
@@ -298,13 +314,13 @@ impl App {
         let actor = caller.name.clone();
         let worker_name = worker.to_owned();
         let work_key = key.clone();
-        let work = self.store.transaction(move |conn| {
+        let work = self.transact(move |conn| {
             Box::pin(async move {
                 RequestKey::remember(work_key.as_ref(), &app, conn, &[job]).await?;
                 let mut ledger = app.open_ledger(conn, Which::Jobs(&[job])).await?;
                 match state_of(&ledger, job) {
                     // Started in the meantime, which is what was wanted.
-                    Some(JobState::Running) => return Ok((AfterCommit::default(), vec![job])),
+                    Some(JobState::Running) => return Ok((vec![job], AfterCommit::default())),
                     Some(JobState::Queued) => {}
                     _ => return Err(Error::Conflict(job)),
                 }
@@ -323,17 +339,10 @@ impl App {
                 });
                 ledger.changed(job);
                 let after = app.save_ledger(conn, ledger).await?;
-                Ok::<_, Error>((after, vec![job]))
+                Ok((vec![job], after))
             })
         });
-        let app = Arc::clone(self);
-        let (jobs, _) = self
-            .once(key.as_ref(), async move {
-                let (after, jobs) = work.await?;
-                app.carry_out(after);
-                Ok(jobs)
-            })
-            .await?;
+        let (jobs, _) = self.once(key.as_ref(), work).await?;
         first(&jobs)
     }
 
@@ -392,22 +401,29 @@ impl App {
         caller.require(Role::Operate)?;
         let key = RequestKey::new(caller, request_id, "set_queue_paused", &paused)?;
         let (app, actor, work_key) = (Arc::clone(self), caller.name.clone(), key.clone());
-        let work = self.store.transaction(move |conn| {
-            Box::pin(async move {
-                RequestKey::remember(work_key.as_ref(), &app, conn, &[]).await?;
-                workers::pause_queue(conn, paused).await?;
-                let (kind, message) = match paused {
-                    true => ("queue_paused", "no new jobs are started"),
-                    false => ("queue_resumed", "jobs are started again"),
-                };
-                let event = NewEvent::general("", kind, message.to_owned(), &actor);
-                ledger::tell(conn, app.clock.now(), &[event]).await?;
-                Ok::<_, Error>(Vec::new())
-            })
-        });
+        let after = Arc::clone(self);
+        let tell = move |jobs, _| {
+            after.wake.dispatch();
+            after.changes.tell(Change::Queue);
+            jobs
+        };
+        let work = self.store.transaction_then(
+            move |conn| {
+                Box::pin(async move {
+                    RequestKey::remember(work_key.as_ref(), &app, conn, &[]).await?;
+                    workers::pause_queue(conn, paused).await?;
+                    let (kind, message) = match paused {
+                        true => ("queue_paused", "no new jobs are started"),
+                        false => ("queue_resumed", "jobs are started again"),
+                    };
+                    let event = NewEvent::general("", kind, message.to_owned(), &actor);
+                    ledger::tell(conn, app.clock.now(), &[event]).await?;
+                    Ok::<_, Error>(Vec::new())
+                })
+            },
+            tell,
+        );
         self.once(key.as_ref(), work).await?;
-        self.wake.dispatch();
-        self.changes.tell(Change::Queue);
         Ok(())
     }
 
@@ -444,34 +460,46 @@ impl App {
             .ok_or_else(|| Error::WorkerNotFound(worker.to_owned()))?;
         let name = worker.to_owned();
         let (app, actor, work_key) = (Arc::clone(self), caller.name.clone(), key.clone());
-        let work = self.store.transaction(move |conn| {
-            Box::pin(async move {
-                RequestKey::remember(work_key.as_ref(), &app, conn, &[]).await?;
-                if !workers::steer(conn, id, mode, slots).await? {
-                    return Err(Error::WorkerNotFound(name));
+        let after = Arc::clone(self);
+        let tell = move |jobs, commit| {
+            match (slots, commit) {
+                (None, _) => {}
+                (Some(slots), Commit::Done) => {
+                    after.sessions.send(id, ToWorker::SetSlots(slots));
                 }
-                let mut events = Vec::new();
-                if let Some(word) = word {
-                    let message = format!("worker `{name}` {word}");
-                    events.push(NewEvent::general(&name, "worker_mode", message, &actor));
-                }
-                if let Some(slots) = slots {
-                    let message = format!("worker `{name}` has {slots} slots");
-                    events.push(NewEvent::general(&name, "worker_slots", message, &actor));
-                }
-                ledger::tell(conn, app.clock.now(), &events).await?;
-                Ok::<_, Error>(Vec::new())
-            })
-        });
+                // It is told what is recorded when it greets again.
+                (Some(_), Commit::Unconfirmed) => after.sessions.close_any(id),
+            }
+            after.wake.dispatch();
+            after.changes.tell(Change::Workers);
+            jobs
+        };
+        let work = self.store.transaction_then(
+            move |conn| {
+                Box::pin(async move {
+                    RequestKey::remember(work_key.as_ref(), &app, conn, &[]).await?;
+                    if !workers::steer(conn, id, mode, slots).await? {
+                        return Err(Error::WorkerNotFound(name));
+                    }
+                    let mut events = Vec::new();
+                    if let Some(word) = word {
+                        let message = format!("worker `{name}` {word}");
+                        events.push(NewEvent::general(&name, "worker_mode", message, &actor));
+                    }
+                    if let Some(slots) = slots {
+                        let message = format!("worker `{name}` has {slots} slots");
+                        events.push(NewEvent::general(&name, "worker_slots", message, &actor));
+                    }
+                    ledger::tell(conn, app.clock.now(), &events).await?;
+                    Ok::<_, Error>(Vec::new())
+                })
+            },
+            tell,
+        );
         self.once(key.as_ref(), work).await?;
-        if let Some(slots) = slots {
-            self.sessions.send(id, ToWorker::SetSlots(slots));
-        }
         if mode == Some(WorkerMode::Draining) {
             self.finish_drains().await?;
         }
-        self.wake.dispatch();
-        self.changes.tell(Change::Workers);
         Ok(())
     }
 
@@ -513,20 +541,15 @@ impl App {
         }
         let app = Arc::clone(self);
         let work_key = key.clone();
-        let work = self.store.transaction(move |conn| {
+        let work = self.transact(move |conn| {
             Box::pin(async move {
                 RequestKey::remember(work_key.as_ref(), &app, conn, &[job]).await?;
                 let mut ledger = app.open_ledger(conn, Which::Jobs(&[job])).await?;
                 change(&mut ledger)?;
-                Ok::<_, Error>(app.save_ledger(conn, ledger).await?)
+                Ok((vec![job], app.save_ledger(conn, ledger).await?))
             })
         });
-        let app = Arc::clone(self);
-        self.once(key.as_ref(), async move {
-            app.carry_out(work.await?);
-            Ok(vec![job])
-        })
-        .await?;
+        self.once(key.as_ref(), work).await?;
         Ok(())
     }
 
@@ -537,18 +560,14 @@ impl App {
         F: FnOnce(&mut Ledger) -> Result<T, Error> + Send + 'static,
     {
         let app = Arc::clone(self);
-        let (value, after) = self
-            .store
-            .transaction(move |conn| {
-                Box::pin(async move {
-                    let mut ledger = app.open_ledger(conn, Which::Jobs(&[job])).await?;
-                    let value = work(&mut ledger)?;
-                    Ok::<_, Error>((value, app.save_ledger(conn, ledger).await?))
-                })
+        self.transact(move |conn| {
+            Box::pin(async move {
+                let mut ledger = app.open_ledger(conn, Which::Jobs(&[job])).await?;
+                let value = work(&mut ledger)?;
+                Ok((value, app.save_ledger(conn, ledger).await?))
             })
-            .await?;
-        self.carry_out(after);
-        Ok(value)
+        })
+        .await
     }
 
     /// Waits a short while until a job is as it should be.

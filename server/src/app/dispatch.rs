@@ -12,7 +12,7 @@ use qctl_server_core::{Fence, JobId, WorkerId};
 use super::transitions::Report;
 use super::{App, Change};
 use crate::sessions::{Assignment, Connected, ToWorker};
-use crate::store::{Dedicated, StoreError, dispatch};
+use crate::store::{Dedicated, StoreError, bounded, dispatch};
 
 /// Looks at the queue in one round: a job behind so many that have to wait fills in later.
 const WINDOWS: usize = 8;
@@ -56,18 +56,24 @@ impl App {
 
     /// Assigns what can be assigned now.
     pub(super) async fn dispatch_round(&self, database: &mut Dedicated) -> Result<(), StoreError> {
+        let now = self.clock.now();
         let connected: HashMap<WorkerId, Connected> = self
             .sessions
             .connected()
             .into_iter()
+            // One that is silent would keep what it is given waiting until it is heard of again.
+            .filter(|connected| {
+                let silent = (now - connected.last_contact).to_std().unwrap_or_default();
+                silent <= self.silent_after()
+            })
             .map(|connected| (connected.worker, connected))
             .collect();
         if connected.is_empty() {
             return Ok(());
         }
         let ids: Vec<WorkerId> = connected.keys().copied().collect();
-        let now = self.clock.now();
-        let mut fleet = dispatch::fleet(database.get(&self.store).await?, &ids).await?;
+        let fleet = bounded(dispatch::fleet(database.get(&self.store).await?, &ids));
+        let mut fleet = fleet.await?;
         for (worker, oldest) in fleet.workers.iter_mut().zip(&fleet.oldest_start) {
             let oldest = oldest.map(|start| (now - start).to_std().unwrap_or_default());
             worker.ready = self.turnover().ready_places(worker.id, oldest);
@@ -75,7 +81,8 @@ impl App {
         let mut round = Round::new(fleet.workers, connected.values().map(target), now);
         round.leave(self.edits.jobs());
         if fleet.run_now {
-            for queued in dispatch::run_now_jobs(database.get(&self.store).await?).await? {
+            let jobs = bounded(dispatch::run_now_jobs(database.get(&self.store).await?));
+            for queued in jobs.await? {
                 round.start_now(&queued);
             }
         }
@@ -83,7 +90,7 @@ impl App {
         for _ in 0..WINDOWS {
             let Some(wanted) = window else { break };
             let conn = database.get(&self.store).await?;
-            let jobs = dispatch::queued_jobs(conn, round.accepting(), &wanted).await?;
+            let jobs = bounded(dispatch::queued_jobs(conn, round.accepting(), &wanted)).await?;
             window = round.offer(&wanted, &jobs);
         }
         let decided = round.finish();
@@ -103,17 +110,19 @@ impl App {
         if fences.is_empty() {
             return Ok(());
         }
-        let mut transaction = database.begin(&self.store).await?;
-        let mut ledger = self
-            .open_ledger(&mut transaction, Which::Attempts(fences))
-            .await?;
-        for fence in fences {
-            ledger.ask_back(*fence);
-        }
-        let after = self.save_ledger(&mut transaction, ledger).await?;
-        transaction.commit().await?;
-        self.carry_out(after);
-        Ok(())
+        let worked = bounded(async {
+            let mut transaction = database.begin(&self.store).await?;
+            let mut ledger = self
+                .open_ledger(&mut transaction, Which::Attempts(fences))
+                .await?;
+            for fence in fences {
+                ledger.ask_back(*fence);
+            }
+            let after = self.save_ledger(&mut transaction, ledger).await?;
+            Ok((transaction, after))
+        });
+        let (transaction, after) = worked.await?;
+        self.commit(transaction, after).await
     }
 
     /// Makes attempts, and hands them to the sessions they were made for.
@@ -124,9 +133,11 @@ impl App {
         connected: &HashMap<WorkerId, Connected>,
     ) -> Result<(), StoreError> {
         let conn = database.get(&self.store).await?;
-        let made = match dispatch::assign(conn, self.clock.now(), self.term, picked).await {
+        let made = dispatch::assign(conn, self.clock.now(), self.term, picked);
+        let made = match bounded(made).await {
             Ok(made) => made,
             Err(error) => {
+                let error = self.store.noted(error);
                 // The statement may have been committed although its answer was lost. A worker that
                 // greets again is asked what it holds, and what it was never told goes back.
                 for new in picked {

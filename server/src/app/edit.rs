@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use qctl_server_core::job::{JobEffect, JobEvent};
-use qctl_server_core::ledger::Which;
+use qctl_server_core::ledger::{AfterCommit, Which};
 use qctl_server_core::{JobId, JobSpec, JobState};
 use serde::Serialize;
 use sqlx::PgConnection;
@@ -117,11 +117,11 @@ impl App {
             self.take_back(job).await?;
             let app = Arc::clone(self);
             let edit = work.clone();
-            let written = self.store.transaction(move |conn| {
+            let written = self.transact(move |conn| {
                 Box::pin(async move {
                     RequestKey::remember(edit.key.as_ref(), &app, conn, &[edit.job]).await?;
-                    app.apply_update(conn, &edit).await?;
-                    Ok::<_, Error>(vec![edit.job])
+                    let after = app.apply_update(conn, &edit).await?;
+                    Ok((vec![edit.job], after))
                 })
             });
             match self.once(key.as_ref(), written).await {
@@ -132,7 +132,6 @@ impl App {
         }
         drop(being_edited);
         self.wake.dispatch();
-        self.changes.tell_jobs([job]);
         Ok(())
     }
 
@@ -157,7 +156,11 @@ impl App {
         Ok(())
     }
 
-    async fn apply_update(&self, conn: &mut PgConnection, edit: &Edit) -> Result<(), Error> {
+    async fn apply_update(
+        &self,
+        conn: &mut PgConnection,
+        edit: &Edit,
+    ) -> Result<AfterCommit, Error> {
         let job = edit.job;
         let mut ledger = self.open_ledger(conn, Which::Jobs(&[job])).await?;
         let state = state_of(&ledger, job).ok_or(Error::JobNotFound(job))?;
@@ -194,8 +197,7 @@ impl App {
                 &edit.actor,
             )
             .map_err(|refusal| refused(job, &ledger, refusal))?;
-        self.save_ledger(conn, ledger).await?;
-        Ok(())
+        Ok(self.save_ledger(conn, ledger).await?)
     }
 
     /// Has a job wait for what its new spec names. Returns how many of these are not met.

@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::read::GpuRecord;
 use super::{App, Change, Error};
 use crate::sessions::{Outbox, ToWorker};
+use crate::store::Commit;
 use crate::store::workers::{self, KnownWorker, WorkerRow};
 
 /// Longest name of a worker or host, in bytes.
@@ -178,23 +179,33 @@ impl App {
     ) -> Result<(Greeted, AfterCommit), Error> {
         let app = Arc::clone(self);
         let hello = Arc::clone(hello);
+        let unconfirmed = Arc::clone(self);
         self.store
-            .transaction(move |conn| {
-                Box::pin(async move {
-                    let mentioned: Vec<Fence> = hello.held.iter().map(|held| held.fence).collect();
-                    let fences = workers::attempts_on(conn, hello.worker, &mentioned).await?;
-                    let mut ledger = app.open_ledger(conn, Which::Attempts(&fences)).await?;
-                    let greeted = ledger.greet(&Present {
-                        worker: hello.worker,
-                        name: &hello.name,
-                        boot_id: &hello.boot_id,
-                        spool_id: hello.spool_id,
-                        held: &hello.held,
-                    });
-                    let after = app.save_ledger(conn, ledger).await?;
-                    Ok::<_, Error>((greeted, after))
-                })
-            })
+            .transaction_then(
+                move |conn| {
+                    Box::pin(async move {
+                        let mentioned: Vec<Fence> =
+                            hello.held.iter().map(|held| held.fence).collect();
+                        let fences = workers::attempts_on(conn, hello.worker, &mentioned).await?;
+                        let mut ledger = app.open_ledger(conn, Which::Attempts(&fences)).await?;
+                        let greeted = ledger.greet(&Present {
+                            worker: hello.worker,
+                            name: &hello.name,
+                            boot_id: &hello.boot_id,
+                            spool_id: hello.spool_id,
+                            held: &hello.held,
+                        });
+                        let after = app.save_ledger(conn, ledger).await?;
+                        Ok::<_, Error>((greeted, after))
+                    })
+                },
+                move |(greeted, after), commit| {
+                    if commit == Commit::Unconfirmed {
+                        unconfirmed.carry_out_unconfirmed(after.clone());
+                    }
+                    (greeted, after)
+                },
+            )
             .await
     }
 

@@ -1,16 +1,62 @@
 //! Opens the core's ledger inside a transaction, writes it back, and carries out what follows the
 //! commit.
 
+use std::sync::Arc;
+
 use qctl_server_core::ledger::{AfterCommit, Ledger, Which};
 use qctl_server_core::retry::Backoff;
 use sqlx::PgConnection;
 
-use super::{App, Change};
+use super::{App, Change, Error};
 use crate::sessions::ToWorker;
-use crate::store::StoreError;
 use crate::store::ledger::{load, save};
+use crate::store::{Commit, StoreError, Transaction, Work, confirm};
 
 impl App {
+    /// Runs `work` in a transaction, and carries out what follows the commit: also when the caller
+    /// has gone in the meantime, and as far as possible when the commit was not confirmed.
+    ///
+    /// # Errors
+    /// What `work` returned (then nothing is stored), or the database's error.
+    pub(super) async fn transact<T, F>(self: &Arc<Self>, work: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: for<'t> FnOnce(&'t mut PgConnection) -> Work<'t, (T, AfterCommit), Error>
+            + Send
+            + 'static,
+    {
+        let app = Arc::clone(self);
+        self.store
+            .transaction_then(work, move |(value, after), commit| {
+                match commit {
+                    Commit::Done => app.carry_out(after),
+                    Commit::Unconfirmed => app.carry_out_unconfirmed(after),
+                }
+                value
+            })
+            .await
+    }
+
+    /// Commits over a connection that is given up after an error, and carries out what follows.
+    pub(super) async fn commit(
+        &self,
+        transaction: Transaction<'_>,
+        after: AfterCommit,
+    ) -> Result<(), StoreError> {
+        match confirm(transaction).await {
+            Ok(()) => {
+                self.carry_out(after);
+                Ok(())
+            }
+            Err(error) => {
+                if matches!(error, StoreError::Unconfirmed(_)) {
+                    self.carry_out_unconfirmed(after);
+                }
+                Err(error)
+            }
+        }
+    }
+
     /// Locks and loads what is to be changed.
     pub(super) async fn open_ledger(
         &self,
@@ -36,6 +82,22 @@ impl App {
         let changes = ledger.close();
         save(conn, now, &changes).await?;
         Ok(changes.after)
+    }
+
+    /// Carries out what can be carried out although nobody knows whether the transaction was
+    /// committed. Hints to look again do no harm. What workers would be told must not be said of
+    /// something that may not be so: their sessions end instead, and when they greet again they are
+    /// told what is recorded by then.
+    pub(super) fn carry_out_unconfirmed(&self, after: AfterCommit) {
+        for (worker, _) in &after.messages {
+            self.sessions.close_any(*worker);
+        }
+        self.carry_out(AfterCommit {
+            messages: Vec::new(),
+            over: Vec::new(),
+            dispatch: true,
+            ..after
+        });
     }
 
     /// Carries out what a committed transaction asked for.

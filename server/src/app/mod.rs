@@ -68,8 +68,8 @@ pub struct Parts {
     pub links: Links,
     /// Times and sizes.
     pub settings: Settings,
-    /// The term in which this coordinator leads.
-    pub term: Term,
+    /// Since when the program runs; terms come and go meanwhile.
+    pub started_at: DateTime<Utc>,
     /// What the status says of the coordinator itself.
     pub about: About,
 }
@@ -121,10 +121,10 @@ impl App {
             clock,
             links,
             settings,
-            term,
+            started_at,
             about,
         } = parts;
-        let started_at = clock.now();
+        let term = store.lease().term();
         let tasks = TaskTracker::new();
         let logs = Logs::start(store.clone(), &tasks, stop.clone());
         let (reports, inbox) = transitions::queue();

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use qctl_server_core::dependency::{Standing, standing};
 use qctl_server_core::explain::never;
 use qctl_server_core::job::Job;
+use qctl_server_core::ledger::AfterCommit;
 use qctl_server_core::spec::MAX_BATCH;
 use qctl_server_core::{Demand, JobId, JobSpec, JobState};
 use serde::Serialize;
@@ -180,8 +181,6 @@ impl App {
         let (jobs, replayed) = self.once(key.as_ref(), work).await?;
         let mut warnings = Vec::new();
         if !replayed {
-            self.wake.dispatch();
-            self.changes.tell_jobs(jobs.iter().copied());
             warnings = self.warnings(&jobs, &unusual).await;
         }
         Ok(Submitted {
@@ -246,43 +245,46 @@ impl App {
         }
         let app = Arc::clone(self);
         let submitter = caller.name.clone();
-        self.store
-            .transaction(move |conn| {
-                Box::pin(async move {
-                    RequestKey::remember(key.as_ref(), &app, conn, &ids).await?;
-                    let others: Vec<JobId> = specs
-                        .iter()
-                        .flat_map(|spec| spec.after.iter().map(|dependency| dependency.job))
-                        .filter(|job| ids.binary_search(job).is_err())
-                        .collect::<BTreeSet<_>>()
-                        .into_iter()
-                        .collect();
-                    let states = match others.is_empty() {
-                        true => HashMap::new(),
-                        false => lock_states(conn, &others).await?,
-                    };
-                    let jobs = specs
-                        .into_iter()
-                        .enumerate()
-                        .map(|(index, spec)| {
-                            let met = met_by(&format!("jobs[{index}]."), &spec, &states, &ids)?;
-                            let unmet = met.iter().filter(|met| !**met).count();
-                            let job =
-                                Job::submitted(&spec, i32::try_from(unmet).unwrap_or(i32::MAX));
-                            Ok(NewJob {
-                                id: ids[index],
-                                job,
-                                spec,
-                                met,
-                                retry_of,
-                            })
+        self.transact(move |conn| {
+            Box::pin(async move {
+                RequestKey::remember(key.as_ref(), &app, conn, &ids).await?;
+                let others: Vec<JobId> = specs
+                    .iter()
+                    .flat_map(|spec| spec.after.iter().map(|dependency| dependency.job))
+                    .filter(|job| ids.binary_search(job).is_err())
+                    .collect::<BTreeSet<_>>()
+                    .into_iter()
+                    .collect();
+                let states = match others.is_empty() {
+                    true => HashMap::new(),
+                    false => lock_states(conn, &others).await?,
+                };
+                let jobs = specs
+                    .into_iter()
+                    .enumerate()
+                    .map(|(index, spec)| {
+                        let met = met_by(&format!("jobs[{index}]."), &spec, &states, &ids)?;
+                        let unmet = met.iter().filter(|met| !**met).count();
+                        let job = Job::submitted(&spec, i32::try_from(unmet).unwrap_or(i32::MAX));
+                        Ok(NewJob {
+                            id: ids[index],
+                            job,
+                            spec,
+                            met,
+                            retry_of,
                         })
-                        .collect::<Result<Vec<_>, Error>>()?;
-                    insert_jobs(conn, app.clock.now(), &submitter, &jobs).await?;
-                    Ok(ids)
-                })
+                    })
+                    .collect::<Result<Vec<_>, Error>>()?;
+                insert_jobs(conn, app.clock.now(), &submitter, &jobs).await?;
+                let after = AfterCommit {
+                    changed: ids.iter().copied().collect(),
+                    dispatch: true,
+                    ..AfterCommit::default()
+                };
+                Ok((ids, after))
             })
-            .await
+        })
+        .await
     }
 }
 

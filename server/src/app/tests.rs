@@ -22,7 +22,7 @@ use super::read::WorkerMode;
 use super::{About, App, Caller, Clock, Error, Hello, ManualClock, Parts, Report, Role, Settings};
 use crate::sessions::{Assignment, Outbox, SessionId, ToWorker};
 use crate::store::fixtures::noon;
-use crate::store::{Dedicated, Store};
+use crate::store::{Dedicated, Lease, Store};
 
 /// Longest wait for something that must happen.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -45,11 +45,12 @@ impl Coordinator {
         let (clock, moved) = Clock::manual(noon());
         let app = App::start(
             Parts {
-                store: Store::new(pool.clone()),
+                // Nobody has led a fresh database.
+                store: Store::new(pool.clone(), Lease::unlimited(Term(0))),
                 clock,
                 links: Links::new("http://queue.test", "key"),
                 settings,
-                term: Term(1),
+                started_at: noon(),
                 about: About {
                     database: "PostgreSQL (test)".to_owned(),
                     templates_file: PathBuf::from("/nonexistent/templates.toml"),
@@ -160,6 +161,12 @@ struct Worker {
 }
 
 impl Worker {
+    /// Sends a heartbeat.
+    fn lives(&self) {
+        self.app
+            .heartbeat(self.hello.worker, self.session, None, None);
+    }
+
     async fn next(&mut self) -> ToWorker {
         tokio::time::timeout(PATIENCE, self.outbox.messages.recv())
             .await
@@ -541,6 +548,7 @@ async fn a_failure_is_tried_again_after_its_wait(pool: PgPool) {
     assert_eq!(queue.state(job).await.0, JobState::Waiting);
     queue.clock.advance(Duration::from_secs(60));
     queue.app.queue_due().await.expect("looked");
+    worker.lives();
     let second = worker.assigned().await;
     assert_eq!((second.job, second.number.0), (job, 2));
     assert!(second.fence > first.fence);

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use super::{App, Change, Error};
 use crate::sessions::SessionId;
-use crate::store::{Dedicated, StoreError};
+use crate::store::{Dedicated, StoreError, Transaction, bounded};
 
 /// Reports in one transaction.
 const BATCH: usize = 256;
@@ -99,10 +99,7 @@ impl App {
                 database.give_up();
             }
             match written {
-                Ok(after) => {
-                    self.carry_out(after);
-                    return;
-                }
+                Ok(()) => return,
                 Err(StoreError::Conflict(_) | StoreError::Stale) if tried < ATTEMPTS => {}
                 Err(error) if error.is_transient() || matches!(error, StoreError::DiskFull(_)) => {
                     if tried == 1 {
@@ -116,6 +113,8 @@ impl App {
                         () = self.stop.cancelled() => return,
                     }
                 }
+                // Workers say it again to whoever leads.
+                Err(StoreError::Fenced) => return,
                 Err(error) if batch.len() > 1 => {
                     // One report must not keep the others from being written.
                     tracing::error!(
@@ -145,7 +144,17 @@ impl App {
         &self,
         database: &mut Dedicated,
         batch: &[Report],
-    ) -> Result<AfterCommit, StoreError> {
+    ) -> Result<(), StoreError> {
+        let worked = bounded(self.apply(database, batch));
+        let (transaction, after) = worked.await?;
+        self.commit(transaction, after).await
+    }
+
+    async fn apply<'d>(
+        &self,
+        database: &'d mut Dedicated,
+        batch: &[Report],
+    ) -> Result<(Transaction<'d>, AfterCommit), StoreError> {
         let fences: Vec<Fence> = batch.iter().map(|report| report.fence).collect();
         let mut transaction = database.begin(&self.store).await?;
         let mut ledger = self
@@ -168,7 +177,6 @@ impl App {
             }
         }
         let after = self.save_ledger(&mut transaction, ledger).await?;
-        transaction.commit().await?;
-        Ok(after)
+        Ok((transaction, after))
     }
 }

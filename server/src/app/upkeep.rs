@@ -3,7 +3,7 @@
 //! any time and any number of times, and is called by `reconcilers` on a timer.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -45,7 +45,11 @@ impl App {
         memory_used_bytes: Option<i64>,
     ) {
         let seen = self.clock.now();
-        self.sessions.heard(worker, session, seen);
+        let silence = self.sessions.heard(worker, session, seen);
+        if silence.is_some_and(|silence| silence > self.silent_after()) {
+            // The dispatcher gave it nothing meanwhile.
+            self.wake.dispatch();
+        }
         let sign = SignOfLife {
             seen,
             load: load.filter(|load| load.is_finite()),
@@ -56,6 +60,11 @@ impl App {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(worker, sign);
+    }
+
+    /// Silence after which a worker is given nothing and its silence counts.
+    pub(super) fn silent_after(&self) -> Duration {
+        self.settings.heartbeat_interval * 2
     }
 
     /// Writes what workers said about themselves and their progress since the last time.
@@ -86,7 +95,7 @@ impl App {
     }
 
     /// Queues jobs whose wait is over. Returns when the next wait ends.
-    pub(crate) async fn queue_due(&self) -> Result<Option<DateTime<Utc>>, Error> {
+    pub(crate) async fn queue_due(self: &Arc<Self>) -> Result<Option<DateTime<Utc>>, Error> {
         loop {
             let (due, next) = self.store.due_jobs(self.clock.now(), BATCH as i64).await?;
             if due.is_empty() {
@@ -100,7 +109,7 @@ impl App {
     }
 
     /// Tells jobs that wait for one of these, which have ended.
-    pub(crate) async fn resolve_dependents(&self, ended: &[JobId]) -> Result<(), Error> {
+    pub(crate) async fn resolve_dependents(self: &Arc<Self>, ended: &[JobId]) -> Result<(), Error> {
         loop {
             let jobs = self.store.dependents_of(ended, BATCH as i64).await?;
             if jobs.is_empty() || !self.settle_dependencies(&jobs).await? {
@@ -110,7 +119,7 @@ impl App {
     }
 
     /// Finds jobs that wait for one that has ended, and were not told.
-    pub(crate) async fn resolve_overlooked(&self) -> Result<(), Error> {
+    pub(crate) async fn resolve_overlooked(self: &Arc<Self>) -> Result<(), Error> {
         loop {
             let jobs = self.store.overlooked_dependents(BATCH as i64).await?;
             if jobs.is_empty() || !self.settle_dependencies(&jobs).await? {
@@ -120,21 +129,19 @@ impl App {
     }
 
     /// Settles what these jobs wait for. Returns whether anything was changed.
-    async fn settle_dependencies(&self, jobs: &[JobId]) -> Result<bool, Error> {
-        let mut transaction = self.store.begin().await?;
-        let mut ledger = self
-            .open_ledger(&mut transaction, Which::Jobs(jobs))
-            .await?;
-        let open = dependencies::open_of(&mut transaction, jobs).await?;
-        let settled = ledger.settle_dependencies(&open);
-        dependencies::meet(&mut transaction, &settled.met).await?;
-        let after = self.save_ledger(&mut transaction, ledger).await?;
-        transaction
-            .commit()
-            .await
-            .map_err(crate::store::StoreError::from)?;
-        self.carry_out(after);
-        Ok(settled.changed)
+    async fn settle_dependencies(self: &Arc<Self>, jobs: &[JobId]) -> Result<bool, Error> {
+        let (app, jobs) = (Arc::clone(self), jobs.to_vec());
+        self.transact(move |conn| {
+            Box::pin(async move {
+                let mut ledger = app.open_ledger(conn, Which::Jobs(&jobs)).await?;
+                let open = dependencies::open_of(conn, &jobs).await?;
+                let settled = ledger.settle_dependencies(&open);
+                dependencies::meet(conn, &settled.met).await?;
+                let after = app.save_ledger(conn, ledger).await?;
+                Ok((settled.changed, after))
+            })
+        })
+        .await
     }
 
     /// Begins to count silence.
@@ -150,7 +157,10 @@ impl App {
 
     /// Counts the silence of everything that holds attempts, shows who is unreachable, and gives up
     /// what is lost. A database that does not answer makes the time since the last look count nothing.
-    pub(crate) async fn watch_leases(&self, watch: &mut LeaseWatch) -> Result<(), Error> {
+    pub(crate) async fn watch_leases(
+        self: &Arc<Self>,
+        watch: &mut LeaseWatch,
+    ) -> Result<(), Error> {
         let current = match self.store.current_attempts(MAX_CURRENT).await {
             Ok(current) => current,
             Err(error) => {
@@ -164,7 +174,7 @@ impl App {
             .replace(looked)
             .map_or(Duration::ZERO, |last| looked - last);
         let now = self.clock.now();
-        let silent_after = self.settings.heartbeat_interval * 2;
+        let silent_after = self.silent_after();
         let heard = |worker: WorkerId| {
             self.sessions.get(worker).is_some_and(|session| {
                 (now - session.last_contact).to_std().unwrap_or_default() <= silent_after
@@ -172,7 +182,7 @@ impl App {
         };
         let lapsed = lapsed(&mut watch.leases, &current, heard, elapsed, true);
         let after = self.settings.unreachable_after;
-        self.change_attempts(&lapsed.unreachable, |ledger, fence| {
+        self.change_attempts(&lapsed.unreachable, move |ledger, fence| {
             ledger.unreachable(fence, after);
         })
         .await?;
@@ -182,7 +192,7 @@ impl App {
     }
 
     /// Holds queued jobs that have waited too long for the worker that has their checkpoint.
-    pub(crate) async fn hold_for_checkpoints(&self) -> Result<(), Error> {
+    pub(crate) async fn hold_for_checkpoints(self: &Arc<Self>) -> Result<(), Error> {
         let wait = self.settings.checkpoint_wait;
         let before = self.clock.now() - wait;
         let waiting = self.store.waiting_for_checkpoint(before).await?;
@@ -193,7 +203,7 @@ impl App {
             .collect();
         let jobs: Vec<JobId> = away.keys().copied().collect();
         let hours = wait.as_secs() / 3_600;
-        self.change_jobs(&jobs, |ledger, job| {
+        self.change_jobs(&jobs, move |ledger, job| {
             let name = away.get(&job).map(String::as_str).unwrap_or_default();
             let message = format!(
                 "held because its checkpoint is on worker `{name}`, which has been away for {hours} h; \
@@ -251,48 +261,42 @@ impl App {
         }
     }
 
-    async fn change_jobs(
-        &self,
-        jobs: &[JobId],
-        change: impl Fn(&mut Ledger, JobId),
-    ) -> Result<(), Error> {
+    async fn change_jobs<F>(self: &Arc<Self>, jobs: &[JobId], change: F) -> Result<(), Error>
+    where
+        F: Fn(&mut Ledger, JobId) + Clone + Send + 'static,
+    {
         for part in jobs.chunks(BATCH) {
-            let mut transaction = self.store.begin().await?;
-            let mut ledger = self
-                .open_ledger(&mut transaction, Which::Jobs(part))
-                .await?;
-            for job in part {
-                change(&mut ledger, *job);
-            }
-            let after = self.save_ledger(&mut transaction, ledger).await?;
-            transaction
-                .commit()
-                .await
-                .map_err(crate::store::StoreError::from)?;
-            self.carry_out(after);
+            let (app, part, change) = (Arc::clone(self), part.to_vec(), change.clone());
+            self.transact(move |conn| {
+                Box::pin(async move {
+                    let mut ledger = app.open_ledger(conn, Which::Jobs(&part)).await?;
+                    for job in part {
+                        change(&mut ledger, job);
+                    }
+                    Ok(((), app.save_ledger(conn, ledger).await?))
+                })
+            })
+            .await?;
         }
         Ok(())
     }
 
-    async fn change_attempts(
-        &self,
-        fences: &[Fence],
-        change: impl Fn(&mut Ledger, Fence),
-    ) -> Result<(), Error> {
+    async fn change_attempts<F>(self: &Arc<Self>, fences: &[Fence], change: F) -> Result<(), Error>
+    where
+        F: Fn(&mut Ledger, Fence) + Clone + Send + 'static,
+    {
         for part in fences.chunks(BATCH) {
-            let mut transaction = self.store.begin().await?;
-            let mut ledger = self
-                .open_ledger(&mut transaction, Which::Attempts(part))
-                .await?;
-            for fence in part {
-                change(&mut ledger, *fence);
-            }
-            let after = self.save_ledger(&mut transaction, ledger).await?;
-            transaction
-                .commit()
-                .await
-                .map_err(crate::store::StoreError::from)?;
-            self.carry_out(after);
+            let (app, part, change) = (Arc::clone(self), part.to_vec(), change.clone());
+            self.transact(move |conn| {
+                Box::pin(async move {
+                    let mut ledger = app.open_ledger(conn, Which::Attempts(&part)).await?;
+                    for fence in part {
+                        change(&mut ledger, fence);
+                    }
+                    Ok(((), app.save_ledger(conn, ledger).await?))
+                })
+            })
+            .await?;
         }
         Ok(())
     }

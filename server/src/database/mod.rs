@@ -1,29 +1,39 @@
-//! Opens the database: the one that was named, or an embedded one.
+//! Opens the database: the one that was named, or an embedded one; and leads it, one coordinator at
+//! a time.
 //!
-//! Opening means: connect, become its only coordinator, bring its tables up to date, and begin a
-//! term. [`Leadership::keep`] watches afterwards that we still are the only one.
+//! [`open`] connects and sees to it that the tables know of leases. [`Database::lead`] waits until
+//! this coordinator leads and brings the tables up to date. [`Database::keep`] renews the lease.
 
+mod contender;
 pub mod embedded;
+mod place;
 
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use sqlx::migrate::{MigrateError, Migrator};
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::migrate::{Migrate, MigrateError, Migrator};
+use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::store::{leadership, session_settings};
+use crate::store::{self, Lease, leadership};
+use contender::Contender;
+pub use contender::Standing;
 use embedded::{Embedded, EmbeddedError};
+pub use place::{Place, PlaceError};
 
 static MIGRATIONS: Migrator = sqlx::migrate!();
 
-/// How long to wait for a coordinator that was just killed to leave the database.
+/// Where the database keeps what was migrated; sqlx's own name.
+const MIGRATIONS_TABLE: &str = "_sqlx_migrations";
+
+/// How long to wait for a coordinator of version 0.1 that was just stopped to leave the database.
 const SUCCESSION: Duration = Duration::from_secs(5);
 
-/// Pause between two looks at whether we still lead.
-const WATCH: Duration = Duration::from_secs(5);
+/// Longest time that connecting may take.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
 /// Postgres's code for a database that does not exist.
 const NO_SUCH_DATABASE: &str = "3D000";
@@ -33,7 +43,7 @@ const NO_SUCH_DATABASE: &str = "3D000";
 pub struct Settings {
     /// Where it is.
     pub source: Source,
-    /// Most connections of the pool, beside the one that keeps the leadership.
+    /// Most connections of the pool, beside the one that keeps the lease.
     pub connections: u32,
 }
 
@@ -71,9 +81,9 @@ pub enum DatabaseError {
         /// Why.
         source: sqlx::Error,
     },
-    /// Another coordinator uses the database.
+    /// A coordinator of version 0.1 uses the database, which cannot have another one beside it.
     #[error(
-        "another coordinator{} leads this database; stop it, or give this one another database",
+        "a coordinator of an older version{} leads this database; stop it first",
         name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default()
     )]
     Led {
@@ -102,26 +112,23 @@ pub enum DatabaseError {
     },
 }
 
-/// An open database that no other coordinator uses.
+/// An open database, which this coordinator leads or not.
 pub struct Database {
-    /// Connections for everyone.
-    pub pool: PgPool,
-    /// Number of the term that began with opening.
-    pub term: i64,
     /// What it is, such as `PostgreSQL 15.18 (embedded)`.
     pub description: String,
-    /// Keeps other coordinators out.
-    pub leadership: Leadership,
-    /// The private Postgres, when it is one.
-    pub embedded: Option<Embedded>,
+    options: PgConnectOptions,
+    connections: u32,
+    contender: Contender,
+    embedded: Option<Embedded>,
 }
 
-/// Opens the database.
+/// Opens the database. `url` is where clients reach this coordinator, and `place` the data folder
+/// that it works with.
 ///
 /// # Errors
-/// When it cannot be reached, another coordinator leads it, or its tables cannot be brought up to
-/// date.
-pub async fn open(settings: &Settings) -> Result<Database, DatabaseError> {
+/// When it cannot be reached, its tables are of a newer version, or a coordinator of version 0.1
+/// leads it.
+pub async fn open(settings: &Settings, url: &str, place: Place) -> Result<Database, DatabaseError> {
     let (embedded, options) = match &settings.source {
         Source::Url(url) => {
             let options =
@@ -134,11 +141,10 @@ pub async fn open(settings: &Settings) -> Result<Database, DatabaseError> {
             (Some(embedded), options)
         }
     };
-    let opened = lead(options, settings.connections, embedded.is_some()).await;
-    match opened {
-        Ok((pool, term, version, leadership)) => Ok(Database {
-            pool,
-            term,
+    let contender = Contender::new(&options, url, place);
+    let options = options.application_name(contender.name());
+    match prepare(&options, embedded.is_some()).await {
+        Ok(version) => Ok(Database {
             description: format!(
                 "PostgreSQL {version}{}",
                 if embedded.is_some() {
@@ -147,7 +153,9 @@ pub async fn open(settings: &Settings) -> Result<Database, DatabaseError> {
                     ""
                 }
             ),
-            leadership,
+            options,
+            connections: settings.connections,
+            contender,
             embedded,
         }),
         Err(error) => {
@@ -159,66 +167,150 @@ pub async fn open(settings: &Settings) -> Result<Database, DatabaseError> {
     }
 }
 
-async fn lead(
-    options: PgConnectOptions,
-    connections: u32,
-    create: bool,
-) -> Result<(PgPool, i64, String, Leadership), DatabaseError> {
-    let options = options.application_name(&own_name());
+impl Database {
+    /// Returns once this coordinator leads and the tables are up to date: with connections, and the
+    /// lease that [`Database::keep`] renews. Tells meanwhile who leads.
+    ///
+    /// # Errors
+    /// When the tables cannot be brought up to date, or are of a newer version by now.
+    pub async fn lead(
+        &mut self,
+        standing: &watch::Sender<Standing>,
+    ) -> Result<(PgPool, Lease), DatabaseError> {
+        loop {
+            let lease = self.contender.contend(standing).await;
+            let migrated = tokio::select! {
+                migrated = migrate(&self.options) => migrated,
+                () = self.contender.keep(&lease) => {
+                    tracing::warn!("the lease was lost while the tables were brought up to date");
+                    continue;
+                }
+            };
+            if let Err(error) = migrated {
+                self.contender.release(&lease).await;
+                return Err(error);
+            }
+            let pool = store::pool(self.options.clone(), self.connections);
+            return Ok((pool, lease));
+        }
+    }
+
+    /// Renews the lease, and returns when it is over: it could not be renewed in time, or another
+    /// coordinator leads.
+    pub async fn keep(&mut self, lease: &Lease) {
+        self.contender.keep(lease).await;
+    }
+
+    /// Gives the lease back at an orderly stop.
+    pub async fn release(&mut self, lease: &Lease) {
+        self.contender.release(lease).await;
+    }
+
+    /// Stops the embedded Postgres, if it is one.
+    pub async fn stop(self) {
+        // The folder is ours until nothing works in it any more.
+        let Self {
+            contender,
+            embedded,
+            ..
+        } = self;
+        if let Some(embedded) = embedded {
+            embedded.stop().await;
+        }
+        drop(contender);
+    }
+}
+
+/// Sees to it that the database is there, with tables that know of leases and that this version can
+/// read. Returns Postgres's version.
+async fn prepare(options: &PgConnectOptions, create: bool) -> Result<String, DatabaseError> {
     let query = |source| DatabaseError::Query { source };
-    let mut connection = match options.connect().await {
+    let mut connection = match connect(options).await {
         Err(error) if create && is_missing_database(&error) => {
-            create_database(&options).await?;
-            options.connect().await
+            create_database(options).await?;
+            connect(options).await
         }
         connected => connected,
     }
-    .map_err(|source| unreachable_at(&options, source))?;
-    succeed(&mut connection).await?;
+    .map_err(|source| unreachable_at(options, source))?;
+    let is_prepared = leadership::is_prepared(&mut connection)
+        .await
+        .map_err(query)?;
+    if !is_prepared {
+        keep_former_out(&mut connection).await?;
+        run_migrations(&mut connection).await?;
+    }
+    refuse_newer(&mut connection).await?;
+    let version = leadership::server_version(&mut connection)
+        .await
+        .map_err(query)?;
+    // What was asked is answered; a hasty end of this connection does no harm.
+    let _ = connection.close().await;
+    Ok(version)
+}
+
+async fn connect(options: &PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
+    tokio::time::timeout(CONNECT_LIMIT, options.connect())
+        .await
+        .unwrap_or_else(|_| {
+            let late = std::io::Error::from(std::io::ErrorKind::TimedOut);
+            Err(sqlx::Error::Io(late))
+        })
+}
+
+/// Keeps coordinators of version 0.1 from leading while this connection lives, waiting a little for
+/// one that was just stopped.
+async fn keep_former_out(connection: &mut PgConnection) -> Result<(), DatabaseError> {
+    let query = |source| DatabaseError::Query { source };
+    let deadline = Instant::now() + SUCCESSION;
+    loop {
+        if leadership::keep_former_out(connection)
+            .await
+            .map_err(query)?
+        {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            let name = leadership::former_leader(connection).await.map_err(query)?;
+            return Err(DatabaseError::Led { name });
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+async fn migrate(options: &PgConnectOptions) -> Result<(), DatabaseError> {
+    let mut connection = connect(options)
+        .await
+        .map_err(|source| unreachable_at(options, source))?;
+    run_migrations(&mut connection).await?;
+    let _ = connection.close().await;
+    Ok(())
+}
+
+async fn run_migrations(connection: &mut PgConnection) -> Result<(), DatabaseError> {
     MIGRATIONS
-        .run_direct(None, &mut connection, false)
+        .run_direct(None, connection, false)
         .await
         .map_err(|error| match error {
             MigrateError::VersionMissing(version) => DatabaseError::Newer { version },
             source => DatabaseError::Migrate { source },
-        })?;
-    let term = leadership::begin_term(&mut connection)
-        .await
-        .map_err(query)?;
-    let version = leadership::server_version(&mut connection)
-        .await
-        .map_err(query)?;
-    // Connected at first use, so that an idle coordinator holds few.
-    let pool = PgPoolOptions::new()
-        .max_connections(connections)
-        .min_connections(1)
-        .acquire_timeout(Duration::from_secs(10))
-        .idle_timeout(Duration::from_secs(120))
-        .max_lifetime(Duration::from_secs(3600))
-        // A future dropped inside a transaction leaves its connection in it; the check finds that.
-        .test_before_acquire(true)
-        .connect_lazy_with(session_settings(options.clone()));
-    let leadership = Leadership {
-        connection,
-        options,
-        term,
-    };
-    Ok((pool, term, version, leadership))
+        })
 }
 
-/// Becomes the leader, waiting a little for the backend of one that was just killed to notice.
-async fn succeed(connection: &mut PgConnection) -> Result<(), DatabaseError> {
-    let query = |source| DatabaseError::Query { source };
-    let deadline = Instant::now() + SUCCESSION;
-    loop {
-        if leadership::try_lead(connection).await.map_err(query)? {
-            return Ok(());
-        }
-        if Instant::now() >= deadline {
-            let name = leadership::leader(connection).await.map_err(query)?;
-            return Err(DatabaseError::Led { name });
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
+/// Also a coordinator that stands by must be able to read what it will lead.
+async fn refuse_newer(connection: &mut PgConnection) -> Result<(), DatabaseError> {
+    let applied = connection
+        .list_applied_migrations(MIGRATIONS_TABLE)
+        .await
+        .map_err(|source| DatabaseError::Migrate { source })?;
+    match applied
+        .iter()
+        .find(|applied| !MIGRATIONS.version_exists(applied.version))
+    {
+        Some(newer) => Err(DatabaseError::Newer {
+            version: newer.version,
+        }),
+        None => Ok(()),
     }
 }
 
@@ -256,87 +348,4 @@ fn unreachable_at(options: &PgConnectOptions, source: sqlx::Error) -> DatabaseEr
         ),
         source,
     }
-}
-
-/// What `pg_stat_activity` and the second coordinator's error show.
-fn own_name() -> String {
-    format!(
-        "qctl-server {}/{}",
-        rustix::system::uname().nodename().to_string_lossy(),
-        std::process::id()
-    )
-}
-
-/// Why the coordinator must stop at once.
-#[derive(Debug, thiserror::Error)]
-pub enum LeadershipLost {
-    /// Another one leads the database by now.
-    #[error("another coordinator leads the database by now, so this one stops")]
-    ToAnother,
-}
-
-/// The dedicated connection that holds the leader's lock.
-pub struct Leadership {
-    connection: PgConnection,
-    options: PgConnectOptions,
-    term: i64,
-}
-
-impl Leadership {
-    /// Keeps the lock through restarts of the database; returns when another coordinator has it or
-    /// has had it.
-    pub async fn keep(&mut self) -> LeadershipLost {
-        loop {
-            tokio::time::sleep(WATCH).await;
-            let checked = tokio::time::timeout(WATCH, self.connection.ping()).await;
-            if matches!(checked, Ok(Ok(()))) {
-                continue;
-            }
-            tracing::warn!("the connection that keeps the leadership is lost; taking it again");
-            let mut taken_since = None;
-            loop {
-                match tokio::time::timeout(WATCH, self.regain()).await {
-                    Ok(Ok(Regained::Ours)) => break,
-                    Ok(Ok(Regained::NewTerm)) => return LeadershipLost::ToAnother,
-                    // Our own dead connection may hold the lock for a moment.
-                    Ok(Ok(Regained::Taken)) => {
-                        let since = *taken_since.get_or_insert_with(Instant::now);
-                        if since.elapsed() >= SUCCESSION {
-                            return LeadershipLost::ToAnother;
-                        }
-                    }
-                    Ok(Err(error)) => {
-                        tracing::warn!(error = %error, "the database is away");
-                    }
-                    Err(_) => tracing::warn!("the database does not answer"),
-                }
-                tokio::time::sleep(Duration::from_millis(500)).await;
-            }
-            tracing::info!("the leadership is kept");
-        }
-    }
-
-    async fn regain(&mut self) -> Result<Regained, sqlx::Error> {
-        let mut connection = self.options.connect().await?;
-        if !leadership::try_lead(&mut connection).await? {
-            return Ok(Regained::Taken);
-        }
-        if leadership::latest_term(&mut connection).await? != self.term {
-            return Ok(Regained::NewTerm);
-        }
-        self.connection = connection;
-        Ok(Regained::Ours)
-    }
-
-    /// Gives the lock back.
-    pub async fn release(self) {
-        // The lock goes with the connection, however it ends.
-        let _ = self.connection.close().await;
-    }
-}
-
-enum Regained {
-    Ours,
-    Taken,
-    NewTerm,
 }

@@ -16,6 +16,7 @@ use super::convert;
 use super::status::{caller, status};
 use crate::app::logs::{Acks, Chunk};
 use crate::app::{App, Error, Role};
+use crate::store::StoreError;
 
 /// Acknowledgements that wait for a slow worker; more are merged per attempt.
 const ACKS_AHEAD: usize = 16;
@@ -50,7 +51,7 @@ impl LogUploadService for LogUpload {
             let acks = Arc::new(Acks::default());
             let ended = tokio::select! {
                 ended = take_in(&app, chunks, &acks) => ended,
-                ended = acknowledge(&acks, &responses) => ended,
+                ended = acknowledge(&app, &acks, &responses) => ended,
                 () = responses.closed() => return,
                 () = app.stop().cancelled() => Err(status(Error::ShuttingDown)),
             };
@@ -92,12 +93,15 @@ async fn take_in(
     std::future::pending().await
 }
 
-async fn acknowledge(acks: &Acks, responses: &Responses) -> Result<(), Status> {
+async fn acknowledge(app: &App, acks: &Acks, responses: &Responses) -> Result<(), Status> {
     while let Some(acks) = acks
         .next()
         .await
         .map_err(|error| status(Error::from(error)))?
     {
+        if !app.store.lease().holds() {
+            return Err(status(StoreError::Fenced.into()));
+        }
         for ack in acks {
             let response = v1::UploadLogResponse {
                 fence: ack.fence.0,

@@ -30,7 +30,7 @@ use tonic::service::Routes;
 
 use crate::app::App;
 
-/// Every service. Callers are known by then: each request has a `Caller` among its extensions.
+/// Every service but the health of the program, which is there before these are. Callers are known by then: each request has a `Caller` among its extensions.
 pub(crate) fn routes(app: &Arc<App>) -> Routes {
     let mut routes = Routes::default();
     macro_rules! serve {
@@ -58,6 +58,5 @@ pub(crate) fn routes(app: &Arc<App>) -> Routes {
         // The descriptor is made by our own build; without it everything else still works.
         Err(error) => tracing::error!(error = %error, "server reflection is not available"),
     }
-    let (_, health) = tonic_health::server::health_reporter();
-    routes.add_service(health)
+    routes
 }

@@ -127,6 +127,18 @@ fn store_fault(error: &StoreError) -> Fault {
         StoreError::Unavailable(_) => Fault::new(Reason::DatabaseUnavailable, error.to_string())
             .hint("the call may be repeated; nothing was changed unless a repetition says so")
             .retry_after(LATER),
+        StoreError::Unconfirmed(_) => Fault::new(
+            Reason::DatabaseUnavailable,
+            "the connection to the database broke before it confirmed the change, which may have been made",
+        )
+        .hint("repeat the call under the same request id, and it has one effect")
+        .retry_after(SOON),
+        StoreError::Fenced => Fault::new(
+            Reason::NotLeader,
+            "this coordinator does not lead any more, and nothing was changed",
+        )
+        .hint("call again in a moment")
+        .retry_after(SOON),
         StoreError::DiskFull(_) => Fault::new(
             Reason::DiskFull,
             "the coordinator's disk is full, and nothing was stored",

@@ -20,8 +20,8 @@ use tonic::transport::{Channel, Endpoint, Server};
 
 use crate::app::links::Links;
 use crate::app::{About, App, Caller, Clock, ManualClock, Parts, Role, Settings};
-use crate::store::Store;
 use crate::store::fixtures::{Fixtures, noon};
+use crate::store::{Lease, Store};
 
 /// Longest wait for a condition.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -43,13 +43,15 @@ impl Coordinator {
     pub(crate) async fn start_as(pool: &PgPool, role: Role, settings: Settings) -> Self {
         let stop = CancellationToken::new();
         let (clock, moved) = Clock::manual(noon());
+        let rows = Fixtures::new(pool);
+        rows.run("update coordinator set term = 1").await;
         let app = App::start(
             Parts {
-                store: Store::new(pool.clone()),
+                store: Store::new(pool.clone(), Lease::unlimited(Term(1))),
                 clock,
                 links: Links::new("http://queue.test", "key"),
                 settings,
-                term: Term(1),
+                started_at: noon(),
                 about: About {
                     database: "PostgreSQL (test)".to_owned(),
                     templates_file: PathBuf::from("/nonexistent/templates.toml"),
@@ -78,7 +80,7 @@ impl Coordinator {
             .connect_lazy();
         Self {
             app,
-            rows: Fixtures::new(pool),
+            rows,
             clock: moved,
             channel,
             _stop: stop.drop_guard(),

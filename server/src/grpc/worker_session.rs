@@ -132,9 +132,14 @@ impl Session {
         let writing = async {
             while let Some(message) = outbox.messages.recv().await {
                 for response in to_wire(message) {
-                    if wire.send(Ok(response)).await.is_err() {
+                    let Ok(place) = wire.reserve().await else {
+                        return;
+                    };
+                    // Who does not lead any more keeps no worker.
+                    if !self.app.store.lease().holds() {
                         return;
                     }
+                    place.send(Ok(response));
                 }
             }
         };

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use qctl_server_core::ledger::Message;
@@ -188,13 +189,19 @@ impl Sessions {
         true
     }
 
-    /// Notes a sign of life.
-    pub(crate) fn heard(&self, worker: WorkerId, session: SessionId, now: DateTime<Utc>) {
-        if let Some(entry) = self.locked().get_mut(&worker)
-            && entry.connected.session == session
-        {
-            entry.connected.last_contact = now;
-        }
+    /// Notes a sign of life. Returns how long the worker had not been heard of; `None` when the session is not its current one.
+    pub(crate) fn heard(
+        &self,
+        worker: WorkerId,
+        session: SessionId,
+        now: DateTime<Utc>,
+    ) -> Option<Duration> {
+        let mut entries = self.locked();
+        let entry = entries
+            .get_mut(&worker)
+            .filter(|entry| entry.connected.session == session)?;
+        let last = std::mem::replace(&mut entry.connected.last_contact, now);
+        Some((now - last).to_std().unwrap_or_default())
     }
 
     /// True while this session is the worker's current one.

@@ -233,7 +233,8 @@ pub(crate) async fn run_now_jobs(conn: &mut PgConnection) -> Result<Vec<QueuedJo
         .collect())
 }
 
-/// Makes attempts, in one statement: each job must still be queued and without an attempt. What
+/// Makes attempts, in one statement that fails when the term is over: each job must still be queued
+/// and without an attempt. What
 /// comes back is what was made; a job that is missing was changed in the meantime.
 pub(crate) async fn assign(
     conn: &mut PgConnection,
@@ -264,7 +265,9 @@ pub(crate) async fn assign(
         .collect();
     let messages: Vec<String> = assignments.iter().map(|new| new.message.clone()).collect();
     let rows = sqlx::query!(
-        r#"with picked as (
+        r#"with led as materialized (
+             select leads($11)
+           ), picked as (
              update jobs j
              set attempts = j.attempts + 1, fence = nextval('fences'), reason = u.reason,
                  message = u.message, run_now_on = null
@@ -273,6 +276,7 @@ pub(crate) async fn assign(
                with ordinality
                as u (job_id, worker_id, worker, boot_id, spool_id, gpu_uuids, beside_slots,
                      resume_from, reason, message, position)
+             cross join led
              where j.id = u.job_id and j.state = 'queued'
                and not exists (select 1 from attempts a
                                where a.job_id = j.id and a.state <> 'ended')

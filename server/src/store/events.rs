@@ -36,7 +36,7 @@ impl Store {
     /// Number of the latest event that is visible; 0 when there is none.
     pub(crate) async fn latest_event(&self) -> Result<i64, StoreError> {
         let latest = sqlx::query_scalar!("select max(id) from events")
-            .fetch_one(&self.pool)
+            .fetch_one(self.pool())
             .await?;
         Ok(latest.unwrap_or(0))
     }
@@ -68,7 +68,7 @@ impl Store {
             message: row.message,
             actor: row.actor,
         })
-        .fetch_all(&self.pool)
+        .fetch_all(self.pool())
         .await?;
         Ok(events)
     }
@@ -84,7 +84,7 @@ impl Store {
             "select time from events where id <= $1 order by id desc limit 1",
             after,
         )
-        .fetch_optional(&self.pool)
+        .fetch_optional(self.pool())
         .await?;
         let Some(known) = known else {
             return Ok(None);
@@ -99,7 +99,7 @@ impl Store {
             known - OVERLAP,
             limit as i64 + 1,
         )
-        .fetch_all(&self.pool)
+        .fetch_all(self.pool())
         .await?;
         Ok((jobs.len() <= limit).then(|| jobs.into_iter().map(JobId).collect()))
     }

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use bytes::Bytes;
 use chrono::{Days, NaiveDate};
 use qctl_server_core::{Fence, JobId, WorkerId};
-use sqlx::{AssertSqlSafe, PgConnection, SqlSafeStr};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, SqlSafeStr};
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, bounded};
 
 /// How far an attempt's output is stored, read under its row lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,42 +102,51 @@ pub(crate) enum Appended {
 impl Store {
     /// Stores chunks behind what is stored of their attempts. `admit` is given the attempts' tails
     /// under their row locks, advances them, and returns the chunks to store. The commit does not
-    /// wait for the disk.
+    /// wait for the disk. Must be waited for to its end.
     pub(crate) async fn append_chunks(
         &self,
         fences: &[i64],
         partitions: &HashSet<NaiveDate>,
         admit: impl FnOnce(&mut BTreeMap<Fence, LogTail>) -> Vec<NewChunk>,
     ) -> Result<Appended, StoreError> {
-        let mut transaction = self.begin_asynchronous().await?;
-        let before: BTreeMap<Fence, LogTail> = lock_tails(&mut transaction, fences)
-            .await?
-            .into_iter()
-            .map(|tail| (tail.fence, tail))
-            .collect();
-        let mut tails = before.clone();
-        let chunks = admit(&mut tails);
-        let missing: BTreeSet<NaiveDate> = chunks
-            .iter()
-            .map(|new| new.day)
-            .filter(|day| !partitions.contains(day))
-            .collect();
-        if !missing.is_empty() {
-            transaction.rollback().await?;
-            return Ok(Appended::NoPartition(missing));
+        let mut connection = self.acquire().await?;
+        let appended = async {
+            let mut transaction = connection.begin_with(self.begin_asynchronous()).await?;
+            let before: BTreeMap<Fence, LogTail> = lock_tails(&mut transaction, fences)
+                .await?
+                .into_iter()
+                .map(|tail| (tail.fence, tail))
+                .collect();
+            let mut tails = before.clone();
+            let chunks = admit(&mut tails);
+            let missing: BTreeSet<NaiveDate> = chunks
+                .iter()
+                .map(|new| new.day)
+                .filter(|day| !partitions.contains(day))
+                .collect();
+            if !missing.is_empty() {
+                transaction.rollback().await?;
+                return Ok(Appended::NoPartition(missing));
+            }
+            if chunks.is_empty() {
+                transaction.rollback().await?;
+                return Ok(Appended::Stored(tails));
+            }
+            let advanced: Vec<LogTail> = tails
+                .values()
+                .filter(|tail| before.get(&tail.fence) != Some(tail))
+                .copied()
+                .collect();
+            insert_chunks(&mut transaction, &chunks, &advanced).await?;
+            transaction.commit().await?;
+            Ok(Appended::Stored(tails))
+        };
+        let appended = bounded(appended).await;
+        if appended.is_err() {
+            // Closing is what ends a transaction for certain.
+            drop(connection.detach());
         }
-        if chunks.is_empty() {
-            transaction.rollback().await?;
-            return Ok(Appended::Stored(tails));
-        }
-        let advanced: Vec<LogTail> = tails
-            .values()
-            .filter(|tail| before.get(&tail.fence) != Some(tail))
-            .copied()
-            .collect();
-        insert_chunks(&mut transaction, &chunks, &advanced).await?;
-        transaction.commit().await?;
-        Ok(Appended::Stored(tails))
+        appended.map_err(|error| self.noted(error))
     }
 
     /// True when one of the attempts has ended. Asked after an asynchronous commit of chunks.
@@ -146,7 +155,7 @@ impl Store {
             r#"select exists (select from attempts where fence = any($1) and state = 'ended') as "ended!""#,
             fences,
         )
-        .fetch_one(&self.pool)
+        .fetch_one(self.pool())
         .await?;
         Ok(ended)
     }
@@ -156,7 +165,7 @@ impl Store {
         // The message is a record of the write-ahead log and nothing else, so that this
         // transaction's synchronous commit flushes what asynchronous ones left behind.
         sqlx::query!("select pg_logical_emit_message(true, 'qctl', '')::text as at")
-            .fetch_one(&self.pool)
+            .fetch_one(self.pool())
             .await?;
         Ok(())
     }
@@ -168,7 +177,7 @@ impl Store {
             r#"select attempts, ended_at is not null as "ended!" from jobs where id = $1"#,
             job.0,
         )
-        .fetch_optional(&self.pool)
+        .fetch_optional(self.pool())
         .await?;
         Ok(found)
     }
@@ -202,7 +211,7 @@ impl Store {
             log_end: row.log_end,
             worker: WorkerId(row.worker_id),
         })
-        .fetch_optional(&self.pool)
+        .fetch_optional(self.pool())
         .await?;
         Ok(found)
     }
@@ -227,7 +236,7 @@ impl Store {
             offset,
             limit,
         )
-        .fetch_all(&self.pool)
+        .fetch_all(self.pool())
         .await?;
         Ok(rows.into_iter().map(StoredChunk::from).collect())
     }
@@ -245,7 +254,7 @@ impl Store {
             source.fence.0,
             offset,
         )
-        .fetch_one(&self.pool)
+        .fetch_one(self.pool())
         .await?;
         Ok(start.unwrap_or(0))
     }
@@ -269,7 +278,7 @@ impl Store {
             source.fence.0,
             line,
         )
-        .fetch_optional(&self.pool)
+        .fetch_optional(self.pool())
         .await?;
         Ok(row.map(StoredChunk::from))
     }
@@ -296,7 +305,7 @@ impl Store {
             before,
             stream,
         )
-        .fetch_optional(&self.pool)
+        .fetch_optional(self.pool())
         .await?;
         Ok(row.map(StoredChunk::from))
     }
@@ -316,7 +325,7 @@ impl Store {
             source.fence.0,
             micros,
         )
-        .fetch_optional(&self.pool)
+        .fetch_optional(self.pool())
         .await?;
         Ok(offset)
     }
@@ -341,7 +350,7 @@ impl Store {
              end $$"
         );
         sqlx::raw_sql(AssertSqlSafe(statement).into_sql_str())
-            .execute(&self.pool)
+            .execute(self.pool())
             .await?;
         Ok(())
     }
@@ -352,7 +361,7 @@ impl Store {
             r#"select c.relname::text as "name!" from pg_inherits i join pg_class c on c.oid = i.inhrelid
                where i.inhparent = 'log_chunks'::regclass"#,
         )
-        .fetch_all(&self.pool)
+        .fetch_all(self.pool())
         .await?;
         Ok(names
             .iter()
@@ -381,14 +390,20 @@ impl Store {
                where exists (select from jobs where jobs.day = t.day)"#,
             &days,
         )
-        .fetch_all(&self.pool)
+        .fetch_all(self.pool())
         .await?;
         days.retain(|day| !used.contains(day));
         for day in &days {
             let statement = format!("drop table if exists {}", partition_name(*day));
-            sqlx::raw_sql(AssertSqlSafe(statement).into_sql_str())
-                .execute(&self.pool)
-                .await?;
+            self.transaction(move |conn| {
+                Box::pin(async move {
+                    sqlx::raw_sql(AssertSqlSafe(statement).into_sql_str())
+                        .execute(conn)
+                        .await?;
+                    Ok::<_, StoreError>(())
+                })
+            })
+            .await?;
         }
         Ok(days)
     }

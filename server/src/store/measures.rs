@@ -22,58 +22,62 @@ impl Store {
         attempts: &[AttemptMinute],
         machines: &[MachineMinute],
     ) -> Result<(), StoreError> {
-        let mut transaction = self.begin_asynchronous().await?;
-        for (fence, minute, used) in attempts {
-            sqlx::query!(
-                "insert into attempt_measures (fence, minute, cpus, resident_bytes,
+        let (attempts, machines) = (attempts.to_vec(), machines.to_vec());
+        self.asynchronous_transaction(move |conn| {
+            Box::pin(async move {
+                for (fence, minute, used) in &attempts {
+                    sqlx::query!(
+                        "insert into attempt_measures (fence, minute, cpus, resident_bytes,
                      anonymous_bytes, read_rate, write_rate, processes, threads, zombies,
                      uninterruptible, gpu_busy, gpu_memory_bytes)
                  select $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13
                  where exists (select from attempts where fence = $1)
                  on conflict (fence, minute) do nothing",
-                fence.0,
-                minute,
-                used.cpus,
-                used.resident_bytes,
-                used.anonymous_bytes,
-                used.read_rate,
-                used.write_rate,
-                used.processes,
-                used.threads,
-                used.zombies,
-                used.uninterruptible,
-                used.gpu_busy,
-                used.gpu_memory_bytes,
-            )
-            .execute(&mut *transaction)
-            .await?;
-        }
-        for (worker, minute, used) in machines {
-            sqlx::query!(
-                "insert into machine_measures (worker_id, minute, busy, load,
+                        fence.0,
+                        minute,
+                        used.cpus,
+                        used.resident_bytes,
+                        used.anonymous_bytes,
+                        used.read_rate,
+                        used.write_rate,
+                        used.processes,
+                        used.threads,
+                        used.zombies,
+                        used.uninterruptible,
+                        used.gpu_busy,
+                        used.gpu_memory_bytes,
+                    )
+                    .execute(&mut *conn)
+                    .await?;
+                }
+                for (worker, minute, used) in &machines {
+                    sqlx::query!(
+                        "insert into machine_measures (worker_id, minute, busy, load,
                      memory_available_bytes, memory_total_bytes, swap_used_bytes, disk_free_bytes,
                      disk_total_bytes, gpu_busy, gpu_memory_bytes, gpu_temperature)
                  select $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12
                  where exists (select from workers where id = $1)
                  on conflict (worker_id, minute) do nothing",
-                worker.0,
-                minute,
-                used.busy,
-                used.load,
-                used.memory_available_bytes,
-                used.memory_total_bytes,
-                used.swap_used_bytes,
-                used.disk_free_bytes,
-                used.disk_total_bytes,
-                used.gpu_busy,
-                used.gpu_memory_bytes,
-                used.gpu_temperature,
-            )
-            .execute(&mut *transaction)
-            .await?;
-        }
-        transaction.commit().await?;
-        Ok(())
+                        worker.0,
+                        minute,
+                        used.busy,
+                        used.load,
+                        used.memory_available_bytes,
+                        used.memory_total_bytes,
+                        used.swap_used_bytes,
+                        used.disk_free_bytes,
+                        used.disk_total_bytes,
+                        used.gpu_busy,
+                        used.gpu_memory_bytes,
+                        used.gpu_temperature,
+                    )
+                    .execute(&mut *conn)
+                    .await?;
+                }
+                Ok(())
+            })
+        })
+        .await
     }
 
     /// The fence of an attempt, the latest one without a number; `None` when there is no such job, and
@@ -171,12 +175,14 @@ impl Store {
         thin_before: DateTime<Utc>,
         machines_before: DateTime<Utc>,
     ) -> Result<(), StoreError> {
+        self.transaction(move |conn| {
+Box::pin(async move {
         sqlx::query!(
             "delete from attempt_measures
              where minute < $1 and extract(minute from minute at time zone 'UTC')::integer % 10 <> 0",
             thin_before,
         )
-        .execute(self.pool())
+        .execute(&mut *conn)
         .await?;
         sqlx::query!(
             "delete from machine_measures
@@ -185,19 +191,23 @@ impl Store {
             thin_before,
             machines_before,
         )
-        .execute(self.pool())
+        .execute(&mut *conn)
         .await?;
         Ok(())
+})
+})
+.await
     }
 }
 
 #[cfg(test)]
 mod tests {
     use chrono::TimeDelta;
-    use qctl_server_core::JobState;
+    use qctl_server_core::{JobState, Term};
     use sqlx::PgPool;
 
     use super::*;
+    use crate::store::Lease;
     use crate::store::fixtures::{Fixtures, noon};
 
     fn used(cpus: f64) -> AttemptMeasures {
@@ -214,7 +224,7 @@ mod tests {
         let worker = fixtures.worker("w", 1).await;
         let job = fixtures.job("a", JobState::Queued).await;
         let fence = fixtures.attempt(job, worker).await;
-        let store = Store::new(pool);
+        let store = Store::new(pool, Lease::unlimited(Term(0)));
         let minute = |number: i64| noon() + TimeDelta::minutes(number);
         let attempts: Vec<AttemptMinute> = (0..40)
             .map(|number| (fence, minute(number), used(number as f64)))
@@ -252,7 +262,7 @@ mod tests {
         let fixtures = Fixtures::new(&pool);
         let worker = fixtures.worker("w", 1).await;
         let job = fixtures.job("a", JobState::Queued).await;
-        let store = Store::new(pool);
+        let store = Store::new(pool, Lease::unlimited(Term(0)));
         assert_eq!(store.fence_of(job, None).await.unwrap(), Some(None));
         let fence = fixtures.attempt(job, worker).await;
         assert_eq!(store.fence_of(job, None).await.unwrap(), Some(Some(fence)));

@@ -7,34 +7,52 @@ pub mod events;
 #[cfg(test)]
 pub(crate) mod fixtures;
 pub(crate) mod leadership;
+mod lease;
 pub(crate) mod ledger;
 pub mod logs;
 pub(crate) mod measures;
 pub mod read;
 pub(crate) mod requests;
 pub mod retention;
+mod single;
 pub(crate) mod submit;
 mod tokens;
+mod transaction;
 pub(crate) mod workers;
 
 use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::PgConnectOptions;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection, PgConnection, PgPool, Postgres};
 
-/// A transaction under way. Rolled back when it is dropped without a commit.
-pub(crate) type Transaction = sqlx::Transaction<'static, Postgres>;
+pub use lease::Lease;
+pub(crate) use lease::boot_time;
+use single::Single;
+use transaction::Begin;
+pub(crate) use transaction::{Commit, Transaction, Work, confirm};
 
-/// Work inside a transaction, as [`Store::transaction`] takes it.
-pub(crate) type Work<'t, T, E> = Pin<Box<dyn Future<Output = Result<T, E>> + Send + 't>>;
+/// Longest time that a statement may take on our side of the connection. Postgres ends a statement
+/// by itself; this is for a connection that carries nothing any more, of which nobody is told.
+pub(crate) const CALL_LIMIT: Duration = Duration::from_secs(10);
 
-/// The database.
+/// The same for what reads very much, now and then.
+const SLOW_CALL_LIMIT: Duration = Duration::from_secs(40);
+
+/// How long a connection may take to answer before it is used again.
+const CHECK_LIMIT: Duration = Duration::from_secs(2);
+
+/// A connection that was idle for less is used without asking it first.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// The database, in one term of this coordinator.
 #[derive(Clone, Debug)]
 pub struct Store {
     pool: PgPool,
+    lease: Lease,
+    begin: Arc<Begin>,
 }
 
 /// A connection of one task that asks the same few questions all the time. Its statements are
@@ -60,12 +78,15 @@ impl Dedicated {
         Ok(self.0.insert(connection))
     }
 
-    /// Begins a transaction, under the same rule as [`Store::begin`].
-    pub(crate) async fn begin(
-        &mut self,
-        store: &Store,
-    ) -> Result<sqlx::Transaction<'_, Postgres>, StoreError> {
-        Ok(self.get(store).await?.begin().await?)
+    /// Begins a transaction that fails when the term is over. Whoever gets an error, or does not
+    /// wait for the end, gives the connection up.
+    pub(crate) async fn begin(&mut self, store: &Store) -> Result<Transaction<'_>, StoreError> {
+        let begun = self
+            .get(store)
+            .await?
+            .begin_with(store.begin.synchronous.clone())
+            .await;
+        begun.map_err(|error| store.noted(error.into()))
     }
 
     /// Gives the connection up after an error: it may be broken.
@@ -92,6 +113,13 @@ pub enum StoreError {
     /// A row is no longer in the state that was read; nothing was stored.
     #[error("the row changed since it was read")]
     Stale,
+    /// The connection broke before the commit was confirmed: it may have been carried out. Repeated
+    /// under its request id, the call has one effect.
+    #[error("the database did not confirm what it was given to store")]
+    Unconfirmed(#[source] Arc<sqlx::Error>),
+    /// The term is over: another coordinator leads, or this one in a later term. Nothing was stored.
+    #[error("this coordinator does not lead any more")]
+    Fenced,
     /// A stored value cannot be read, or a statement is wrong: a bug.
     #[error("the database refused a statement of the coordinator")]
     Broken(#[source] Arc<sqlx::Error>),
@@ -99,6 +127,9 @@ pub enum StoreError {
     #[error("the database holds a value that this version cannot read: {0}")]
     Unreadable(String),
 }
+
+/// What the function `leads` of the schema fails with.
+const TERM_IS_OVER: &str = "QC001";
 
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
@@ -109,6 +140,7 @@ impl From<sqlx::Error> for StoreError {
         let error = Arc::new(error);
         match (code.as_deref(), &*error) {
             (Some("53100"), _) => Self::DiskFull(error),
+            (Some(TERM_IS_OVER), _) => Self::Fenced,
             (Some("23505"), sqlx::Error::Database(database)) => {
                 Self::Exists(database.constraint().unwrap_or_default().to_owned())
             }
@@ -139,7 +171,15 @@ impl From<sqlx::Error> for StoreError {
 impl StoreError {
     /// True when the same call may succeed a moment later.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::Conflict(_) | Self::Stale)
+        matches!(
+            self,
+            Self::Unavailable(_) | Self::Unconfirmed(_) | Self::Conflict(_) | Self::Stale
+        )
+    }
+
+    /// For a call that the database did not answer in time.
+    pub(crate) fn unanswered() -> Self {
+        Self::Unavailable(Arc::new(single::unanswered()))
     }
 
     /// For a stored word or document that the core does not know.
@@ -149,85 +189,86 @@ impl StoreError {
 }
 
 /// What every connection is told when it is opened: no statement, lock or idle transaction lasts
-/// for ever, and no query is compiled. Every query has an index to go by. Without being told so,
-/// Postgres plans to read a whole table while it is small, and a prepared statement keeps that plan
-/// when the table has grown: measured, a tenth of the jobs a second.
+/// for ever, and no query is compiled. A transaction whose owner is stopped ends before its lease
+/// would. Every query has an index to go by. Without being told so, Postgres plans to read a whole
+/// table while it is small, and a prepared statement keeps that plan when the table has grown:
+/// measured, a tenth of the jobs a second.
 pub fn session_settings(options: PgConnectOptions) -> PgConnectOptions {
     options.options([
         ("statement_timeout", "30s"),
         ("lock_timeout", "10s"),
-        ("idle_in_transaction_session_timeout", "20s"),
+        ("idle_in_transaction_session_timeout", "5s"),
         ("jit", "off"),
         ("enable_seqscan", "off"),
-        ("application_name", "qctl-server"),
     ])
 }
 
+/// Connections for a [`Store`], opened at first use, so that an idle coordinator holds few. One that
+/// carries nothing any more is found when it is used or given back, and replaced.
+pub fn pool(options: PgConnectOptions, connections: u32) -> PgPool {
+    PgPoolOptions::new()
+        .max_connections(connections)
+        .min_connections(1)
+        .acquire_timeout(Duration::from_secs(5))
+        .idle_timeout(Duration::from_secs(120))
+        .max_lifetime(Duration::from_secs(3600))
+        .test_before_acquire(false)
+        .before_acquire(|connection, meta| {
+            Box::pin(async move { Ok(meta.idle_for < FRESH || answers(connection).await) })
+        })
+        .after_release(|connection, _| Box::pin(async move { Ok(answers(connection).await) }))
+        .connect_lazy_with(session_settings(options))
+}
+
+async fn answers(connection: &mut PgConnection) -> bool {
+    let asked = tokio::time::timeout(CHECK_LIMIT, connection.ping());
+    matches!(asked.await, Ok(Ok(())))
+}
+
+/// Bounds a statement or transaction over a connection that is given up when it fails.
+///
+/// # Errors
+/// Its own, or that it was not answered in time.
+pub(crate) async fn bounded<T>(
+    work: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    tokio::time::timeout(CALL_LIMIT, work)
+        .await
+        .unwrap_or_else(|_| Err(StoreError::unanswered()))
+}
+
 impl Store {
-    /// A store over connections that were made with [`session_settings`].
-    pub fn new(pool: PgPool) -> Self {
-        Self { pool }
+    /// A store over connections that were made by [`pool`], for as long as the lease lasts.
+    pub fn new(pool: PgPool, lease: Lease) -> Self {
+        let begin = Arc::new(Begin::of(lease.term()));
+        Self { pool, lease, begin }
+    }
+
+    /// Whether this coordinator leads.
+    pub fn lease(&self) -> &Lease {
+        &self.lease
     }
 
     /// Connections for single statements, which may be dropped at any time.
-    pub(crate) fn pool(&self) -> &PgPool {
-        &self.pool
+    pub(crate) fn pool(&self) -> Single<'_> {
+        Single::new(&self.pool, CALL_LIMIT)
     }
 
-    /// A connection for a few single statements.
+    /// The same for statements that read very much.
+    pub(crate) fn slow(&self) -> Single<'_> {
+        Single::new(&self.pool, SLOW_CALL_LIMIT)
+    }
+
+    /// A connection for a few single statements; its user bounds them.
     pub(crate) async fn acquire(&self) -> Result<PoolConnection<Postgres>, StoreError> {
         Ok(self.pool.acquire().await?)
     }
 
-    /// Runs `work` inside a transaction in a task of its own and commits, so that a caller who goes
-    /// away in the middle leaves no open transaction behind: sqlx hands a connection whose `begin`
-    /// was dropped back to the pool with the transaction still open.
-    ///
-    /// # Errors
-    /// What `work` returned (then nothing is stored), or the database's error.
-    pub(crate) async fn transaction<T, E, F>(&self, work: F) -> Result<T, E>
-    where
-        T: Send + 'static,
-        E: From<StoreError> + Send + 'static,
-        F: for<'t> FnOnce(&'t mut PgConnection) -> Work<'t, T, E> + Send + 'static,
-    {
-        let store = self.clone();
-        let task = tokio::spawn(async move {
-            let mut transaction = store.begin().await?;
-            match work(&mut transaction).await {
-                Ok(value) => {
-                    transaction.commit().await.map_err(StoreError::from)?;
-                    Ok(value)
-                }
-                Err(error) => {
-                    // A failed rollback closes the connection, which rolls back as well.
-                    if let Err(rollback) = transaction.rollback().await {
-                        tracing::debug!(error = %rollback, "could not roll back");
-                    }
-                    Err(error)
-                }
-            }
-        });
-        match task.await {
-            Ok(result) => result,
-            Err(join) if join.is_panic() => std::panic::resume_unwind(join.into_panic()),
-            Err(_) => Err(StoreError::Unavailable(Arc::new(sqlx::Error::PoolClosed)).into()),
+    /// Ends the lease when the database says that the term is over.
+    pub(crate) fn noted(&self, error: StoreError) -> StoreError {
+        if matches!(error, StoreError::Fenced) {
+            self.lease.end();
         }
-    }
-
-    /// Begins a transaction. Only for tasks that are never dropped in the middle; everything that
-    /// serves a call uses [`Store::transaction`].
-    pub(crate) async fn begin(&self) -> Result<Transaction, StoreError> {
-        Ok(self.pool.begin().await?)
-    }
-
-    /// Begins a transaction whose commit does not wait for the disk: a crash of the machine may undo
-    /// it, a crash of the coordinator does not. For heartbeats, progress and output, under the same
-    /// rule as [`Store::begin`].
-    pub(crate) async fn begin_asynchronous(&self) -> Result<Transaction, StoreError> {
-        Ok(self
-            .pool
-            .begin_with("begin; set local synchronous_commit = off")
-            .await?)
+        error
     }
 }

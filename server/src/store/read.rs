@@ -283,7 +283,7 @@ impl Store {
             before.map(|id| id.0) as _,
             limit as i64,
         )
-        .fetch_all(&self.pool)
+        .fetch_all(self.pool())
         .await?;
         Ok(ids.into_iter().map(JobId).collect())
     }
@@ -321,7 +321,7 @@ impl Store {
                order by j.id desc"#,
             &ids,
         )
-        .fetch(&self.pool);
+        .fetch(self.pool());
         let mut page = JobRows::default();
         let mut bytes = 0;
         while let Some(row) = rows.try_next().await? {
@@ -367,7 +367,7 @@ impl Store {
             query.created_before as _,
             query.ids as _,
         )
-        .fetch_all(&self.pool)
+        .fetch_all(self.pool())
         .await?;
         rows.into_iter()
             .map(|row| Ok((job_state(&row.state)?, row.count)))
@@ -385,7 +385,7 @@ impl Store {
                select state, count(*) from jobs where ended_at >= $1 group by state"#,
             ended_since,
         )
-        .fetch_all(&self.pool)
+        .fetch_all(self.pool())
         .await?;
         rows.into_iter()
             .map(|row| {
@@ -412,7 +412,7 @@ impl Store {
                order by a.number"#,
             job.0,
         )
-        .fetch_all(&self.pool)
+        .fetch_all(self.pool())
         .await?;
         rows.into_iter()
             .map(|row| {
@@ -456,7 +456,7 @@ impl Store {
                from workers order by name limit $1"#,
             limit
         )
-        .fetch_all(&self.pool)
+        .fetch_all(self.pool())
         .await?;
         Ok(rows
             .into_iter()
@@ -506,7 +506,7 @@ impl Store {
             limit as i64,
             since,
         )
-        .fetch_all(&self.pool)
+        .fetch_all(self.pool())
         .await?;
         let ids: Vec<uuid::Uuid> = rows.iter().map(|row| row.id).collect();
         let mut held = self.held_attempts(&ids).await?;
@@ -554,7 +554,7 @@ impl Store {
                order by a.fence"#,
             workers,
         )
-        .fetch_all(&self.pool)
+        .fetch_all(self.pool())
         .await?;
         let mut held = BTreeMap::new();
         for row in rows {
@@ -595,7 +595,7 @@ impl Store {
             job.0,
             limit,
         )
-        .fetch_all(&self.pool)
+        .fetch_all(self.pool())
         .await?;
         rows.into_iter()
             .map(|row| {
@@ -633,7 +633,7 @@ impl Store {
             job.0,
             priority,
         )
-        .fetch_one(&self.pool)
+        .fetch_one(self.pool())
         .await?;
         Ok((row.count, row.first.map(JobId)))
     }
@@ -641,7 +641,7 @@ impl Store {
     /// Whether new starts are stopped.
     pub(crate) async fn queue_is_paused(&self) -> Result<bool, StoreError> {
         let paused = sqlx::query_scalar!("select queue_paused from coordinator")
-            .fetch_one(&self.pool)
+            .fetch_one(self.pool())
             .await?;
         Ok(paused)
     }

@@ -68,16 +68,21 @@ impl Store {
         before: DateTime<Utc>,
         most: i64,
     ) -> Result<u64, StoreError> {
-        let done = sqlx::query!(
-            "delete from requests r
-             using (select submitter, request_id from requests
-                    where created_at < $1 order by created_at limit $2) old
-             where r.submitter = old.submitter and r.request_id = old.request_id",
-            before,
-            most,
-        )
-        .execute(self.pool())
-        .await?;
-        Ok(done.rows_affected())
+        self.transaction(move |conn| {
+            Box::pin(async move {
+                let done = sqlx::query!(
+                    "delete from requests r
+                     using (select submitter, request_id from requests
+                            where created_at < $1 order by created_at limit $2) old
+                     where r.submitter = old.submitter and r.request_id = old.request_id",
+                    before,
+                    most,
+                )
+                .execute(conn)
+                .await?;
+                Ok(done.rows_affected())
+            })
+        })
+        .await
     }
 }

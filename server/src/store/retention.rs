@@ -131,7 +131,7 @@ impl Store {
                        join log_chunks c on c.day = j.day and c.fence = a.fence) as "log_bytes!""#,
             until,
         )
-        .fetch_one(&self.pool)
+        .fetch_one(self.slow())
         .await?;
         Ok(Deleted {
             jobs: row.jobs,
@@ -146,7 +146,7 @@ impl Store {
             r#"select coalesce(sum(pg_total_relation_size(inhrelid)), 0)::bigint as "bytes!"
                from pg_inherits where inhparent = 'log_chunks'::regclass"#,
         )
-        .fetch_one(&self.pool)
+        .fetch_one(self.pool())
         .await?;
         Ok(bytes)
     }
@@ -156,7 +156,7 @@ impl Store {
         let bytes = sqlx::query_scalar!(
             r#"select coalesce(sum(octet_length(data)), 0)::bigint as "bytes!" from log_chunks"#,
         )
-        .fetch_one(&self.pool)
+        .fetch_one(self.slow())
         .await?;
         Ok(bytes)
     }
@@ -179,7 +179,7 @@ impl Store {
             day: row.day,
             bytes: row.bytes,
         })
-        .fetch_all(&self.pool)
+        .fetch_all(self.slow())
         .await?;
         Ok(sizes)
     }
@@ -200,15 +200,20 @@ impl Store {
         before: DateTime<Utc>,
         limit: i64,
     ) -> Result<u64, StoreError> {
-        let deleted = sqlx::query!(
-            r#"delete from events where id in (
-                 select id from events where job_id is null and time < $1
-                 order by id limit $2)"#,
-            before,
-            limit,
-        )
-        .execute(&self.pool)
-        .await?;
-        Ok(deleted.rows_affected())
+        self.transaction(move |conn| {
+            Box::pin(async move {
+                let deleted = sqlx::query!(
+                    r#"delete from events where id in (
+                         select id from events where job_id is null and time < $1
+                         order by id limit $2)"#,
+                    before,
+                    limit,
+                )
+                .execute(conn)
+                .await?;
+                Ok(deleted.rows_affected())
+            })
+        })
+        .await
     }
 }

@@ -26,7 +26,7 @@ impl Store {
             hash,
             now,
         )
-        .fetch_optional(&self.pool)
+        .fetch_optional(self.pool())
         .await?;
         Ok(row)
     }

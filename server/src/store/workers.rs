@@ -196,22 +196,25 @@ impl Store {
             .iter()
             .map(|(_, sign)| sign.memory_used_bytes)
             .collect();
-        let mut transaction = self.begin_asynchronous().await?;
-        sqlx::query!(
-            "update workers_live l
-             set last_seen = u.seen, load = u.load, memory_used_bytes = u.memory
-             from unnest($1::uuid[], $2::timestamptz[], $3::double precision[], $4::bigint[])
-               as u (id, seen, load, memory)
-             where l.worker_id = u.id",
-            &ids,
-            &seen,
-            &load as &[Option<f64>],
-            &memory as &[Option<i64>],
-        )
-        .execute(&mut *transaction)
-        .await?;
-        transaction.commit().await?;
-        Ok(())
+        self.asynchronous_transaction(move |conn| {
+            Box::pin(async move {
+                sqlx::query!(
+                    "update workers_live l
+                     set last_seen = u.seen, load = u.load, memory_used_bytes = u.memory
+                     from unnest($1::uuid[], $2::timestamptz[], $3::double precision[], $4::bigint[])
+                       as u (id, seen, load, memory)
+                     where l.worker_id = u.id",
+                    &ids,
+                    &seen,
+                    &load as &[Option<f64>],
+                    &memory as &[Option<i64>],
+                )
+                .execute(conn)
+                .await?;
+                Ok(())
+            })
+        })
+        .await
     }
 
     /// Writes the latest progress of attempts; a crash of the machine may lose it.
@@ -224,18 +227,21 @@ impl Store {
             .iter()
             .map(|(_, progress)| serde_json::json!(progress))
             .collect();
-        let mut transaction = self.begin_asynchronous().await?;
-        sqlx::query!(
-            "update attempts_live l set progress = u.progress
-             from unnest($1::bigint[], $2::jsonb[]) as u (fence, progress)
-             where l.fence = u.fence",
-            &fences,
-            &values,
-        )
-        .execute(&mut *transaction)
-        .await?;
-        transaction.commit().await?;
-        Ok(())
+        self.asynchronous_transaction(move |conn| {
+            Box::pin(async move {
+                sqlx::query!(
+                    "update attempts_live l set progress = u.progress
+                     from unnest($1::bigint[], $2::jsonb[]) as u (fence, progress)
+                     where l.fence = u.fence",
+                    &fences,
+                    &values,
+                )
+                .execute(conn)
+                .await?;
+                Ok(())
+            })
+        })
+        .await
     }
 
     /// A worker by name.
@@ -252,15 +258,29 @@ impl Store {
 
     /// Workers that drain and hold nothing any more become paused. Returns their names.
     pub(crate) async fn finish_drains(&self) -> Result<Vec<String>, StoreError> {
-        let names = sqlx::query_scalar!(
-            "update workers w set mode = 'paused'
-             where w.mode = 'draining'
-               and not exists (select from attempts a where a.worker_id = w.id and a.slot_held)
-             returning w.name"
+        let is_draining = sqlx::query_scalar!(
+            r#"select exists (select from workers where mode = 'draining') as "draining!""#
         )
-        .fetch_all(self.pool())
+        .fetch_one(self.pool())
         .await?;
-        Ok(names)
+        if !is_draining {
+            return Ok(Vec::new());
+        }
+        self.transaction(|conn| {
+            Box::pin(async move {
+                let names = sqlx::query_scalar!(
+                    "update workers w set mode = 'paused'
+                     where w.mode = 'draining'
+                       and not exists (select from attempts a
+                                       where a.worker_id = w.id and a.slot_held)
+                     returning w.name"
+                )
+                .fetch_all(conn)
+                .await?;
+                Ok(names)
+            })
+        })
+        .await
     }
 
     /// Queued jobs whose checkpoint lies on a worker, and whose last attempt ended before `before`:

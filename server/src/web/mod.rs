@@ -176,6 +176,14 @@ pub(crate) fn not_signed_in(given: bool) -> (StatusCode, Markup) {
     (StatusCode::UNAUTHORIZED, layout::message(message, false))
 }
 
+/// The page while no coordinator is known to lead.
+pub(crate) fn nobody_leads() -> (StatusCode, Markup) {
+    (
+        StatusCode::SERVICE_UNAVAILABLE,
+        layout::message(&text::NOBODY_LEADS, true),
+    )
+}
+
 /// The page for a request that was sent to a name that is not ours.
 pub(crate) fn foreign_name() -> (StatusCode, Markup) {
     (

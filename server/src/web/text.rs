@@ -25,6 +25,11 @@ pub(super) const FOREIGN_NAME: Message = Message {
     sentence: "The coordinator answers pages only under its address or its public URL: open it by that, or start it with `--public-url` set to the address you use.",
 };
 
+pub(super) const NOBODY_LEADS: Message = Message {
+    title: "One moment",
+    sentence: "The coordinator is starting, or waits for its database. Jobs that run go on meanwhile.",
+};
+
 pub(super) const NO_SUCH_PAGE: Message = Message {
     title: "No such page",
     sentence: "There is nothing at this address.",
