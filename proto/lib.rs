@@ -7,6 +7,7 @@
 pub mod client;
 pub mod error;
 pub mod home;
+pub mod size;
 
 /// Messages and services of package `qctl.v1`, documented in `proto/qctl/v1/*.proto`.
 #[allow(missing_docs, unreachable_pub, clippy::all)]

@@ -248,6 +248,10 @@ pub struct SubmissionArgs {
     /// Run on a pseudo-terminal, which merges the output streams
     #[arg(long)]
     pub pty: bool,
+    /// Most output of an attempt to keep on its worker's disk, such as 512M: its beginning and its
+    /// end [default: the worker's, 1G]
+    #[arg(long, value_name = "SIZE", value_parser = values::log_limit)]
+    pub log_limit: Option<i64>,
     /// File or folder with the job's results; can be given several times
     #[arg(long = "artifact", value_name = "PATH")]
     pub artifacts: Vec<String>,

@@ -62,7 +62,7 @@ pub(crate) fn conclude(
                 debug_assert!(encoded.is_ok(), "these records are short");
             }
             if let Fact::Ended(ended) = &fact {
-                pump.ended(fence, ended.log_end);
+                pump.ended(fence, ended.log_end, ended.log_crc32c);
             }
             facts.push((fence, fact));
         }

@@ -9,6 +9,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 use figment::Figment;
 use figment::providers::{Format, Serialized, Toml};
 use qctl_proto::home::{Home, HomeError};
+use qctl_proto::size;
+use qctl_worker_core::ring::DEFAULT_LIMIT_BYTES;
 use qctl_worker_core::roster::MAX_SLOTS;
 use serde::{Deserialize, Serialize};
 
@@ -43,6 +45,11 @@ pub struct Args {
     #[arg(long, env = "QCTL_WORKER_SLOTS", value_name = "NUMBER")]
     #[serde(skip_serializing_if = "Option::is_none")]
     slots: Option<u32>,
+    /// Most output of a job to keep on this machine's disk, such as 512M or 2G; a submission may say
+    /// otherwise [default: 1G]
+    #[arg(long, env = "QCTL_LOG_LIMIT", value_name = "SIZE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log_limit: Option<String>,
     /// What to log, such as `info` or `qctl_worker=debug,warn` [default: info]
     #[arg(long, env = "QCTL_LOG", value_name = "FILTER")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -95,6 +102,7 @@ struct Raw {
     authority: Option<PathBuf>,
     name: Option<String>,
     slots: Option<u32>,
+    log_limit: Option<String>,
     log: Option<String>,
     log_format: Option<LogFormat>,
 }
@@ -114,6 +122,8 @@ pub struct Config {
     pub name: Option<String>,
     /// Slots; none leaves what the coordinator remembers.
     pub slots: Option<u32>,
+    /// Most bytes of an attempt's output to keep, unless its job says otherwise.
+    pub log_limit: u64,
     /// Filter of the log.
     pub log: String,
     /// How log lines look.
@@ -170,6 +180,14 @@ pub enum ConfigError {
         /// What was given.
         given: u32,
     },
+    /// The limit of the output is no size, or out of its range.
+    #[error("--log-limit cannot be `{given}`: {expected}")]
+    LogLimit {
+        /// What was given.
+        given: String,
+        /// What may be.
+        expected: String,
+    },
     /// The filter of the log cannot be read.
     #[error("--log `{given}` is not a filter such as `info` or `qctl_worker=debug`")]
     Log {
@@ -225,6 +243,12 @@ impl Config {
         if let Some(given) = raw.slots.filter(|slots| !(1..=MAX_SLOTS).contains(slots)) {
             return Err(ConfigError::Slots { given });
         }
+        let log_limit = given(raw.log_limit).map(|text| {
+            size::log_limit(&text).map_err(|expected| ConfigError::LogLimit {
+                given: text,
+                expected,
+            })
+        });
         let log = given(raw.log).unwrap_or_else(|| "info".to_owned());
         tracing_subscriber::EnvFilter::try_new(&log).map_err(|source| ConfigError::Log {
             given: log.clone(),
@@ -237,6 +261,7 @@ impl Config {
             server,
             name,
             slots: raw.slots,
+            log_limit: log_limit.transpose()?.unwrap_or(DEFAULT_LIMIT_BYTES),
             log,
             log_format: raw.log_format.unwrap_or_default(),
             // Survives an upgrade that replaces the file while this agent runs.
@@ -282,6 +307,7 @@ impl fmt::Display for Config {
         line(f, "authority", self.authority.as_deref().and_then(path))?;
         line(f, "name", self.name.as_deref().and_then(text))?;
         line(f, "slots", self.slots.map(|slots| slots.to_string()))?;
+        line(f, "log_limit", text(&self.log_limit.to_string()))?;
         line(f, "log", text(&self.log))?;
         let format = match self.log_format {
             LogFormat::Compact => "compact",
@@ -325,6 +351,9 @@ mod tests {
             (&["--slots", "0"][..], "", "between 1 and 1000"),
             (&["--name", "a b"], "", "`a b`"),
             (&["--log", "a=b=c"], "", "--log"),
+            (&["--log-limit", "none"], "", "a size such as"),
+            (&["--log-limit", "0"], "", "at least 1 MiB"),
+            (&[], "log_limit = '9999T'", "--log-limit"),
             (&[], "colour = 'red'", "worker.toml"),
             (&[], "slots = -1", "worker.toml"),
         ] {
@@ -335,8 +364,12 @@ mod tests {
 
     #[test]
     fn what_is_printed_can_be_read_again() {
-        let config = load(&["--name", "a", "--slots", "2"], "").unwrap();
+        let config = load(&["--name", "a", "--slots", "2", "--log-limit", "3M"], "").unwrap();
+        assert_eq!(config.log_limit, 3 << 20);
         let again = load(&[], &config.to_string()).unwrap();
-        assert_eq!((again.name, again.slots), (config.name, config.slots));
+        assert_eq!(
+            (again.name, again.slots, again.log_limit),
+            (config.name, config.slots, config.log_limit)
+        );
     }
 }

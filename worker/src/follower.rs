@@ -3,17 +3,23 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use qctl_proto::v1::{Assignment, AttemptEnded, SegmentPid, StopCause, attempt_ended};
+use qctl_proto::v1::{
+    Assignment, AttemptEnded, SegmentHole, SegmentPid, SegmentTail, StopCause, attempt_ended,
+};
 use qctl_worker_core::ending::{Contradiction, Ending};
+use qctl_worker_core::position::Position;
 use qctl_worker_core::progress::{Pattern, Reading, Tracker};
-use qctl_worker_core::segment::{Corrupt, Read, Reader, Record};
+use qctl_worker_core::segment::{Corrupt, Found, Reader, Record, Stream};
 
 use crate::chain;
-use crate::log_pump::Pump;
+use crate::log_pump::{Place, Pump};
+use crate::process::identity;
 use crate::shim::records::{self, Event};
+use crate::tail_reader::TailReader;
 
 /// Bytes read at once while there is much to read. Between two pieces other work has its turn.
 const PIECE_BYTES: usize = 256 * 1024;
@@ -78,21 +84,30 @@ pub(crate) enum Fact {
 pub(crate) enum FollowError {
     #[error("cannot read the segment")]
     Io(#[from] io::Error),
-    #[error("the segment is damaged")]
+    #[error("the segment is not understood")]
     Corrupt(#[from] Corrupt),
 }
 
-/// Follows one segment.
+/// Follows one segment and the ring of files beside it.
 #[derive(Debug)]
 pub(crate) struct Follower {
     file: Arc<File>,
+    path: Arc<Path>,
     reader: Reader,
+    /// The segment was fed with records that wait until the ring is read.
+    waiting: bool,
+    /// Where the attempt's newest output is, once it has outgrown the segment.
+    ring: Option<TailReader>,
     /// Size of the next piece, in bytes.
     piece: usize,
     /// Reads in a row that found little.
     calm: u32,
     pump: Pump,
     attempt: Option<Attempt>,
+    /// The last attempt whose output nobody wants, because its beginning is missing.
+    stranger: Option<i64>,
+    /// It cannot be read on, and that was told.
+    failed: bool,
 }
 
 /// The attempt that the records are about.
@@ -103,23 +118,34 @@ struct Attempt {
     begin: u64,
     tracker: Tracker,
     ending: Ending,
-    end: u64,
-    crc32c: u32,
+    position: Position,
     wall_us: i64,
     /// True when output was read since it was last told.
     grown: bool,
 }
 
+/// Whose records are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    Segment,
+    Ring,
+}
+
 impl Follower {
-    /// Follows a segment from its beginning. Output is announced to `pump`.
-    pub(crate) fn new(file: Arc<File>, pump: Pump) -> Self {
+    /// Follows the segment at `path` from its beginning. Output is announced to `pump`.
+    pub(crate) fn new(file: Arc<File>, path: PathBuf, pump: Pump) -> Self {
         Self {
             file,
+            path: path.into(),
             reader: Reader::new(),
+            waiting: false,
+            ring: None,
             piece: FIRST_PIECE_BYTES,
             calm: 0,
             pump,
             attempt: None,
+            stranger: None,
+            failed: false,
         }
     }
 
@@ -133,24 +159,55 @@ impl Follower {
         self.reader.position()
     }
 
+    /// True while output is read from the files beside the segment.
+    pub(crate) fn is_in_ring(&self) -> bool {
+        self.ring.is_some()
+    }
+
     /// Reads one piece and adds what it tells to `notes`. False when the end was reached. `now` is
     /// the time by the wall clock since the Unix epoch.
     ///
     /// # Errors
-    /// When the file cannot be read, or is damaged; what was read before stands.
+    /// When the file cannot be read, or another version wrote it; what was read before stands. A
+    /// second call then finds the end.
     pub(crate) fn read(
         &mut self,
         now: Duration,
         notes: &mut Vec<Note>,
     ) -> Result<bool, FollowError> {
+        if self.failed {
+            return Ok(false);
+        }
+        let result = self.read_piece(now, notes);
+        self.tell_output(notes);
+        self.failed = matches!(result, Err(FollowError::Corrupt(_)));
+        result
+    }
+
+    fn read_piece(&mut self, now: Duration, notes: &mut Vec<Note>) -> Result<bool, FollowError> {
+        let mut more = self.waiting || self.feed()?;
+        // A record of the segment stands behind all output that was in the ring before it.
+        if let Some(ring) = &mut self.ring {
+            let was_fed = ring.feed(PIECE_BYTES)?;
+            let again = self.records(Origin::Ring, now, notes)?;
+            if was_fed || again {
+                self.waiting = more;
+                return Ok(true);
+            }
+        }
+        self.waiting = false;
+        more |= self.records(Origin::Segment, now, notes)?;
+        Ok(more)
+    }
+
+    /// Feeds the next piece of the segment. False when that was the last one for now.
+    fn feed(&mut self) -> Result<bool, FollowError> {
         let from = self.reader.feed_position();
         let asked = self.piece;
         let read = self.file.read_at(self.reader.space(asked), from);
         let length = *read.as_ref().unwrap_or(&0);
         self.reader.unfill(asked - length);
         read?;
-        let result = self.records(now, notes);
-        self.tell_output(notes);
         let more = length == asked;
         if more {
             self.piece = PIECE_BYTES;
@@ -162,7 +219,6 @@ impl Follower {
             self.piece = FIRST_PIECE_BYTES;
             self.reader.shrink(FIRST_PIECE_BYTES);
         }
-        result?;
         Ok(more)
     }
 
@@ -211,11 +267,31 @@ impl Follower {
         }
     }
 
-    fn records(&mut self, now: Duration, notes: &mut Vec<Note>) -> Result<(), FollowError> {
+    /// Takes the records that were fed. True when there is more to read at once.
+    fn records(
+        &mut self,
+        origin: Origin,
+        now: Duration,
+        notes: &mut Vec<Note>,
+    ) -> Result<bool, FollowError> {
         loop {
-            let (record, position) = match self.reader.read()? {
-                Read::Record { record, end } => (record, end),
-                Read::Incomplete { .. } => return Ok(()),
+            let reader = match (origin, &mut self.ring) {
+                (Origin::Segment, _) => &mut self.reader,
+                (Origin::Ring, Some(ring)) => &mut ring.reader,
+                (Origin::Ring, None) => return Ok(false),
+            };
+            let (record, end) = match reader.read_past_damage()? {
+                Found::Record { record, end } => (record, end),
+                Found::Incomplete => return Ok(false),
+                Found::Again => return Ok(true),
+                Found::Damage(damage) => {
+                    tracing::error!(
+                        segment = %self.path.display(),
+                        "{} is damaged, and what can be read behind that is read: {damage}",
+                        self.path.display()
+                    );
+                    continue;
+                }
             };
             match record {
                 Record::Out {
@@ -224,28 +300,50 @@ impl Follower {
                     stream,
                     wall_us,
                     data,
-                } => {
-                    let Some(attempt) = self.attempt.as_mut().filter(|a| a.fence == fence) else {
+                } => match self.attempt.as_mut().filter(|a| a.fence == fence) {
+                    Some(attempt) => attempt.output(offset, data, stream, wall_us),
+                    None if self.stranger == Some(fence) => {}
+                    None => {
+                        self.stranger = Some(fence);
                         tracing::warn!(
                             fence,
                             "a segment has output of an attempt it does not name"
                         );
-                        continue;
-                    };
-                    attempt.crc32c = crc32c::crc32c_append(attempt.crc32c, data);
-                    attempt.advance(offset + data.len() as u64, wall_us);
-                    attempt.tracker.output(stream, data, wall_time(wall_us));
-                    attempt.ending.output(data);
-                }
+                    }
+                },
                 Record::Event { payload, .. } => match records::decode(payload) {
+                    Ok((fence, Event::Tail(tail))) => {
+                        self.tail(origin, fence, &tail);
+                        if origin == Origin::Segment {
+                            // What follows in the segment stands behind the output of the ring.
+                            return Ok(true);
+                        }
+                    }
                     Ok((fence, event)) => {
-                        let fact = self.event(fence, event, position, now, notes);
+                        let fact = self.event(fence, event, end, now, notes);
                         notes.extend(fact.map(|fact| Note { fence, fact }));
                     }
                     // What this program does not know was written by a newer shim.
                     Err(error) => tracing::warn!("a segment record is skipped: {}", chain(&error)),
                 },
             }
+        }
+    }
+
+    /// Output goes on in a file of the ring, or that file begins.
+    fn tail(&mut self, origin: Origin, fence: i64, tail: &SegmentTail) {
+        if origin == Origin::Segment {
+            let number = tail.number.max(0) as u64;
+            self.ring = Some(TailReader::new(&self.path, number, 0));
+            return;
+        }
+        let attempt = self.attempt.as_mut().filter(|a| a.fence == fence);
+        if let Some(attempt) = attempt
+            && let Some(begin) = tail_position(tail)
+            && begin.offset > attempt.position.offset
+        {
+            attempt.position = begin;
+            attempt.grown = true;
         }
     }
 
@@ -257,6 +355,16 @@ impl Follower {
         now: Duration,
         notes: &mut Vec<Note>,
     ) -> Option<Fact> {
+        let is_known = self.attempt.as_ref().is_some_and(|a| a.fence == fence);
+        let tells_of_another = matches!(event, Event::Starting(_) | Event::Pid(_) | Event::Exit(_));
+        if !is_known && tells_of_another {
+            // Its assignment cannot be read. Even so it ran, and must not be taken for one that did
+            // not.
+            self.tell_output(notes);
+            self.attempt = Some(Attempt::begin(fence, position, None));
+            let fact = Fact::Assigned(Box::new(self.unnamed(fence)));
+            notes.push(Note { fence, fact });
+        }
         let current = self
             .attempt
             .as_mut()
@@ -264,7 +372,8 @@ impl Follower {
         Some(match event {
             Event::Assigned(assignment) => {
                 self.tell_output(notes);
-                self.attempt = Some(Attempt::begin(fence, position, &assignment));
+                self.attempt = Some(Attempt::begin(fence, position, Some(&assignment)));
+                self.ring = None;
                 Fact::Assigned(Box::new(assignment))
             }
             Event::Starting(starting) => Fact::Starting {
@@ -279,30 +388,45 @@ impl Follower {
                 return None;
             }
             Event::Hole(hole) => {
-                let attempt = current?;
-                attempt.advance((hole.offset + hole.bytes).max(0) as u64, attempt.wall_us);
+                current?.hole(&hole);
                 return None;
             }
             Event::Exit(mut ended) => {
                 ended.fence = fence;
                 self.judge(&mut ended);
+                let log_end = ended.log_end.max(0) as u64;
                 let current = self
                     .attempt
                     .as_mut()
                     .filter(|attempt| attempt.fence == fence);
-                if let Some(attempt) = current
-                    && let Some(reading) = attempt.tracker.flush()
-                {
-                    notes.push(attempt.note(Fact::Progress(reading)));
+                if let Some(attempt) = current {
+                    if let Some(reading) = attempt.tracker.flush() {
+                        notes.push(attempt.note(Fact::Progress(reading)));
+                    }
+                    // What is not in the files by now is lost.
+                    attempt.reach(log_end);
                 }
                 self.tell_output(notes);
-                self.pump.ended(fence, ended.log_end.max(0) as u64);
+                self.pump.ended(fence, log_end, ended.log_crc32c);
                 Fact::Ended(Box::new(ended))
             }
             Event::Void(reason) => Fact::Void(reason),
             Event::Stuck(stuck) => Fact::Stuck(stuck.pids),
             Event::Freed(_) => Fact::Freed,
+            Event::Tail(_) => return None,
         })
+    }
+
+    /// What can be said of an assignment that cannot be read. It counts as one of this boot, so that
+    /// its processes are looked for.
+    fn unnamed(&self, fence: i64) -> Assignment {
+        let spool = self.path.parent().and_then(Path::file_name);
+        Assignment {
+            fence,
+            spool_id: spool.unwrap_or_default().to_string_lossy().into_owned(),
+            boot_id: identity::boot_id().unwrap_or_default(),
+            ..Assignment::default()
+        }
     }
 
     /// Tells how far the output has come, once for all that was read.
@@ -311,21 +435,25 @@ impl Follower {
             return;
         };
         attempt.grown = false;
+        let place = Place {
+            file: Arc::clone(&self.file),
+            path: Arc::clone(&self.path),
+            begin: attempt.begin,
+        };
         self.pump
-            .grown(attempt.fence, &self.file, attempt.begin, attempt.end);
+            .grown(attempt.fence, place, attempt.position.offset);
         notes.push(attempt.note(Fact::Output {
-            end: attempt.end,
-            crc32c: attempt.crc32c,
+            end: attempt.position.offset,
+            crc32c: attempt.position.crc32c.unwrap_or_default(),
             wall_us: attempt.wall_us,
         }));
     }
 }
 
 impl Attempt {
-    fn begin(fence: i64, begin: u64, assignment: &Assignment) -> Self {
+    fn begin(fence: i64, begin: u64, assignment: Option<&Assignment>) -> Self {
         let given = assignment
-            .spec
-            .as_ref()
+            .and_then(|assignment| assignment.spec.as_ref())
             .map(|spec| spec.progress_pattern.as_str());
         let pattern = given.filter(|text| !text.is_empty()).and_then(|text| {
             Pattern::parse(text)
@@ -339,8 +467,7 @@ impl Attempt {
                 .ok()
         });
         let contradicted_by = assignment
-            .spec
-            .as_ref()
+            .and_then(|assignment| assignment.spec.as_ref())
             .map(|spec| spec.contradicted_by.as_str());
         let contradiction = contradicted_by
             .filter(|text| !text.is_empty())
@@ -360,17 +487,37 @@ impl Attempt {
             begin,
             tracker: Tracker::new(pattern),
             ending: Ending::new(contradiction),
-            end: 0,
-            crc32c: 0,
+            position: Position::default(),
             wall_us: 0,
             grown: false,
         }
     }
 
-    fn advance(&mut self, end: u64, wall_us: i64) {
-        self.end = self.end.max(end);
+    fn output(&mut self, offset: u64, data: &[u8], stream: Stream, wall_us: i64) {
+        self.reach(offset);
+        let known = (self.position.offset - offset).min(data.len() as u64);
+        self.position.pass(&data[known as usize..]);
+        self.tracker.output(stream, data, wall_time(wall_us));
+        self.ending.output(data);
         self.wall_us = wall_us;
         self.grown = true;
+    }
+
+    fn hole(&mut self, hole: &SegmentHole) {
+        let end = (hole.offset + hole.bytes).max(0) as u64;
+        if end > self.position.offset {
+            self.position
+                .skip_to(end, hole.lines.max(0) as u64, hole.crc32c_behind);
+            self.grown = true;
+        }
+    }
+
+    /// Goes over what is missing before `offset` without a record of it.
+    fn reach(&mut self, offset: u64) {
+        if offset > self.position.offset {
+            self.position.skip_to(offset, 0, None);
+            self.grown = true;
+        }
     }
 
     fn note(&self, fact: Fact) -> Note {
@@ -379,6 +526,15 @@ impl Attempt {
             fact,
         }
     }
+}
+
+/// Where a file of a ring begins in the output; `None` when its record has no meaning.
+pub(crate) fn tail_position(tail: &SegmentTail) -> Option<Position> {
+    Some(Position {
+        offset: u64::try_from(tail.offset).ok()?,
+        lines: u64::try_from(tail.lines).ok()?,
+        crc32c: Some(tail.crc32c),
+    })
 }
 
 fn wall_time(wall_us: i64) -> Duration {

@@ -19,6 +19,8 @@ pub mod shim;
 mod shim_link;
 pub mod spool;
 mod supervisor;
+mod tail_files;
+mod tail_reader;
 pub mod watch;
 mod wire;
 
@@ -128,6 +130,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         boot_id: boot_id.clone(),
         shim_program: config.shim_program.clone(),
         slots: config.slots.unwrap_or(1),
+        log_limit: config.log_limit,
         pump: pump.clone(),
         observer,
         watcher: watcher.clone(),

@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::charge;
+use crate::tail_files;
 
 /// Age at which checkpoints and spools that nobody owns are removed.
 const KEPT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
@@ -177,17 +178,19 @@ impl Spool {
         charge::take(&self.segments).map_err(io_at(&self.segments))
     }
 
-    /// Removes a shim's segment, its socket and the pipe beside it.
+    /// Removes a shim's segment, its socket, and the pipe and the ring of files beside it.
     ///
     /// # Errors
     /// When the file system refuses.
     pub fn remove_segment(&self, shim: ShimId) -> Result<(), SpoolError> {
+        // The segment goes last: without it nobody would look for the others.
+        let segment = self.segment(shim);
+        for number in tail_files::numbers(&segment).map_err(io_at(&self.segments))? {
+            let path = tail_files::path(&segment, number);
+            tail_files::remove(&segment, number).map_err(io_at(&path))?;
+        }
         let socket = self.socket(shim);
-        for path in [
-            socket.with_extension("progress"),
-            socket,
-            self.segment(shim),
-        ] {
+        for path in [socket.with_extension("progress"), socket, segment] {
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(io_at(&path)(error));
@@ -453,9 +456,12 @@ mod tests {
             spool.create_segment(shim).unwrap();
         }
         fs::write(spool.segments_dir().join("other"), "").unwrap();
+        let tail = tail_files::path(&spool.segment(9), 1);
+        fs::write(&tail, "").unwrap();
         assert_eq!(spool.shims().unwrap(), [9, 10]);
         assert!(spool.create_segment(9).is_err());
         spool.remove_segment(9).unwrap();
+        assert!(!tail.exists());
         spool.remove_segment(9).unwrap();
         assert_eq!(spool.shims().unwrap(), [10]);
     }

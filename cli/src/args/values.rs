@@ -63,32 +63,15 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 /// # Errors
 /// When it is no number, its unit is unknown, or it is too large.
 pub fn size(text: &str) -> Result<i64, String> {
-    let expected = "expected a size such as 512M, 2G or 1.5GiB";
-    let text = text.trim();
-    let digits = text
-        .find(|c: char| !(c.is_ascii_digit() || c == '.'))
-        .unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let number: f64 = number.parse().map_err(|_| expected.to_owned())?;
-    let unit: f64 = match unit.trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 1.0,
-        "k" | "kib" => 1024.0,
-        "m" | "mib" => 1_048_576.0,
-        "g" | "gib" => 1_073_741_824.0,
-        "t" | "tib" => 1_099_511_627_776.0,
-        "kb" => 1e3,
-        "mb" => 1e6,
-        "gb" => 1e9,
-        "tb" => 1e12,
-        other => return Err(format!("`{other}` is no unit of size; {expected}")),
-    };
-    let bytes = number * unit;
-    // 2^60 bytes is an exbibyte, which a double still counts exactly enough.
-    if bytes > 1_152_921_504_606_846_976.0 {
-        return Err("larger than an exbibyte".to_owned());
-    }
-    #[allow(clippy::cast_possible_truncation)]
-    Ok(bytes.round() as i64)
+    Ok(i64::try_from(qctl_proto::size::parse(text)?).unwrap_or(i64::MAX))
+}
+
+/// Reads how much of a job's output its worker keeps.
+///
+/// # Errors
+/// When it is no size, or out of range.
+pub fn log_limit(text: &str) -> Result<i64, String> {
+    Ok(i64::try_from(qctl_proto::size::log_limit(text)?).unwrap_or(i64::MAX))
 }
 
 /// Reads a job number: `42`, `#42`, or the link to its page.
@@ -380,18 +363,6 @@ mod tests {
         );
         for bad in ["", "m", "-5s", "5 parsecs", "1e9d", "1..5s", "99999999999w"] {
             assert!(duration(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn sizes_count_in_1024_unless_spelled_with_b() {
-        assert_eq!(size("512M").unwrap(), 536_870_912);
-        assert_eq!(size("2g").unwrap(), 2_147_483_648);
-        assert_eq!(size("2GB").unwrap(), 2_000_000_000);
-        assert_eq!(size("1.5GiB").unwrap(), 1_610_612_736);
-        assert_eq!(size("4096").unwrap(), 4096);
-        for bad in ["", "G", "-1G", "2X", "9999999T"] {
-            assert!(size(bad).is_err(), "{bad}");
         }
     }
 

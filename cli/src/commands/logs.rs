@@ -69,7 +69,10 @@ struct Document<'a> {
     time: Option<String>,
     /// Bytes that are no UTF-8 are replaced; `--raw` keeps them.
     text: &'a str,
+    /// Bytes that are missing before this piece, and how many line ends were among them.
     hole_bytes: i64,
+    hole_lines: i64,
+    hole_cause: &'static str,
 }
 
 /// Runs the command.
@@ -261,13 +264,18 @@ impl Reading<'_> {
         Ok(())
     }
 
-    fn begin_attempt(&mut self, number: i32) -> Result<(), Error> {
+    /// Ends a line that goes on in output which does not follow.
+    fn end_line(&mut self) -> Result<(), Error> {
         let mut rest = Vec::new();
         self.lines.finish(&mut rest);
         if !rest.is_empty() {
             rest.push(b'\n');
         }
-        self.context.output.print_bytes(&rest)?;
+        self.context.output.print_bytes(&rest)
+    }
+
+    fn begin_attempt(&mut self, number: i32) -> Result<(), Error> {
+        self.end_line()?;
         self.context.output.remark(&format!("--- attempt {number}"));
         Ok(())
     }
@@ -277,11 +285,9 @@ impl Reading<'_> {
         if output.json {
             return self.print_documents(piece);
         }
-        if piece.hole_bytes > 0 {
-            output.remark(&format!(
-                "--- {} of output were lost here: the worker's disk was full",
-                text::bytes(piece.hole_bytes)
-            ));
+        if let Some(gap) = text::gap(piece) {
+            self.end_line()?;
+            output.remark(&format!("--- {gap}"));
         }
         if self.raw {
             return output.print_bytes(&piece.data);
@@ -294,7 +300,11 @@ impl Reading<'_> {
     /// One document a run.
     fn print_documents(&self, piece: &v1::ReadLogResponse) -> Result<(), Error> {
         let mut start = 0;
-        let mut hole_bytes = piece.hole_bytes;
+        let mut hole = (
+            piece.hole_bytes,
+            piece.hole_lines,
+            cause(piece.hole_cause()),
+        );
         let whole = [v1::LogRun {
             stream: self.request.stream,
             length: u32::try_from(piece.data.len()).unwrap_or(u32::MAX),
@@ -302,11 +312,15 @@ impl Reading<'_> {
         }];
         let runs = if piece.runs.is_empty() && !piece.data.is_empty() {
             &whole[..]
+        } else if piece.runs.is_empty() && piece.hole_bytes > 0 {
+            // A gap alone is a document of its own.
+            &whole[..]
         } else {
             &piece.runs[..]
         };
         for run in runs {
             let end = piece.data.len().min(start + run.length as usize);
+            let (hole_bytes, hole_lines, hole_cause) = std::mem::take(&mut hole);
             let document = Document {
                 job: self.request.job_id,
                 attempt: piece.attempt,
@@ -318,11 +332,24 @@ impl Reading<'_> {
                 },
                 time: document::moment(run.time.as_ref()),
                 text: &String::from_utf8_lossy(&piece.data[start..end]),
-                hole_bytes: std::mem::take(&mut hole_bytes),
+                hole_bytes,
+                hole_lines,
+                hole_cause,
             };
             self.context.output.print_document(&document)?;
             start = end;
         }
         Ok(())
+    }
+}
+
+/// Why output is missing, as documents spell it.
+fn cause(cause: v1::HoleCause) -> &'static str {
+    match cause {
+        v1::HoleCause::Unspecified => "",
+        v1::HoleCause::NoRoom => "no_room",
+        v1::HoleCause::Limit => "limit",
+        v1::HoleCause::Damaged => "damaged",
+        v1::HoleCause::Removed => "removed",
     }
 }

@@ -60,6 +60,8 @@ pub struct Job<'a> {
     pty: bool,
     template: &'a str,
     artifacts: &'a [String],
+    /// Bytes of output that its worker keeps; 0 means the worker's default.
+    log_limit: i64,
     retry_of: Option<i64>,
     unreachable: bool,
     paused: bool,
@@ -336,6 +338,7 @@ impl<'a> From<&'a v1::Job> for Job<'a> {
             pty: spec.pty,
             template: &spec.template,
             artifacts: &spec.artifacts,
+            log_limit: spec.log_limit_bytes,
             retry_of: known(job.retry_of),
             unreachable: job.unreachable,
             paused: job.paused,

@@ -393,6 +393,9 @@ fn needs(spec: &v1::JobSpec) -> String {
 
 fn limits(job: &v1::Job, spec: &v1::JobSpec) -> String {
     let mut parts = Vec::new();
+    if spec.log_limit_bytes > 0 {
+        parts.push(format!("{} of output", text::bytes(spec.log_limit_bytes)));
+    }
     if let Some(limit) = time::span(spec.time_limit.as_ref()) {
         parts.push(format!("{} an attempt", time::exact(limit)));
     }

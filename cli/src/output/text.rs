@@ -1,5 +1,6 @@
 //! Foreign text made fit for a terminal: no control characters, cut by width. Pure.
 
+use qctl_proto::v1;
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
 /// Text with its control characters escaped, so that it stays on one line and steers nothing.
@@ -106,6 +107,28 @@ pub fn counted(count: i64, noun: &str) -> String {
     } else {
         format!("{count} {noun}s")
     }
+}
+
+/// What is missing before a piece of output, and why, as a sentence without its full stop. `None`
+/// when nothing is.
+pub fn gap(piece: &v1::ReadLogResponse) -> Option<String> {
+    if piece.hole_bytes == 0 {
+        return None;
+    }
+    let lines = match piece.hole_lines {
+        0 => String::new(),
+        1 => " with 1 line end".to_owned(),
+        lines => format!(" with {lines} line ends"),
+    };
+    let why = match piece.hole_cause() {
+        v1::HoleCause::Unspecified => "",
+        v1::HoleCause::NoRoom => ": the worker's disk was full",
+        v1::HoleCause::Limit => ": over the job's log limit before the coordinator could take it",
+        v1::HoleCause::Damaged => ": the worker's record of it is damaged",
+        v1::HoleCause::Removed => ": removed to save room",
+    };
+    let bytes = bytes(piece.hole_bytes);
+    Some(format!("{bytes} of output{lines} are missing here{why}"))
 }
 
 #[cfg(test)]

@@ -82,6 +82,8 @@ pub struct Draft {
     pub pty: Option<bool>,
     /// Results.
     pub artifacts: Option<Vec<String>>,
+    /// Most bytes of output that the worker keeps.
+    pub log_limit: Option<i64>,
 }
 
 /// Keys that a line of a batch may have.
@@ -117,6 +119,7 @@ pub const BATCH_KEYS: &[&str] = &[
     "contradicted_by",
     "pty",
     "artifacts",
+    "log_limit",
 ];
 
 /// Keys that a template may have besides its own.
@@ -148,6 +151,7 @@ pub const TEMPLATE_KEYS: &[&str] = &[
     "contradicted_by",
     "pty",
     "artifacts",
+    "log_limit",
 ];
 
 /// Keys of a project's defaults. None of them decides what is run: a folder that someone else
@@ -172,6 +176,7 @@ pub const PROJECT_KEYS: &[&str] = &[
     "contradicted_by",
     "pty",
     "artifacts",
+    "log_limit",
 ];
 
 impl Draft {
@@ -233,6 +238,7 @@ impl Draft {
             "contradicted_by" => self.contradicted_by = Some(text(value)?),
             "pty" => self.pty = Some(truth(&value)?),
             "artifacts" => self.artifacts = Some(texts(value)?),
+            "log_limit" => self.log_limit = Some(values::log_limit(&scalar(&value)?)?),
             other => return Err(format!("`{other}` is no key of a job")),
         }
         Ok(())
@@ -277,6 +283,7 @@ impl Draft {
             contradicted_by: self.contradicted_by.or(below.contradicted_by),
             pty: self.pty.or(below.pty),
             artifacts: self.artifacts.or(below.artifacts),
+            log_limit: self.log_limit.or(below.log_limit),
         }
     }
 }
@@ -460,7 +467,7 @@ mod tests {
             "priority": -3, "after": [7, "8:any", -1], "time_limit": "10m", "warn_before": "1m",
             "warn_signal": "TERM", "stop_grace": "5s", "retries": 0, "resumes": 1, "slots": 2,
             "gpus": 1, "memory": "2G", "worker": "w", "exclusive": true, "hold": true,
-            "progress": "(?<percent>\\d+)", "pty": true, "artifacts": ["out"],
+            "progress": "(?<percent>\\d+)", "pty": true, "artifacts": ["out"], "log_limit": "2M",
             "retry_on": "exit:1,137", "no_retry_on": ["time-limit", "signal:9"],
             "checkpoint_exit_code": 85, "contradicted_by": "[1-9] failed",
         }))
@@ -472,6 +479,7 @@ mod tests {
         assert_eq!(draft.env["N"], "1");
         assert_eq!(draft.labels["bare"], "");
         assert_eq!(draft.memory, Some(2_147_483_648));
+        assert_eq!(draft.log_limit, Some(2_097_152));
         assert_eq!(draft.warn_signal, Some(15));
         assert_eq!(draft.retry_on.map(|causes| causes.len()), Some(2));
         assert_eq!(draft.no_retry_on.map(|causes| causes.len()), Some(2));

@@ -61,6 +61,7 @@ pub fn from_options(args: SubmissionArgs, surroundings: &Surroundings) -> Result
         progress: args.progress,
         contradicted_by: args.contradicted_by,
         pty: args.pty.then_some(true),
+        log_limit: args.log_limit,
         ..Draft::default()
     };
     if !spec.after.is_empty() {
@@ -235,6 +236,7 @@ fn finish(
         submit_host: surroundings.host.clone(),
         stop_grace: draft.stop_grace.map(time::wire_span),
         artifacts: draft.artifacts.unwrap_or_default(),
+        log_limit_bytes: draft.log_limit.unwrap_or_default(),
         retry_on: draft.retry_on.unwrap_or_default(),
         no_retry_on: draft.no_retry_on.unwrap_or_default(),
         checkpoint_exit_code: draft.checkpoint_exit_code,

@@ -28,6 +28,8 @@ pub const MAX_DEMAND: i32 = 1_000;
 pub const MAX_TIME_LIMIT: Duration = Duration::from_secs(10 * 366 * 24 * 60 * 60);
 /// Longest time between the stop signal and force: a day.
 pub const MAX_STOP_GRACE: Duration = Duration::from_secs(24 * 60 * 60);
+/// Least and most output, in bytes, that a worker can be asked to keep: 1 MiB and 1 PiB.
+pub const LOG_LIMIT_BYTES: std::ops::RangeInclusive<i64> = 1 << 20..=1 << 50;
 /// Time between the stop signal and force unless the job says otherwise.
 pub const DEFAULT_STOP_GRACE: Duration = Duration::from_secs(10);
 /// Automatic retries after failures unless the job says otherwise.
@@ -92,6 +94,8 @@ pub struct JobSpec {
     pub stop_grace: Option<Duration>,
     /// Files or folders whose contents are the job's results.
     pub artifacts: Vec<String>,
+    /// Most bytes of one attempt's output that its worker keeps; 0 means the worker's default.
+    pub log_limit_bytes: i64,
     /// Which failures are retried.
     pub retry_rules: RetryRules,
     /// Exit code that means "checkpointed, run me again".
@@ -370,6 +374,13 @@ impl JobSpec {
                 "demand.gpus",
                 format!("is {}, not between 0 and {MAX_DEMAND}", demand.gpus),
                 "0 means none",
+            ));
+        }
+        if self.log_limit_bytes != 0 && !LOG_LIMIT_BYTES.contains(&self.log_limit_bytes) {
+            return Err(SpecError::new(
+                "log_limit_bytes",
+                format!("is {}, not between 1 MiB and 1 PiB", self.log_limit_bytes),
+                "leave it out for the worker's default; there is always a limit",
             ));
         }
         if demand.memory_bytes < 0 {

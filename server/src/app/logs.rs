@@ -4,6 +4,7 @@
 //! holds a prefix of the attempt's output. Whoever uploads is told how far that prefix goes, and
 //! goes on from there.
 
+mod admission;
 mod intake;
 mod reader;
 
@@ -12,14 +13,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use qctl_proto::MAX_CHUNK_BYTES;
-use qctl_server_core::Fence;
+use qctl_server_core::{Fence, HoleCause};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use intake::Writer;
 pub use intake::{Ack, Acks, Intake};
-pub use reader::{LogPiece, LogQuery, LogStart, LogText, MAX_TAIL_LINES};
+pub use reader::{LogGap, LogPiece, LogQuery, LogStart, LogText, MAX_TAIL_LINES};
 
+use super::{Changes, Clock};
 use crate::store::Store;
 use crate::store::logs::StoredRun;
 
@@ -76,8 +79,17 @@ pub struct Chunk {
     pub hole_bytes: i64,
     /// Newlines missing.
     pub hole_lines: i64,
+    /// Why they are missing.
+    pub hole_cause: HoleCause,
+    /// Newlines before the end of the hole.
+    pub lines_behind: Option<i64>,
+    /// CRC-32C over everything that the job wrote before the end of the hole; `None` when nobody
+    /// knows.
+    pub crc32c_behind: Option<u32>,
     /// Control sequence that restores the colours at the chunk's start.
     pub colour_state: Bytes,
+    /// No output follows, and this is the CRC-32C over everything that the job wrote.
+    pub closes: Option<u32>,
 }
 
 /// Why a chunk is refused. All of these are mistakes of whoever sent it.
@@ -91,7 +103,7 @@ pub enum ChunkError {
         /// The offset it named.
         offset: i64,
     },
-    /// Neither bytes nor a hole, or both.
+    /// Bytes and a hole, or neither although more follows.
     #[error(
         "a chunk carries either bytes or a hole, this one has {length} bytes and a hole of {hole_bytes}"
     )]
@@ -155,13 +167,23 @@ impl Chunk {
     /// # Errors
     /// When a field cannot be right, or the bytes do not fit their length or checksum.
     pub fn verify(self) -> Result<VerifiedChunk, ChunkError> {
-        if self.fence.0 <= 0 || self.offset < 0 || self.hole_bytes < 0 || self.hole_lines < 0 {
+        let negative = [
+            self.offset,
+            self.hole_bytes,
+            self.hole_lines,
+            self.lines_behind.unwrap_or_default(),
+        ]
+        .into_iter()
+        .any(|number| number < 0);
+        if self.fence.0 <= 0 || negative || self.offset.checked_add(self.hole_bytes).is_none() {
             return Err(ChunkError::Position {
                 fence: self.fence.0,
                 offset: self.offset,
             });
         }
-        if (self.length == 0) == (self.hole_bytes == 0) {
+        let both = self.length > 0 && self.hole_bytes > 0;
+        let neither = self.length == 0 && self.hole_bytes == 0;
+        if both || (neither && self.closes.is_none()) {
             return Err(ChunkError::Content {
                 length: self.length,
                 hole_bytes: self.hole_bytes,
@@ -290,10 +312,17 @@ pub struct Logs {
 
 impl Logs {
     /// Starts the task that writes output.
-    pub(super) fn start(store: Store, tasks: &TaskTracker, stop: CancellationToken) -> Self {
+    pub(super) fn start(
+        store: Store,
+        clock: Clock,
+        changes: Changes,
+        tasks: &TaskTracker,
+        stop: CancellationToken,
+    ) -> Self {
         let wake = LogWake::default();
+        let writer = Writer::new(store, clock, changes, wake.clone());
         Self {
-            intake: Intake::start(store, wake.clone(), tasks, stop),
+            intake: Intake::start(writer, tasks, stop),
             wake,
             readers: Arc::new(Semaphore::new(MAX_READERS)),
         }
@@ -323,7 +352,11 @@ mod tests {
             crc32c: crc32c::crc32c(text),
             hole_bytes: 0,
             hole_lines: 0,
+            hole_cause: HoleCause::Unknown,
+            lines_behind: None,
+            crc32c_behind: None,
             colour_state: Bytes::new(),
+            closes: None,
         }
     }
 

@@ -126,12 +126,19 @@ impl App {
         } = parts;
         let term = store.lease().term();
         let tasks = TaskTracker::new();
-        let logs = Logs::start(store.clone(), &tasks, stop.clone());
+        let changes = Changes::default();
+        let logs = Logs::start(
+            store.clone(),
+            clock.clone(),
+            changes.clone(),
+            &tasks,
+            stop.clone(),
+        );
         let (reports, inbox) = transitions::queue();
         let app = Arc::new(Self {
             store,
             sessions: Sessions::default(),
-            changes: Changes::default(),
+            changes,
             clock,
             links,
             live: LiveProgress::default(),

@@ -7,8 +7,8 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use qctl_proto::v1;
 use qctl_server_core::{
-    AttemptState, Condition, Demand, Dependency, FailureCause, JobId, JobSpec, JobState, Outcome,
-    OutcomeKind, Progress, RetryRules, tracker,
+    AttemptState, Condition, Demand, Dependency, FailureCause, HoleCause, JobId, JobSpec, JobState,
+    Outcome, OutcomeKind, Progress, RetryRules, tracker,
 };
 
 use crate::app::Error;
@@ -118,6 +118,7 @@ pub(super) fn read_spec(spec: v1::JobSpec, path: &str) -> Result<JobSpec, Error>
         template: spec.template,
         submit_host: spec.submit_host,
         artifacts: spec.artifacts,
+        log_limit_bytes: spec.log_limit_bytes,
         retry_rules: RetryRules {
             retry_on: read_causes(&spec.retry_on, &field("retry_on"))?,
             no_retry_on: read_causes(&spec.no_retry_on, &field("no_retry_on"))?,
@@ -229,6 +230,7 @@ pub(super) fn spec(spec: JobSpec) -> v1::JobSpec {
         submit_host: spec.submit_host,
         stop_grace: spec.stop_grace.map(duration),
         artifacts: spec.artifacts,
+        log_limit_bytes: spec.log_limit_bytes,
         retry_on: causes(spec.retry_rules.retry_on),
         no_retry_on: causes(spec.retry_rules.no_retry_on),
         checkpoint_exit_code: spec.checkpoint_exit_code,
@@ -492,6 +494,29 @@ pub(super) fn log_piece(piece: LogPiece) -> v1::ReadLogResponse {
         hole_bytes: piece.hole_bytes,
         attempt_complete: piece.complete,
         incomplete: piece.incomplete,
+        hole_lines: piece.hole_lines,
+        hole_cause: hole_cause(piece.hole_cause).into(),
+    }
+}
+
+fn hole_cause(cause: HoleCause) -> v1::HoleCause {
+    match cause {
+        HoleCause::Unknown => v1::HoleCause::Unspecified,
+        HoleCause::NoRoom => v1::HoleCause::NoRoom,
+        HoleCause::Limit => v1::HoleCause::Limit,
+        HoleCause::Damaged => v1::HoleCause::Damaged,
+        HoleCause::Removed => v1::HoleCause::Removed,
+    }
+}
+
+/// Reads why output is missing.
+pub(super) fn read_hole_cause(wire: v1::HoleCause) -> HoleCause {
+    match wire {
+        v1::HoleCause::Unspecified => HoleCause::Unknown,
+        v1::HoleCause::NoRoom => HoleCause::NoRoom,
+        v1::HoleCause::Limit => HoleCause::Limit,
+        v1::HoleCause::Damaged => HoleCause::Damaged,
+        v1::HoleCause::Removed => HoleCause::Removed,
     }
 }
 
@@ -543,6 +568,7 @@ mod tests {
             },
             stop_grace: Some(Duration::from_secs(3)),
             artifacts: vec!["out".to_owned()],
+            log_limit_bytes: 2_097_152,
             retry_rules: RetryRules {
                 retry_on: vec![FailureCause::Exit(None), FailureCause::TimeLimit],
                 no_retry_on: vec![

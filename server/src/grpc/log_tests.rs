@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Streaming};
 
-use super::testing::{Coordinator, chunk, chunk_of, eventually, hole, soon};
+use super::testing::{Coordinator, chunk, chunk_of, closing, eventually, hole, soon};
 use crate::app::{Change, Role, Settings};
 use crate::store::fixtures::noon;
 
@@ -319,6 +319,109 @@ async fn a_hole_is_told_and_its_lines_count(pool: PgPool) {
         (pieces[0].hole_bytes, text(&pieces)),
         (1_000, "tail\n".to_owned())
     );
+}
+
+/// Kinds of the events of a job, in order.
+async fn kinds(coordinator: &Coordinator, job: JobId) -> Vec<String> {
+    let events = coordinator.app.store.events(Some(job), 0, 100).await;
+    let events = events.unwrap().into_iter();
+    events.map(|event| event.kind).collect()
+}
+
+#[sqlx::test]
+async fn a_whole_output_is_compared_with_what_was_written(pool: PgPool) {
+    let coordinator = Coordinator::start(&pool).await;
+    let (job, fence) = running(&coordinator).await;
+    let whole = b"one\ntwo\n";
+    let chunks = vec![
+        chunk(fence, 0, b"one\n"),
+        v1::UploadLogRequest {
+            last: true,
+            log_crc32c: crc32c::crc32c(whole),
+            ..chunk(fence, 4, b"two\n")
+        },
+    ];
+    let acks = upload(&coordinator, chunks).await;
+    let last = acks.last().unwrap();
+    assert_eq!((last.stored, last.closed), (8, true));
+    // Asked again, perhaps by another agent, it is as true.
+    let acks = upload(&coordinator, vec![closing(fence, whole)]).await;
+    assert!(acks[0].closed && acks[0].stored == 8);
+    // What is not all there yet is not closed.
+    let acks = upload(&coordinator, vec![closing(fence, b"one\ntwo\nthree\n")]).await;
+    assert!(!acks[0].closed && acks[0].stored == 8);
+    assert_eq!(kinds(&coordinator, job).await, [""; 0]);
+}
+
+#[sqlx::test]
+async fn output_that_differs_is_taken_again_and_told_if_it_still_does(pool: PgPool) {
+    let coordinator = Coordinator::start(&pool).await;
+    let (job, fence) = running(&coordinator).await;
+    let (right, wrong) = (b"right\n", b"wrong\n");
+    let acks = upload(
+        &coordinator,
+        vec![chunk(fence, 0, wrong), closing(fence, right)],
+    )
+    .await;
+    assert_eq!(stored(&acks, fence), Some(0));
+    assert!(acks.iter().all(|ack| !ack.closed));
+    assert_eq!(read(&coordinator, from_start(job)).await, []);
+    assert_eq!(kinds(&coordinator, job).await, ["output_resent"]);
+
+    let acks = upload(
+        &coordinator,
+        vec![chunk(fence, 0, wrong), closing(fence, right)],
+    )
+    .await;
+    let last = acks.last().unwrap();
+    assert_eq!((last.stored, last.closed), (6, true));
+    assert_eq!(text(&read(&coordinator, from_start(job)).await), "wrong\n");
+    assert_eq!(
+        kinds(&coordinator, job).await,
+        ["output_resent", "output_differs"]
+    );
+}
+
+#[sqlx::test]
+async fn a_gap_says_why_and_is_told_once(pool: PgPool) {
+    let coordinator = Coordinator::start(&pool).await;
+    let (job, fence) = running(&coordinator).await;
+    let missing = "x\n".repeat(500);
+    let whole = format!("head\n{missing}tail\n");
+    let gap = v1::UploadLogRequest {
+        hole_cause: v1::HoleCause::Limit.into(),
+        lines_behind: Some(501),
+        crc32c_behind: Some(crc32c::crc32c(&whole.as_bytes()[..1_005])),
+        ..hole(fence, 5, 1_000, 9)
+    };
+    let acks = upload(
+        &coordinator,
+        vec![
+            chunk(fence, 0, b"head\n"),
+            gap,
+            chunk(fence, 1_005, b"tail\n"),
+            closing(fence, whole.as_bytes()),
+        ],
+    )
+    .await;
+    assert!(acks.last().unwrap().closed);
+    let pieces = read(&coordinator, from_start(job)).await;
+    assert_eq!((pieces[1].hole_bytes, pieces[1].hole_lines), (1_000, 500));
+    assert_eq!(pieces[1].hole_cause(), v1::HoleCause::Limit);
+    let page = coordinator.app.log_text(job, None, 1_000, 10_000).await;
+    let page = page.unwrap().unwrap();
+    let parts: Vec<_> = page
+        .parts()
+        .map(|(gap, text)| (gap.map(|gap| gap.lines), text))
+        .collect();
+    assert_eq!(
+        parts,
+        [
+            (None, b"head\n".as_slice()),
+            (Some(500), b"tail\n".as_slice())
+        ]
+    );
+    assert_eq!(kinds(&coordinator, job).await, ["output_missing"]);
 }
 
 #[sqlx::test]

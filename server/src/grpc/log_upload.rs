@@ -107,6 +107,7 @@ async fn acknowledge(app: &App, acks: &Acks, responses: &Responses) -> Result<()
                 fence: ack.fence.0,
                 stored: ack.stored.unwrap_or(0),
                 unknown: ack.stored.is_none(),
+                closed: ack.closed,
             };
             if responses.send(Ok(response)).await.is_err() {
                 return Ok(());
@@ -117,6 +118,7 @@ async fn acknowledge(app: &App, acks: &Acks, responses: &Responses) -> Result<()
 }
 
 fn chunk(request: v1::UploadLogRequest) -> Chunk {
+    let hole_cause = convert::read_hole_cause(request.hole_cause());
     Chunk {
         fence: Fence(request.fence),
         offset: request.offset,
@@ -126,6 +128,10 @@ fn chunk(request: v1::UploadLogRequest) -> Chunk {
         crc32c: request.crc32c,
         hole_bytes: request.hole_bytes,
         hole_lines: request.hole_lines,
+        hole_cause,
+        lines_behind: request.lines_behind,
+        crc32c_behind: request.crc32c_behind,
         colour_state: request.colour_state,
+        closes: request.last.then_some(request.log_crc32c),
     }
 }

@@ -160,10 +160,18 @@ pub(crate) fn chunk_of(
         data: zstd::bulk::compress(&text, 1).expect("zstd").into(),
         length: text.len() as u32,
         crc32c: crc32c::crc32c(&text),
-        first_line: 0,
-        hole_bytes: 0,
-        hole_lines: 0,
-        colour_state: Default::default(),
+        ..v1::UploadLogRequest::default()
+    }
+}
+
+/// Says that nothing follows `whole`.
+pub(crate) fn closing(fence: Fence, whole: &[u8]) -> v1::UploadLogRequest {
+    v1::UploadLogRequest {
+        fence: fence.0,
+        offset: whole.len() as i64,
+        last: true,
+        log_crc32c: crc32c::crc32c(whole),
+        ..v1::UploadLogRequest::default()
     }
 }
 

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use bytes::Bytes;
-use chrono::{Days, NaiveDate};
-use qctl_server_core::{Fence, JobId, WorkerId};
+use chrono::{DateTime, Days, NaiveDate, Utc};
+use qctl_server_core::ledger::NewEvent;
+use qctl_server_core::{Fence, HoleCause, JobId, WorkerId};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, SqlSafeStr};
 
 use super::{Store, StoreError, bounded};
@@ -14,12 +15,52 @@ use super::{Store, StoreError, bounded};
 pub(crate) struct LogTail {
     /// The attempt.
     pub(crate) fence: Fence,
+    /// Its job.
+    pub(crate) job: JobId,
+    /// Its number within the job.
+    pub(crate) number: i32,
     /// Creation day of its job, which chooses the partition.
     pub(crate) day: NaiveDate,
     /// Bytes stored, holes included.
     pub(crate) stored: i64,
     /// Newlines stored, holes included.
     pub(crate) lines: i64,
+    /// CRC-32C over everything before that as the job wrote it; `None` when some of it is missing
+    /// and nobody knows what it was.
+    pub(crate) crc32c: Option<u32>,
+    /// What comparing the whole output came to.
+    pub(crate) check: LogCheck,
+    /// Some of the output is missing, and the history tells it.
+    pub(crate) has_gaps: bool,
+}
+
+/// What comparing an attempt's whole output with its checksum came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum LogCheck {
+    /// Nothing, or they are equal.
+    #[default]
+    Open,
+    /// They differed, and it was asked for again.
+    Resent,
+    /// They differed after that as well.
+    Differs,
+}
+
+impl LogCheck {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Open => "",
+            Self::Resent => "resent",
+            Self::Differs => "differs",
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self, StoreError> {
+        [Self::Open, Self::Resent, Self::Differs]
+            .into_iter()
+            .find(|check| check.as_str() == text)
+            .ok_or_else(|| StoreError::unreadable("log check", text))
+    }
 }
 
 /// A run of bytes of one stream: stream number of the contract, length, microseconds since the
@@ -45,6 +86,8 @@ pub(crate) struct StoredChunk {
     pub(crate) hole_bytes: i64,
     /// Newlines missing.
     pub(crate) hole_lines: i64,
+    /// Why they are missing.
+    pub(crate) hole_cause: HoleCause,
     /// Control sequence that restores the colours at its start.
     pub(crate) colour_state: Vec<u8>,
 }
@@ -90,11 +133,31 @@ pub(crate) struct LogJob {
     pub(crate) ended: bool,
 }
 
+/// What is to be written of a batch of chunks.
+#[derive(Debug, Default)]
+pub(crate) struct Admission {
+    /// The chunks to store.
+    pub(crate) chunks: Vec<NewChunk>,
+    /// Attempts whose stored output is removed first, with the creation day of their jobs.
+    pub(crate) restarted: Vec<(NaiveDate, Fence)>,
+    /// Attempts whose whole output is stored and was compared.
+    pub(crate) closed: BTreeSet<Fence>,
+    /// What the history tells.
+    pub(crate) events: Vec<NewEvent>,
+}
+
+impl Admission {
+    /// True when nothing has to be written.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.chunks.is_empty() && self.restarted.is_empty() && self.events.is_empty()
+    }
+}
+
 /// What became of a batch of chunks.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Appended {
     /// What fitted is committed. Carries how far each attempt that exists is stored now.
-    Stored(BTreeMap<Fence, LogTail>),
+    Stored(BTreeMap<Fence, LogTail>, Admission),
     /// Nothing was stored, because these days have no partition yet.
     NoPartition(BTreeSet<NaiveDate>),
 }
@@ -107,7 +170,8 @@ impl Store {
         &self,
         fences: &[i64],
         partitions: &HashSet<NaiveDate>,
-        admit: impl FnOnce(&mut BTreeMap<Fence, LogTail>) -> Vec<NewChunk>,
+        now: DateTime<Utc>,
+        admit: impl FnOnce(&mut BTreeMap<Fence, LogTail>) -> Admission,
     ) -> Result<Appended, StoreError> {
         let mut connection = self.acquire().await?;
         let appended = async {
@@ -118,8 +182,9 @@ impl Store {
                 .map(|tail| (tail.fence, tail))
                 .collect();
             let mut tails = before.clone();
-            let chunks = admit(&mut tails);
-            let missing: BTreeSet<NaiveDate> = chunks
+            let admission = admit(&mut tails);
+            let missing: BTreeSet<NaiveDate> = admission
+                .chunks
                 .iter()
                 .map(|new| new.day)
                 .filter(|day| !partitions.contains(day))
@@ -128,18 +193,30 @@ impl Store {
                 transaction.rollback().await?;
                 return Ok(Appended::NoPartition(missing));
             }
-            if chunks.is_empty() {
+            if admission.is_empty() {
                 transaction.rollback().await?;
-                return Ok(Appended::Stored(tails));
+                return Ok(Appended::Stored(tails, admission));
             }
             let advanced: Vec<LogTail> = tails
                 .values()
                 .filter(|tail| before.get(&tail.fence) != Some(tail))
                 .copied()
                 .collect();
-            insert_chunks(&mut transaction, &chunks, &advanced).await?;
+            for (day, fence) in &admission.restarted {
+                sqlx::query!(
+                    "delete from log_chunks where day = $1 and fence = $2",
+                    day,
+                    fence.0,
+                )
+                .execute(&mut *transaction)
+                .await?;
+            }
+            insert_chunks(&mut transaction, &admission.chunks, &advanced).await?;
+            if !admission.events.is_empty() {
+                super::ledger::tell(&mut transaction, now, &admission.events).await?;
+            }
             transaction.commit().await?;
-            Ok(Appended::Stored(tails))
+            Ok(Appended::Stored(tails, admission))
         };
         let appended = bounded(appended).await;
         if appended.is_err() {
@@ -226,7 +303,7 @@ impl Store {
         let rows = sqlx::query_as!(
             ChunkRow,
             r#"select "offset", length, first_line, runs as "runs: sqlx::types::Json<Vec<StoredRun>>",
-                      data, crc32c, hole_bytes, hole_lines, colour_state
+                      data, crc32c, hole_bytes, hole_lines, hole_cause, colour_state
                from log_chunks
                where day = $1 and fence = $2 and "offset" >= $3
                order by "offset"
@@ -269,7 +346,7 @@ impl Store {
         let row = sqlx::query_as!(
             ChunkRow,
             r#"select "offset", length, first_line, runs as "runs: sqlx::types::Json<Vec<StoredRun>>",
-                      data, crc32c, hole_bytes, hole_lines, colour_state
+                      data, crc32c, hole_bytes, hole_lines, hole_cause, colour_state
                from log_chunks
                where day = $1 and fence = $2 and first_line < $3
                order by "offset" desc
@@ -293,7 +370,7 @@ impl Store {
         let row = sqlx::query_as!(
             ChunkRow,
             r#"select "offset", length, first_line, runs as "runs: sqlx::types::Json<Vec<StoredRun>>",
-                      data, crc32c, hole_bytes, hole_lines, colour_state
+                      data, crc32c, hole_bytes, hole_lines, hole_cause, colour_state
                from log_chunks
                where day = $1 and fence = $2 and "offset" < $3 and length > 0
                  and ($4::integer is null or exists (
@@ -411,9 +488,10 @@ impl Store {
 
 /// Locks the rows of the attempts and reads how far their output is stored. An attempt that is not
 /// in the answer does not exist any more.
-async fn lock_tails(conn: &mut PgConnection, fences: &[i64]) -> Result<Vec<LogTail>, sqlx::Error> {
-    sqlx::query!(
-        r#"select l.fence, j.day, l.log_stored, l.log_lines
+async fn lock_tails(conn: &mut PgConnection, fences: &[i64]) -> Result<Vec<LogTail>, StoreError> {
+    let rows = sqlx::query!(
+        r#"select l.fence, a.job_id, a.number, j.day, l.log_stored, l.log_lines, l.log_crc32c,
+                  l.log_check, l.log_gaps
            from attempts_live l
            join attempts a on a.fence = l.fence
            join jobs j on j.id = a.job_id
@@ -422,14 +500,24 @@ async fn lock_tails(conn: &mut PgConnection, fences: &[i64]) -> Result<Vec<LogTa
            for no key update of l"#,
         fences,
     )
-    .map(|row| LogTail {
-        fence: Fence(row.fence),
-        day: row.day,
-        stored: row.log_stored,
-        lines: row.log_lines,
-    })
     .fetch_all(conn)
-    .await
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            Ok(LogTail {
+                fence: Fence(row.fence),
+                job: JobId(row.job_id),
+                number: row.number,
+                day: row.day,
+                stored: row.log_stored,
+                lines: row.log_lines,
+                // The column is wider only because SQL has no unsigned integers.
+                crc32c: row.log_crc32c.map(|crc| crc as u32),
+                check: LogCheck::parse(&row.log_check)?,
+                has_gaps: row.log_gaps,
+            })
+        })
+        .collect()
 }
 
 /// Writes chunks and the attempts' new tails, both in one statement.
@@ -454,6 +542,10 @@ async fn insert_chunks(
         .collect();
     let hole_bytes: Vec<i64> = chunks.iter().map(|new| new.chunk.hole_bytes).collect();
     let hole_lines: Vec<i64> = chunks.iter().map(|new| new.chunk.hole_lines).collect();
+    let causes: Vec<String> = chunks
+        .iter()
+        .map(|new| new.chunk.hole_cause.as_str().to_owned())
+        .collect();
     let colours: Vec<&[u8]> = chunks
         .iter()
         .map(|new| new.chunk.colour_state.as_slice())
@@ -461,16 +553,28 @@ async fn insert_chunks(
     let tail_fences: Vec<i64> = tails.iter().map(|tail| tail.fence.0).collect();
     let stored: Vec<i64> = tails.iter().map(|tail| tail.stored).collect();
     let lines: Vec<i64> = tails.iter().map(|tail| tail.lines).collect();
+    let whole: Vec<Option<i64>> = tails
+        .iter()
+        .map(|tail| tail.crc32c.map(i64::from))
+        .collect();
+    let checks: Vec<String> = tails
+        .iter()
+        .map(|tail| tail.check.as_str().to_owned())
+        .collect();
+    let gaps: Vec<bool> = tails.iter().map(|tail| tail.has_gaps).collect();
     sqlx::query!(
         r#"with stored as (
              insert into log_chunks (day, fence, "offset", length, first_line, runs, data, crc32c,
-                                     hole_bytes, hole_lines, colour_state)
+                                     hole_bytes, hole_lines, colour_state, hole_cause)
              select * from unnest($1::date[], $2::bigint[], $3::bigint[], $4::integer[],
                                   $5::bigint[], $6::jsonb[], $7::bytea[], $8::bigint[],
-                                  $9::bigint[], $10::bigint[], $11::bytea[])
+                                  $9::bigint[], $10::bigint[], $11::bytea[], $12::text[])
            )
-           update attempts_live l set log_stored = t.stored, log_lines = t.lines
-           from unnest($12::bigint[], $13::bigint[], $14::bigint[]) as t (fence, stored, lines)
+           update attempts_live l
+           set log_stored = t.stored, log_lines = t.lines, log_crc32c = t.crc32c,
+               log_check = t.checked, log_gaps = t.gaps
+           from unnest($13::bigint[], $14::bigint[], $15::bigint[], $16::bigint[], $17::text[],
+                       $18::boolean[]) as t (fence, stored, lines, crc32c, checked, gaps)
            where l.fence = t.fence"#,
         &days,
         &fences,
@@ -483,9 +587,13 @@ async fn insert_chunks(
         &hole_bytes,
         &hole_lines,
         &colours as &[&[u8]],
+        &causes,
         &tail_fences,
         &stored,
         &lines,
+        &whole as &[Option<i64>],
+        &checks,
+        &gaps,
     )
     .execute(conn)
     .await?;
@@ -517,6 +625,7 @@ struct ChunkRow {
     crc32c: i64,
     hole_bytes: i64,
     hole_lines: i64,
+    hole_cause: String,
     colour_state: Vec<u8>,
 }
 
@@ -532,6 +641,7 @@ impl From<ChunkRow> for StoredChunk {
             crc32c: row.crc32c as u32,
             hole_bytes: row.hole_bytes,
             hole_lines: row.hole_lines,
+            hole_cause: HoleCause::parse(&row.hole_cause),
             colour_state: row.colour_state,
         }
     }

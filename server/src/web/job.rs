@@ -244,13 +244,21 @@ fn how_it_ended(attempt: &AttemptRecord) -> Markup {
 }
 
 fn output(job: &JobRecord, log: Option<&LogText>) -> Markup {
-    let log = log.filter(|log| !log.data.is_empty());
+    let log = log.filter(|log| !log.data.is_empty() || !log.gaps.is_empty());
     html! {
         h2 { (text::OUTPUT) }
         @if let Some(log) = log {
-            @if log.hole_bytes > 0 { p.notice { (text::HOLE) } }
-            // The newline after the tag is the tag's own, so one of the output's is kept.
-            pre.log tabindex="0" { "\n" (terminal::render(&log.data)) }
+            @for (gap, data) in log.parts() {
+                @if let Some(gap) = gap {
+                    p.notice {
+                        (text::gap(&format::size(gap.bytes.unsigned_abs()), gap.lines, gap.cause))
+                    }
+                }
+                @if !data.is_empty() {
+                    // The newline after the tag is the tag's own, so one of the output's is kept.
+                    pre.log tabindex="0" { "\n" (terminal::render(data)) }
+                }
+            }
             p.counts {
                 @if log.offset > 0 {
                     (layout::with_code(&text::tail_of(

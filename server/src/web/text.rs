@@ -1,6 +1,6 @@
 //! Every word of ours on the pages, in one place.
 
-use qctl_server_core::{FailureCause, JobSpec, JobState, OutcomeKind};
+use qctl_server_core::{FailureCause, HoleCause, JobSpec, JobState, OutcomeKind};
 
 use crate::app::read::WorkerState;
 
@@ -94,7 +94,14 @@ pub(super) const ABOUT_TO_START: &str = "about to start";
 pub(super) const OUTPUT: &str = "Output";
 pub(super) const NO_OUTPUT: &str = "No output yet.";
 pub(super) const NO_OUTPUT_AT_ALL: &str = "It printed nothing.";
-pub(super) const HOLE: &str = "Some of this output was lost on its way.";
+
+/// Some of the output that is shown is missing.
+pub(super) fn gap(size: &str, lines: i64, cause: HoleCause) -> String {
+    format!(
+        "{size} of the output ({lines} line ends) are missing here, {}.",
+        cause.because()
+    )
+}
 
 pub(super) const RESULTS: &str = "Results";
 pub(super) const ELSEWHERE: &str = "on";

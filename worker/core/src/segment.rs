@@ -16,7 +16,7 @@
 pub const HEADER_BYTES: usize = 16;
 
 /// Version that this program writes. It reads this one and the one before.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 
 /// Longest record, in bytes: an assignment of the largest message the contract allows, with room to
 /// spare.
@@ -60,6 +60,8 @@ pub enum EventKind {
     Freed = 10,
     /// Output that could not be recorded.
     Hole = 11,
+    /// Output goes on in another file, or which file of the ring this one is. Since version 2.
+    Tail = 12,
     /// Processes do not end although they were killed.
     Stuck = 13,
 }
@@ -77,6 +79,7 @@ impl EventKind {
             9 => Self::Void,
             10 => Self::Freed,
             11 => Self::Hole,
+            12 => Self::Tail,
             13 => Self::Stuck,
             _ => return None,
         })
@@ -265,6 +268,25 @@ pub enum Read<'a> {
     },
 }
 
+/// What [`Reader::read_past_damage`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found<'a> {
+    /// The next record.
+    Record {
+        /// The record.
+        record: Record<'a>,
+        /// Position in the file of the first byte behind it.
+        end: u64,
+    },
+    /// More bytes are needed.
+    Incomplete,
+    /// What was fed may have been rewritten while it was read: it is to be fed again, from
+    /// [`Reader::feed_position`] on.
+    Again,
+    /// The file is damaged here. Reading goes on with the next good record.
+    Damage(Corrupt),
+}
+
 /// Turns the bytes of a segment, fed in pieces of any size, into records.
 #[derive(Debug)]
 pub struct Reader {
@@ -272,8 +294,16 @@ pub struct Reader {
     /// Where the first unread byte stands in `buffer`.
     start: usize,
     /// Where the first unread byte stands in the file.
-    position: u64,
+    at: u64,
+    /// End of the last good record.
+    good: u64,
     failed: Option<Corrupt>,
+    /// Damage is passed over until the next good record.
+    searching: bool,
+    /// Where the body of the next record stands in `buffer`, once it was found to be good.
+    next: Option<std::ops::Range<usize>>,
+    /// Behind the record that ends here something was wrong, and was fed again.
+    suspect: Option<u64>,
 }
 
 impl Default for Reader {
@@ -293,8 +323,12 @@ impl Reader {
         Self {
             buffer: Vec::new(),
             start: 0,
-            position,
+            at: position,
+            good: position,
             failed: None,
+            searching: false,
+            next: None,
+            suspect: None,
         }
     }
 
@@ -307,8 +341,7 @@ impl Reader {
     /// Bytes that are not filled must be given back with [`Reader::unfill`].
     pub fn space(&mut self, length: usize) -> &mut [u8] {
         if self.start > 0 {
-            self.buffer.drain(..self.start);
-            self.start = 0;
+            self.drain();
         }
         let filled = self.buffer.len();
         self.buffer.resize(filled + length, 0);
@@ -324,19 +357,80 @@ impl Reader {
     /// Position in the file of the first byte behind the last record read. A file is cut here
     /// before anything is appended to it.
     pub fn position(&self) -> u64 {
-        self.position
+        self.good
     }
 
     /// Position in the file of the next byte to feed.
     pub fn feed_position(&self) -> u64 {
-        self.position + (self.buffer.len() - self.start) as u64
+        self.at + (self.buffer.len() - self.start) as u64
+    }
+
+    /// Goes on behind damage: whatever [`Reader::read`] failed at is passed over until a record
+    /// whose checksums are right. Nothing can be read of another version.
+    pub fn skip_damage(&mut self) {
+        match self.failed {
+            None | Some(Corrupt::Version(_)) => return,
+            Some(Corrupt::NotASegment) => self.pass_header(),
+            // Its frame is good, so the next record begins behind it.
+            Some(Corrupt::Kind { .. }) => {
+                let length = read_u32(&self.unread()[..4]) as usize;
+                self.start += FRAME_BYTES + length;
+                self.at += (FRAME_BYTES + length) as u64;
+                self.good = self.at;
+            }
+            Some(_) => self.step(),
+        }
+        self.failed = None;
+        self.searching = true;
+    }
+
+    /// Reads the next record, also behind damage. What looks damaged is read a second time first: a
+    /// writer that found no room takes a half-written record back.
+    ///
+    /// # Errors
+    /// When another version wrote the file.
+    pub fn read_past_damage(&mut self) -> Result<Found<'_>, Corrupt> {
+        match self.is_ready() {
+            Ok(true) => {}
+            Ok(false) => return Ok(Found::Incomplete),
+            Err(version @ Corrupt::Version(_)) => return Err(version),
+            Err(_) if self.suspect != Some(self.good) => {
+                let good = self.good;
+                *self = Self {
+                    buffer: std::mem::take(&mut self.buffer),
+                    suspect: Some(good),
+                    ..Self::at(good)
+                };
+                self.buffer.clear();
+                return Ok(Found::Again);
+            }
+            Err(damage) => {
+                self.skip_damage();
+                return Ok(Found::Damage(damage));
+            }
+        }
+        match self.read()? {
+            Read::Record { record, end } => Ok(Found::Record { record, end }),
+            Read::Incomplete { .. } => Ok(Found::Incomplete),
+        }
+    }
+
+    /// Leaves the next byte unread.
+    fn step(&mut self) {
+        self.start += 1;
+        self.at += 1;
     }
 
     /// Gives memory of an unusually long record back.
     pub fn shrink(&mut self, capacity: usize) {
+        self.drain();
+        self.buffer.shrink_to(capacity);
+    }
+
+    fn drain(&mut self) {
         self.buffer.drain(..self.start);
         self.start = 0;
-        self.buffer.shrink_to(capacity);
+        self.next = None;
     }
 
     /// Reads the next record.
@@ -344,49 +438,61 @@ impl Reader {
     /// # Errors
     /// When the bytes are not a segment's. The same error comes back every time.
     pub fn read(&mut self) -> Result<Read<'_>, Corrupt> {
+        self.is_ready()?;
+        let Some(body) = self.next.take() else {
+            return Ok(Read::Incomplete {
+                waiting: self.buffer.len() - self.start,
+            });
+        };
+        let at = self.at;
+        self.start = body.end;
+        self.at += (FRAME_BYTES + body.len()) as u64;
+        self.good = self.at;
+        self.searching = false;
+        let record = parse(&self.buffer[body]).ok_or(Corrupt::Kind { at })?;
+        Ok(Read::Record {
+            record,
+            end: self.good,
+        })
+    }
+
+    /// Whether the next record is there and good.
+    fn is_ready(&mut self) -> Result<bool, Corrupt> {
         if let Some(failed) = self.failed {
             return Err(failed);
         }
-        match self.locate() {
-            Ok(Some(body)) => {
-                let at = self.position;
-                self.start = body.end;
-                self.position += (FRAME_BYTES + body.len()) as u64;
+        while self.next.is_none() {
+            match self.locate() {
                 // The checksum was verified, so an unknown kind is a newer writer's, not damage.
-                match parse(&self.buffer[body]) {
-                    Some(record) => Ok(Read::Record {
-                        record,
-                        end: self.position,
-                    }),
-                    None => {
-                        self.position = at;
-                        let failed = Corrupt::Kind { at };
-                        self.failed = Some(failed);
-                        Err(failed)
-                    }
+                Ok(Some(body)) if parse(&self.buffer[body.clone()]).is_none() => {
+                    let failed = Corrupt::Kind { at: self.at };
+                    self.failed = Some(failed);
+                    return Err(failed);
+                }
+                Ok(Some(body)) => self.next = Some(body),
+                Ok(None) => return Ok(false),
+                Err(Corrupt::Length { .. } | Corrupt::Checksum { .. }) if self.searching => {
+                    self.step();
+                }
+                Err(failed) => {
+                    self.failed = Some(failed);
+                    return Err(failed);
                 }
             }
-            Ok(None) => Ok(Read::Incomplete {
-                waiting: self.buffer.len() - self.start,
-            }),
-            Err(failed) => {
-                self.failed = Some(failed);
-                Err(failed)
-            }
         }
+        Ok(true)
     }
 
     /// Finds the body of the next record in the buffer.
     fn locate(&mut self) -> Result<Option<std::ops::Range<usize>>, Corrupt> {
-        if self.position == 0 {
+        if self.at == 0 {
             let Some(head) = self.unread().first_chunk::<HEADER_BYTES>() else {
                 return Ok(None);
             };
             check_header(head)?;
-            self.start += HEADER_BYTES;
-            self.position += HEADER_BYTES as u64;
+            self.pass_header();
         }
-        let at = self.position;
+        let at = self.at;
         let unread = self.unread();
         let Some(frame) = unread.first_chunk::<FRAME_BYTES>() else {
             return Ok(None);
@@ -405,6 +511,12 @@ impl Reader {
         }
         let begin = self.start + FRAME_BYTES;
         Ok(Some(begin..begin + length))
+    }
+
+    fn pass_header(&mut self) {
+        self.start += HEADER_BYTES;
+        self.at += HEADER_BYTES as u64;
+        self.good = self.at;
     }
 
     fn unread(&self) -> &[u8] {
@@ -586,6 +698,92 @@ mod tests {
     }
 
     #[test]
+    fn behind_damage_everything_but_the_damaged_record_is_found() {
+        let records = sample();
+        let (bytes, ends) = segment(&records);
+        for byte in HEADER_BYTES..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[byte] ^= 0x41;
+            let mut reader = Reader::new();
+            reader.feed(&damaged);
+            let (mut found, rest) = read_all(&mut reader);
+            assert!(rest.is_err());
+            let good = reader.position();
+            reader.skip_damage();
+            let (more, rest) = read_all(&mut reader);
+            assert!(rest.is_ok(), "byte {byte}");
+            let hit = ends.iter().filter(|&&end| end <= byte as u64).count();
+            if hit == records.len() - 1 {
+                assert_eq!(reader.position(), good, "byte {byte}");
+            }
+            found.extend(more);
+            let mut left: Vec<_> = records.iter().cloned().zip(ends.clone()).collect();
+            left.remove(hit);
+            assert_eq!(found, left, "byte {byte}");
+        }
+    }
+
+    /// Everything that is found when damage is passed over, and how often it was met.
+    fn read_past(bytes: &[u8]) -> Result<(Vec<Owned>, usize), Corrupt> {
+        let mut reader = Reader::new();
+        let (mut found, mut damage) = (Vec::new(), 0);
+        reader.feed(bytes);
+        loop {
+            match reader.read_past_damage()? {
+                Found::Record { record, .. } => found.push(Owned::of(&record)),
+                Found::Incomplete => return Ok((found, damage)),
+                Found::Again => reader.feed(&bytes[reader.feed_position() as usize..]),
+                Found::Damage(_) => damage += 1,
+            }
+        }
+    }
+
+    #[test]
+    fn damage_is_told_once_and_costs_one_record_at_most() {
+        let records = sample();
+        let (bytes, ends) = segment(&records);
+        assert_eq!(read_past(&bytes), Ok((records.clone(), 0)));
+        for byte in 0..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[byte] ^= 0x10;
+            let mut left = records.clone();
+            if byte >= HEADER_BYTES {
+                left.remove(ends.iter().filter(|&&end| end <= byte as u64).count());
+            }
+            assert_eq!(read_past(&damaged), Ok((left, 1)), "byte {byte}");
+        }
+    }
+
+    #[test]
+    fn a_record_that_was_taken_back_while_it_was_read_is_no_damage() {
+        let (bytes, ends) = segment(&sample());
+        let cut = ends[2] as usize + 20;
+        let mut torn = bytes[..cut].to_vec();
+        torn[ends[2] as usize..].fill(b'x');
+        let mut reader = Reader::new();
+        reader.feed(&torn);
+        let mut found = 0;
+        while let Found::Record { .. } = reader.read_past_damage().unwrap() {
+            found += 1;
+        }
+        reader.feed(&bytes[reader.feed_position() as usize..]);
+        while let Found::Record { .. } = reader.read_past_damage().unwrap() {
+            found += 1;
+        }
+        assert_eq!(found, sample().len());
+        assert_eq!(reader.position(), bytes.len() as u64);
+    }
+
+    #[test]
+    fn another_version_is_never_read_on() {
+        let (mut bytes, _) = segment(&sample());
+        bytes[8] = 9;
+        let check = crc32c::crc32c(&bytes[..12]);
+        bytes[12..HEADER_BYTES].copy_from_slice(&check.to_le_bytes());
+        assert_eq!(read_past(&bytes), Err(Corrupt::Version(9)));
+    }
+
+    #[test]
     fn reading_goes_on_from_the_end_of_any_record() {
         let records = sample();
         let (bytes, ends) = segment(&records);
@@ -657,7 +855,7 @@ mod tests {
     fn any_record() -> impl Strategy<Value = Owned> {
         let data = || proptest::collection::vec(any::<u8>(), 0..300);
         let stream = prop_oneof![Just(Stream::Stdout), Just(Stream::Stderr)];
-        let kind = (2_u8..=11).prop_map(|byte| EventKind::from_byte(byte).unwrap());
+        let kind = (2_u8..=13).prop_map(|byte| EventKind::from_byte(byte).unwrap());
         prop_oneof![
             (any::<i64>(), any::<u64>(), stream, any::<i64>(), data())
                 .prop_map(|(f, o, s, w, d)| Owned::Out(f, o, s, w, d)),
@@ -701,6 +899,9 @@ mod tests {
             }
             reader.feed(&bytes);
             let _ = read_all(&mut reader);
+            let mut whole = header().to_vec();
+            whole.extend(&bytes);
+            let _ = read_past(if with_header { &whole } else { &bytes });
         }
     }
 }

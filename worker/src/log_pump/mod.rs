@@ -8,6 +8,7 @@ pub(crate) mod uplink;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::ops::Bound;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use qctl_proto::MAX_CHUNK_BYTES;
 use qctl_proto::v1::UploadLogRequest;
-use qctl_worker_core::log_offsets::{Answer, Ready, Upload};
+use qctl_worker_core::log_offsets::{ANSWER_WITHIN, Answer, Link, Ready, Upload};
 use tokio::sync::mpsc as async_mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
@@ -38,21 +39,30 @@ const LOOK_FOR_OVERDUE: Duration = Duration::from_secs(5);
 /// Pause when the connection takes no more at the moment.
 const FULL_PAUSE: Duration = Duration::from_millis(20);
 
+/// Pause before output that could not be read is tried again.
+const READ_AGAIN: Duration = Duration::from_secs(30);
+
 /// Stack of the thread, in bytes.
 const STACK_BYTES: usize = 512 * 1024;
+
+/// Where an attempt's records are.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    /// The segment.
+    pub(crate) file: Arc<File>,
+    /// Where it is; the files of its ring are beside it.
+    pub(crate) path: Arc<Path>,
+    /// Position in it where the attempt's output begins.
+    pub(crate) begin: u64,
+}
 
 /// What the pump is told.
 #[derive(Debug)]
 enum Message {
-    /// An attempt has output up to `end`; its records begin at `begin` in the file.
-    Grown {
-        fence: i64,
-        file: Arc<File>,
-        begin: u64,
-        end: u64,
-    },
-    /// An attempt's output is complete.
-    Ended { fence: i64, end: u64 },
+    /// An attempt has output up to `end`.
+    Grown { fence: i64, place: Place, end: u64 },
+    /// An attempt's output is complete, and has this checksum.
+    Ended { fence: i64, end: u64, crc32c: u32 },
     /// The coordinator has so much of an attempt's output.
     Resume { fence: i64, stored: u64 },
     /// Nothing more is to be sent of an attempt.
@@ -69,6 +79,7 @@ enum Message {
         fence: i64,
         stored: u64,
         unknown: bool,
+        closed: bool,
     },
 }
 
@@ -102,6 +113,7 @@ impl Pump {
                     connection: None,
                     attempts: BTreeMap::new(),
                     active: BTreeSet::new(),
+                    link: Link::default(),
                     last: i64::MIN,
                     started: Instant::now(),
                 };
@@ -110,19 +122,14 @@ impl Pump {
         Ok(Self(sender))
     }
 
-    pub(crate) fn grown(&self, fence: i64, file: &Arc<File>, begin: u64, end: u64) {
-        self.tell(Message::Grown {
-            fence,
-            file: Arc::clone(file),
-            begin,
-            end,
-        });
+    pub(crate) fn grown(&self, fence: i64, place: Place, end: u64) {
+        self.tell(Message::Grown { fence, place, end });
     }
 
-    pub(crate) fn ended(&self, fence: i64, end: u64) {
+    pub(crate) fn ended(&self, fence: i64, end: u64, crc32c: u32) {
         // An attempt without output has nothing to send.
         if end > 0 {
-            self.tell(Message::Ended { fence, end });
+            self.tell(Message::Ended { fence, end, crc32c });
         }
     }
 
@@ -142,17 +149,23 @@ impl Pump {
 
 /// One attempt's upload.
 struct Attempt {
-    file: Arc<File>,
-    begin: u64,
+    place: Place,
     end: u64,
-    complete: bool,
+    /// The checksum over the whole output, once that is complete.
+    crc32c: Option<u32>,
     upload: Upload,
     /// Opened when there is something to send.
     source: Option<Source>,
     /// Since when output waits to be sent.
     waiting_since: Duration,
-    /// The segment cannot be read on; told once.
-    broken: bool,
+    /// When it was last said that nothing follows.
+    closed_at: Option<Duration>,
+    /// The coordinator has compared the whole output.
+    closed: bool,
+    /// The coordinator wants nothing of it.
+    unwanted: bool,
+    /// The files could not be read, and are not tried before this.
+    read_again_at: Option<Duration>,
 }
 
 /// Why a chunk cannot be made.
@@ -177,8 +190,9 @@ struct Worker {
     packer: Packer,
     connection: Option<(u64, async_mpsc::Sender<UploadLogRequest>)>,
     attempts: BTreeMap<i64, Attempt>,
-    /// Attempts with output that is not stored.
+    /// Attempts of which something is to be sent or answered.
     active: BTreeSet<i64>,
+    link: Link,
     /// The attempt that was served last, so that all have their turn.
     last: i64,
     started: Instant,
@@ -235,45 +249,44 @@ impl Worker {
     fn take(&mut self, message: Message) {
         let now = self.now();
         match message {
-            Message::Grown {
-                fence,
-                file,
-                begin,
-                end,
-            } => {
+            Message::Grown { fence, place, end } => {
                 let attempt = self.attempts.entry(fence).or_insert_with(|| Attempt {
-                    file,
-                    begin,
+                    place,
                     end: 0,
-                    complete: false,
+                    crc32c: None,
                     upload: Upload::new(0),
                     source: None,
                     waiting_since: now,
-                    broken: false,
+                    closed_at: None,
+                    closed: false,
+                    unwanted: false,
+                    read_again_at: None,
                 });
                 if attempt.upload.next() >= attempt.end {
                     attempt.waiting_since = now;
                 }
                 attempt.end = attempt.end.max(end);
-                self.active.insert(fence);
+                self.settle(fence);
             }
-            Message::Ended { fence, end } => {
+            Message::Ended { fence, end, crc32c } => {
                 if let Some(attempt) = self.attempts.get_mut(&fence) {
                     attempt.end = attempt.end.max(end);
-                    attempt.complete = true;
+                    attempt.crc32c = Some(crc32c);
                     self.settle(fence);
                 }
             }
             Message::Resume { fence, stored } => {
                 if let Some(attempt) = self.attempts.get_mut(&fence) {
-                    attempt.upload = Upload::new(stored);
+                    attempt.unwanted = false;
+                    attempt.upload.seek(stored, &mut self.link);
                     attempt.go_to(stored);
-                    self.active.insert(fence);
                     self.settle(fence);
                 }
             }
             Message::Forget { fence } => {
-                self.attempts.remove(&fence);
+                if let Some(mut attempt) = self.attempts.remove(&fence) {
+                    attempt.upload.disconnected(&mut self.link);
+                }
                 self.active.remove(&fence);
             }
             Message::Connected { connection, chunks } => {
@@ -293,56 +306,62 @@ impl Worker {
                 fence,
                 stored,
                 unknown,
-            } => self.answer(fence, stored, unknown),
+                closed,
+            } => self.answer(fence, stored, unknown, closed),
         }
     }
 
     fn disconnected(&mut self) {
         self.connection = None;
-        for fence in &self.active {
-            if let Some(attempt) = self.attempts.get_mut(fence)
-                && let Answer::Seek(offset) = attempt.upload.disconnected()
-            {
-                attempt.go_to(offset);
-            }
+        for attempt in self.attempts.values_mut() {
+            attempt.begin_anew(&mut self.link);
         }
     }
 
-    fn answer(&mut self, fence: i64, stored: u64, unknown: bool) {
+    fn answer(&mut self, fence: i64, stored: u64, unknown: bool, closed: bool) {
+        let now = self.now();
         let Some(attempt) = self.attempts.get_mut(&fence) else {
             return;
         };
         if unknown {
-            // The job was deleted: nobody wants its output.
-            self.attempts.remove(&fence);
+            // The job was deleted: nobody wants its output, unless a greeting says otherwise.
+            attempt.begin_anew(&mut self.link);
+            attempt.unwanted = true;
+            attempt.source = None;
             self.active.remove(&fence);
             (self.stored)(fence);
             return;
         }
-        if let Answer::Seek(offset) = attempt.upload.answer(stored.min(attempt.end)) {
+        let stored = stored.min(attempt.end);
+        if let Answer::Seek(offset) = attempt.upload.answer(stored, now, &mut self.link) {
             tracing::info!(
                 fence,
                 offset,
                 "the coordinator asks for output from another place"
             );
             attempt.go_to(offset);
-            self.active.insert(fence);
         }
+        attempt.closed |= closed && attempt.crc32c.is_some() && stored == attempt.end;
         self.settle(fence);
     }
 
-    /// Tells when the whole output of an ended attempt is stored.
+    /// Notes whether there is something to send of an attempt, and tells when its whole output is
+    /// stored and compared.
     fn settle(&mut self, fence: i64) {
         let Some(attempt) = self.attempts.get_mut(&fence) else {
             return;
         };
-        if attempt.upload.stored() < attempt.end {
-            return;
-        }
-        self.active.remove(&fence);
-        if attempt.complete {
+        let unsettled = attempt.upload.stored() < attempt.end;
+        attempt.closed &= !unsettled;
+        if attempt.closed {
             attempt.source = None;
             (self.stored)(fence);
+        }
+        let to_close = attempt.crc32c.is_some() && !attempt.closed;
+        if !attempt.unwanted && (unsettled || to_close) {
+            self.active.insert(fence);
+        } else {
+            self.active.remove(&fence);
         }
     }
 
@@ -366,14 +385,12 @@ impl Worker {
             let Some(attempt) = self.attempts.get_mut(&fence) else {
                 continue;
             };
-            if attempt.upload.overdue(now) {
+            if attempt.upload.overdue(now, &self.link) {
                 tracing::warn!(
                     fence,
                     "output with fence {fence} has had no answer and is sent again"
                 );
-                if let Answer::Seek(offset) = attempt.upload.disconnected() {
-                    attempt.go_to(offset);
-                }
+                attempt.begin_anew(&mut self.link);
             }
             match attempt.ready(now) {
                 Ready::Blocked => continue,
@@ -381,15 +398,25 @@ impl Worker {
                     wait = wait.min(time);
                     continue;
                 }
-                Ready::Now if on_the_way >= MAX_ON_THE_WAY => continue,
+                Ready::Now if on_the_way >= MAX_ON_THE_WAY || !self.link.has_room() => continue,
                 Ready::Now => {}
             }
-            let Some((chunk, end)) = attempt.chunk(fence, &mut self.packer) else {
+            let made = match attempt.closing(fence, now) {
+                Some(closing) => Some((closing, attempt.end)),
+                None => attempt.chunk(fence, now, &mut self.packer),
+            };
+            let Some((chunk, end)) = made else {
                 continue;
             };
+            let (bytes, is_last) = (chunk.data.len() as u64, chunk.last);
             match chunks.try_send(chunk) {
                 Ok(()) => {
-                    attempt.upload.sent(end, now);
+                    if end > attempt.upload.next() {
+                        attempt.upload.sent(end, bytes, now, &mut self.link);
+                    }
+                    if is_last {
+                        attempt.closed_at = Some(now);
+                    }
                     attempt.waiting_since = now;
                     self.last = fence;
                     return Next::Again;
@@ -411,31 +438,71 @@ impl Worker {
 
 impl Attempt {
     fn ready(&self, now: Duration) -> Ready {
-        if self.broken {
+        if self.read_again_at.is_some_and(|at| now < at) {
             return Ready::Blocked;
         }
+        if self.is_to_close(now) {
+            return Ready::Now;
+        }
         let full = MAX_CHUNK_BYTES as u64;
+        let is_complete = self.crc32c.is_some();
         self.upload
-            .ready(self.end, full, self.waiting_since, self.complete, now)
+            .ready(self.end, full, self.waiting_since, is_complete, now)
+    }
+
+    /// Everything is stored, and nobody has said so in vain just now.
+    fn is_to_close(&self, now: Duration) -> bool {
+        let is_stored = self.upload.stored() >= self.end && self.upload.next() >= self.end;
+        let waits = self
+            .closed_at
+            .is_some_and(|at| now.saturating_sub(at) < ANSWER_WITHIN);
+        self.crc32c.is_some() && !self.closed && is_stored && !waits
+    }
+
+    /// Asks whether all is stored as it was written, when that is the next thing to say.
+    fn closing(&self, fence: i64, now: Duration) -> Option<UploadLogRequest> {
+        let crc32c = self.crc32c.filter(|_| self.is_to_close(now))?;
+        Some(UploadLogRequest {
+            fence,
+            offset: self.end as i64,
+            last: true,
+            log_crc32c: crc32c,
+            ..UploadLogRequest::default()
+        })
+    }
+
+    /// Begins again behind what is stored: what was on its way is lost.
+    fn begin_anew(&mut self, link: &mut Link) {
+        if let Answer::Seek(offset) = self.upload.disconnected(link) {
+            self.go_to(offset);
+        }
+        self.closed_at = None;
     }
 
     fn go_to(&mut self, offset: u64) {
+        self.closed_at = None;
         if let Some(source) = &mut self.source {
             source.seek(offset);
         }
     }
 
     /// The next chunk, compressed, and the position behind it.
-    fn chunk(&mut self, fence: i64, packer: &mut Packer) -> Option<(UploadLogRequest, u64)> {
+    fn chunk(
+        &mut self,
+        fence: i64,
+        now: Duration,
+        packer: &mut Packer,
+    ) -> Option<(UploadLogRequest, u64)> {
         let source = match &mut self.source {
             Some(source) => source,
             none => {
-                let mut source = Source::new(Arc::clone(&self.file), fence, self.begin);
+                let mut source = Source::new(self.place.clone(), fence);
                 source.seek(self.upload.next());
                 none.insert(source)
             }
         };
-        let read = source.next(&mut packer.raw).map_err(PackError::from);
+        let whole = self.crc32c.map(|_| self.end);
+        let read = source.next(&mut packer.raw, whole).map_err(PackError::from);
         let packed = read.and_then(|chunk| {
             let Some(mut chunk) = chunk else {
                 return Ok(None);
@@ -447,15 +514,22 @@ impl Attempt {
                 let length = packer.compressor.compress_to_buffer(raw, packed)?;
                 chunk.data = Bytes::copy_from_slice(&packer.packed[..length]);
             }
+            if let Some(crc32c) = self.crc32c.filter(|_| end == self.end) {
+                chunk.last = true;
+                chunk.log_crc32c = crc32c;
+            }
             Ok(Some((chunk, end)))
         });
         packed.unwrap_or_else(|error| {
-            tracing::error!(
-                fence,
-                "the rest of the output with fence {fence} cannot be sent: {}",
-                chain(&error),
-            );
-            self.broken = true;
+            if self.read_again_at.is_none() {
+                tracing::error!(
+                    fence,
+                    "the output with fence {fence} cannot be sent, and is tried again every {} s: {}",
+                    READ_AGAIN.as_secs(),
+                    chain(&error),
+                );
+            }
+            self.read_again_at = Some(now.saturating_add(READ_AGAIN));
             None
         })
     }

@@ -2,15 +2,19 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::Arc;
 
-use qctl_proto::v1::{LogRun, LogStream, UploadLogRequest};
+use qctl_proto::v1::{HoleCause, LogRun, LogStream, SegmentHole, UploadLogRequest};
 use qctl_proto::{MAX_CHUNK_BYTES, v1};
 use qctl_worker_core::colours::Colours;
-use qctl_worker_core::segment::{EventKind, Read, Reader, Record, Stream};
+use qctl_worker_core::position::Position;
+use qctl_worker_core::segment::{EventKind, Found, Reader, Record, Stream};
 
-use crate::follower::FollowError;
+use crate::follower::{FollowError, tail_position};
+use crate::log_pump::Place;
 use crate::shim::records::{self, Event};
+use crate::tail_reader::TailReader;
 use crate::wire::timestamp;
 
 /// Bytes read from the file at once.
@@ -35,10 +39,10 @@ const MAX_RUNS: usize = 2048;
 #[derive(Clone, Debug)]
 struct Mark {
     /// Position of a record in the file.
-    position: u64,
-    /// Position of its first byte in the output.
-    offset: u64,
-    lines: i64,
+    begin: u64,
+    /// The file of the ring; none for the segment.
+    file: Option<u64>,
+    position: Position,
     colours: Colours,
 }
 
@@ -51,27 +55,32 @@ struct Rest {
     passed: usize,
 }
 
-/// Missing output.
+/// Missing output, from the position that was reached.
 #[derive(Clone, Copy, Debug)]
 struct Hole {
-    bytes: u64,
-    lines: i64,
+    /// What is behind it.
+    end: Position,
+    cause: HoleCause,
 }
 
 /// One attempt's output.
 #[derive(Debug)]
 pub(super) struct Source {
     file: Arc<File>,
+    path: Arc<Path>,
     fence: i64,
     reader: Reader,
+    /// Where the newest output is, once it has outgrown the segment.
+    ring: Option<TailReader>,
     /// Position in the output of the next byte to pass on, with what stands before it.
-    offset: u64,
-    lines: i64,
+    position: Position,
     colours: Colours,
     rest: Option<Rest>,
     /// Memory of the last record, to be used again.
     spare: Vec<u8>,
     hole: Option<Hole>,
+    /// What found no room at the end of the ring, as the segment tells it.
+    last: Option<SegmentHole>,
     /// Output before this is read but not passed on.
     from: u64,
     marks: Vec<Mark>,
@@ -79,23 +88,25 @@ pub(super) struct Source {
 }
 
 impl Source {
-    /// The output of the attempt whose records begin at `begin` in the file.
-    pub(super) fn new(file: Arc<File>, fence: i64, begin: u64) -> Self {
+    /// The output of the attempt whose records begin at `place`.
+    pub(super) fn new(place: Place, fence: i64) -> Self {
         Self {
-            file,
+            file: place.file,
+            path: place.path,
             fence,
-            reader: Reader::at(begin),
-            offset: 0,
-            lines: 0,
+            reader: Reader::at(place.begin),
+            ring: None,
+            position: Position::default(),
             colours: Colours::default(),
             rest: None,
             spare: Vec::new(),
             hole: None,
+            last: None,
             from: 0,
             marks: vec![Mark {
-                position: begin,
-                offset: 0,
-                lines: 0,
+                begin: place.begin,
+                file: None,
+                position: Position::default(),
                 colours: Colours::default(),
             }],
             mark_bytes: MARK_BYTES,
@@ -105,14 +116,21 @@ impl Source {
     /// Goes to a position of the output, forward or back.
     pub(super) fn seek(&mut self, offset: u64) {
         self.from = offset;
-        let known = self.marks.partition_point(|mark| mark.offset <= offset);
+        let known = self
+            .marks
+            .partition_point(|mark| mark.position.offset <= offset);
         let mark = &self.marks[known.saturating_sub(1)];
-        if offset >= self.offset && mark.offset <= self.offset {
+        if offset >= self.position.offset && mark.position.offset <= self.position.offset {
             return;
         }
-        self.reader = Reader::at(mark.position);
-        self.offset = mark.offset;
-        self.lines = mark.lines;
+        match mark.file {
+            None => {
+                self.reader = Reader::at(mark.begin);
+                self.ring = None;
+            }
+            Some(number) => self.ring = Some(TailReader::new(&self.path, number, mark.begin)),
+        }
+        self.position = mark.position;
         self.colours = mark.colours.clone();
         self.rest = None;
         self.hole = None;
@@ -122,15 +140,21 @@ impl Source {
     pub(super) fn shrink(&mut self) {
         self.spare = Vec::new();
         self.reader.shrink(KEPT_BYTES);
+        if let Some(ring) = &mut self.ring {
+            ring.reader.shrink(KEPT_BYTES);
+        }
     }
 
-    /// The next chunk, whose output is put into `data`; `None` when no more is recorded yet.
+    /// The next chunk, whose output is put into `data`; `None` when no more is recorded yet. With
+    /// `end`, the whole length of an output of which no more will be recorded, what is not found
+    /// before that is missing.
     ///
     /// # Errors
-    /// When the segment cannot be read or is damaged.
+    /// When the files cannot be read, or another version wrote them.
     pub(super) fn next(
         &mut self,
         data: &mut Vec<u8>,
+        end: Option<u64>,
     ) -> Result<Option<UploadLogRequest>, FollowError> {
         let mut chunk: Option<UploadLogRequest> = None;
         data.clear();
@@ -140,37 +164,34 @@ impl Source {
                     break;
                 }
                 self.hole = None;
-                let offset = self.offset;
-                let first_line = self.lines;
-                self.offset += hole.bytes;
-                self.lines += hole.lines;
-                if self.offset > self.from {
-                    let offset = offset.max(self.from);
-                    return Ok(Some(UploadLogRequest {
-                        fence: self.fence,
-                        offset: offset as i64,
-                        first_line,
-                        hole_bytes: (self.offset - offset) as i64,
-                        hole_lines: hole.lines,
-                        colour_state: self.colours.restore().into(),
-                        ..UploadLogRequest::default()
-                    }));
+                let passed = std::mem::replace(&mut self.position, hole.end);
+                let chunk = self.hole_chunk(&passed, hole.cause);
+                // What changed the colours in it is not known. Most programs reset them soon.
+                self.colours = Colours::default();
+                if self.position.offset > self.from {
+                    return Ok(Some(chunk));
                 }
                 continue;
             }
             let Some(rest) = &mut self.rest else {
                 match self.fill() {
                     Ok(true) => continue,
-                    Ok(false) => break,
+                    Ok(false) => match end {
+                        Some(end) if end > self.position.offset => {
+                            self.lose(end);
+                            continue;
+                        }
+                        _ => break,
+                    },
                     // What was read before stands; whoever asks for more meets the error again.
                     Err(_) if chunk.is_some() => break,
                     Err(error) => return Err(error),
                 }
             };
-            let begun = self.offset < self.from;
+            let begun = self.position.offset < self.from;
             let unread = &rest.data[rest.passed..];
             let room = if begun {
-                (self.from - self.offset).min(unread.len() as u64) as usize
+                (self.from - self.position.offset).min(unread.len() as u64) as usize
             } else {
                 (MAX_CHUNK_BYTES - data.len()).min(unread.len())
             };
@@ -178,17 +199,16 @@ impl Source {
             if !begun {
                 let chunk = chunk.get_or_insert_with(|| UploadLogRequest {
                     fence: self.fence,
-                    offset: self.offset as i64,
-                    first_line: self.lines,
+                    offset: self.position.offset as i64,
+                    first_line: self.position.lines as i64,
                     colour_state: self.colours.restore().into(),
                     ..UploadLogRequest::default()
                 });
                 add_run(&mut chunk.runs, rest.stream, rest.wall_us, part.len());
                 data.extend_from_slice(part);
             }
-            self.lines += newlines(part);
+            self.position.pass(part);
             self.colours.feed(part);
-            self.offset += part.len() as u64;
             rest.passed += room;
             if rest.passed == rest.data.len() {
                 self.spare = std::mem::take(&mut rest.data);
@@ -206,73 +226,183 @@ impl Source {
         }))
     }
 
+    /// The chunk that tells of what is missing behind `passed`, as far as it is wanted.
+    fn hole_chunk(&self, passed: &Position, cause: HoleCause) -> UploadLogRequest {
+        let end = &self.position;
+        let offset = passed.offset.max(self.from).min(end.offset);
+        UploadLogRequest {
+            fence: self.fence,
+            offset: offset as i64,
+            first_line: passed.lines as i64,
+            hole_bytes: (end.offset - offset) as i64,
+            hole_lines: (end.lines - passed.lines) as i64,
+            colour_state: self.colours.restore().into(),
+            hole_cause: cause.into(),
+            lines_behind: Some(end.lines as i64),
+            crc32c_behind: end.crc32c,
+            ..UploadLogRequest::default()
+        }
+    }
+
+    /// Everything up to `offset` is missing, and nothing tells what it was.
+    fn lose(&mut self, offset: u64) {
+        let mut end = self.position;
+        end.skip_to(offset, 0, None);
+        self.hole = Some(Hole {
+            end,
+            cause: HoleCause::Damaged,
+        });
+    }
+
     /// Reads the next record of output into `rest` or `hole`. False when there is none yet.
     fn fill(&mut self) -> Result<bool, FollowError> {
         loop {
-            let position = self.reader.position();
-            match self.reader.read()? {
-                Read::Record { record, .. } if record.fence() != self.fence => {}
-                Read::Record { record, .. } => match record {
-                    Record::Out {
-                        offset,
-                        stream,
-                        wall_us,
-                        data,
-                        ..
-                    } => {
-                        let known = self.offset.saturating_sub(offset).min(data.len() as u64);
-                        let missing = offset.saturating_sub(self.offset);
-                        let mut kept = std::mem::take(&mut self.spare);
-                        kept.clear();
-                        kept.extend_from_slice(data);
-                        self.rest = Some(Rest {
+            let (reader, place) = match &mut self.ring {
+                Some(ring) => {
+                    let (number, begin) = ring.place();
+                    (&mut ring.reader, (Some(number), begin))
+                }
+                None => {
+                    let begin = self.reader.position();
+                    (&mut self.reader, (None, begin))
+                }
+            };
+            match reader.read_past_damage()? {
+                Found::Record { record, .. } if record.fence() != self.fence => {}
+                Found::Record {
+                    record:
+                        Record::Out {
+                            offset,
                             stream,
                             wall_us,
-                            data: kept,
-                            passed: known as usize,
-                        })
-                        .filter(|rest| rest.passed < rest.data.len());
-                        self.hole = (missing > 0).then_some(Hole {
-                            bytes: missing,
-                            lines: 0,
-                        });
-                        self.mark(position, offset);
+                            data,
+                            ..
+                        },
+                    ..
+                } => {
+                    let known = self.position.offset.saturating_sub(offset);
+                    let mut kept = std::mem::take(&mut self.spare);
+                    kept.clear();
+                    kept.extend_from_slice(data);
+                    self.rest = Some(Rest {
+                        stream,
+                        wall_us,
+                        passed: known.min(kept.len() as u64) as usize,
+                        data: kept,
+                    })
+                    .filter(|rest| rest.passed < rest.data.len());
+                    if offset > self.position.offset {
+                        self.lose(offset);
+                    } else {
+                        self.mark(place, offset);
+                    }
+                    return Ok(true);
+                }
+                Found::Record {
+                    record: Record::Event { kind, payload, .. },
+                    ..
+                } => {
+                    let event = match kind {
+                        EventKind::Hole | EventKind::Tail => records::decode(payload).ok(),
+                        _ => None,
+                    };
+                    if self.take(event.map(|(_, event)| event)) {
                         return Ok(true);
                     }
-                    Record::Event {
-                        kind: EventKind::Hole,
-                        payload,
-                        ..
-                    } => {
-                        if let Ok((_, Event::Hole(hole))) = records::decode(payload) {
-                            let end = (hole.offset + hole.bytes).max(0) as u64;
-                            self.hole = end.checked_sub(self.offset).map(|bytes| Hole {
-                                bytes,
-                                lines: hole.lines,
-                            });
-                            return Ok(true);
-                        }
-                    }
-                    Record::Event { .. } => {}
-                },
-                Read::Incomplete { .. } => {
-                    let from = self.reader.feed_position();
-                    let read = self.file.read_at(self.reader.space(PIECE_BYTES), from);
-                    let length = *read.as_ref().unwrap_or(&0);
-                    self.reader.unfill(PIECE_BYTES - length);
-                    if read? == 0 {
+                }
+                // Whoever follows the segment tells of damage.
+                Found::Damage(_) => {}
+                Found::Incomplete | Found::Again => {
+                    if !self.feed()? && !self.last_hole()? {
                         return Ok(false);
+                    }
+                    if self.hole.is_some() {
+                        return Ok(true);
                     }
                 }
             }
         }
     }
 
+    /// Takes a record that tells about output. True when some is missing.
+    fn take(&mut self, event: Option<Event>) -> bool {
+        let before = self.position.offset;
+        let (end, cause) = match event {
+            Some(Event::Hole(hole)) => (behind(&self.position, &hole), hole.cause()),
+            Some(Event::Tail(tail)) if self.ring.is_none() => {
+                let number = tail.number.max(0) as u64;
+                self.ring = Some(TailReader::new(&self.path, number, 0));
+                return false;
+            }
+            Some(Event::Tail(tail)) => match tail_position(&tail) {
+                Some(begin) => (begin, HoleCause::Limit),
+                None => return false,
+            },
+            _ => return false,
+        };
+        let is_missing = end.offset > before;
+        if is_missing {
+            self.hole = Some(Hole { end, cause });
+        }
+        is_missing
+    }
+
+    /// Feeds the reader. False when nothing more is there at the moment.
+    fn feed(&mut self) -> Result<bool, FollowError> {
+        match &mut self.ring {
+            Some(ring) => Ok(ring.feed(PIECE_BYTES)?),
+            None => self.feed_segment(),
+        }
+    }
+
+    fn feed_segment(&mut self) -> Result<bool, FollowError> {
+        let from = self.reader.feed_position();
+        let read = self.file.read_at(self.reader.space(PIECE_BYTES), from);
+        let length = *read.as_ref().unwrap_or(&0);
+        self.reader.unfill(PIECE_BYTES - length);
+        Ok(read? > 0)
+    }
+
+    /// At the end of the ring: what found no room there at the last is told in the segment. True
+    /// when that was so and is the next thing to tell.
+    fn last_hole(&mut self) -> Result<bool, FollowError> {
+        if self.ring.is_none() {
+            return Ok(false);
+        }
+        while self.last.is_none() {
+            match self.reader.read_past_damage()? {
+                Found::Record {
+                    record:
+                        Record::Event {
+                            kind: EventKind::Hole,
+                            fence,
+                            payload,
+                        },
+                    ..
+                } if fence == self.fence => {
+                    if let Ok((_, Event::Hole(hole))) = records::decode(payload) {
+                        self.last = Some(hole);
+                    }
+                }
+                Found::Record { .. } | Found::Damage(_) => {}
+                Found::Incomplete | Found::Again => {
+                    if !self.feed_segment()? {
+                        return Ok(false);
+                    }
+                }
+            }
+        }
+        let due = self
+            .last
+            .filter(|hole| hole.offset.max(0) as u64 <= self.position.offset);
+        Ok(self.take(due.map(Event::Hole)))
+    }
+
     /// Remembers a record as a place to begin at, when the last such place is far behind.
-    fn mark(&mut self, position: u64, offset: u64) {
-        let last = self.marks.last().map_or(0, |mark| mark.offset);
-        // Behind missing output the lines are not known yet.
-        if offset != self.offset || offset < last + self.mark_bytes {
+    fn mark(&mut self, (file, begin): (Option<u64>, u64), offset: u64) {
+        let last = self.marks.last().map_or(0, |mark| mark.position.offset);
+        // What stands before a record is known only where its output was not passed on already.
+        if offset != self.position.offset || offset < last + self.mark_bytes {
             return;
         }
         if self.marks.len() == MAX_MARKS {
@@ -284,17 +414,24 @@ impl Source {
             self.mark_bytes *= 2;
         }
         self.marks.push(Mark {
-            position,
-            offset,
-            lines: self.lines,
+            begin,
+            file,
+            position: self.position,
             colours: self.colours.clone(),
         });
     }
 }
 
-/// Counts without looking for places, which is much quicker where lines are short.
-fn newlines(part: &[u8]) -> i64 {
-    part.iter().map(|byte| i64::from(*byte == b'\n')).sum()
+/// The position behind a hole, seen from a position before or in it.
+fn behind(position: &Position, hole: &SegmentHole) -> Position {
+    let mut end = *position;
+    let offset = hole.offset.saturating_add(hole.bytes).max(0) as u64;
+    end.skip_to(
+        offset.max(position.offset),
+        hole.lines.max(0) as u64,
+        hole.crc32c_behind,
+    );
+    end
 }
 
 fn add_run(runs: &mut Vec<LogRun>, stream: Stream, wall_us: i64, length: usize) {
@@ -358,6 +495,7 @@ mod tests {
                         offset: output.len() as i64,
                         bytes: i64::from(*length),
                         lines: 3,
+                        ..SegmentHole::default()
                     };
                     records::encode(7, &Event::Hole(hole), &mut bytes).unwrap();
                     output.extend(std::iter::repeat_n(None, usize::from(*length)));
@@ -370,10 +508,18 @@ mod tests {
         (Arc::new(file), output)
     }
 
+    fn place(file: Arc<File>) -> Place {
+        Place {
+            file,
+            path: Path::new("/nowhere/7.segment").into(),
+            begin: 16,
+        }
+    }
+
     /// The next chunk with its output.
     fn next(source: &mut Source) -> Option<UploadLogRequest> {
         let mut data = Vec::new();
-        let chunk = source.next(&mut data).unwrap()?;
+        let chunk = source.next(&mut data, None).unwrap()?;
         Some(UploadLogRequest {
             data: data.into(),
             ..chunk
@@ -413,7 +559,7 @@ mod tests {
             Step::Hole(100),
             Step::Out(b"end".to_vec()),
         ]);
-        let mut source = Source::new(file, 7, 16);
+        let mut source = Source::new(place(file), 7);
         let first = next(&mut source).unwrap();
         assert_eq!((first.data.len(), first.first_line), (MAX_CHUNK_BYTES, 0));
         assert!(first.colour_state.is_empty());
@@ -428,20 +574,27 @@ mod tests {
     }
 
     #[test]
-    fn output_before_damage_is_passed_on() {
+    fn output_around_damage_is_passed_on_and_the_rest_is_missing() {
         let (file, output) = written(&[Step::Out(b"one\n".to_vec()), Step::Out(b"two".to_vec())]);
         let end = file.metadata().unwrap().len();
         file.write_all_at(&[0; 64], end).unwrap();
-        let mut source = Source::new(file, 7, 16);
+        let mut source = Source::new(place(file), 7);
         let chunk = next(&mut source).unwrap();
         assert_eq!(chunk.data.len(), output.len());
-        assert!(source.next(&mut Vec::new()).is_err());
+        assert!(next(&mut source).is_none());
+        // Seven bytes are known to have been written, and four of them are nowhere.
+        let end = output.len() as u64 + 4;
+        let lost = source.next(&mut Vec::new(), Some(end)).unwrap().unwrap();
+        assert_eq!((lost.offset, lost.hole_bytes), (output.len() as i64, 4));
+        assert_eq!(lost.hole_cause(), HoleCause::Damaged);
+        assert_eq!((lost.lines_behind, lost.crc32c_behind), (Some(1), None));
+        assert!(source.next(&mut Vec::new(), Some(end)).unwrap().is_none());
     }
 
     #[test]
     fn output_that_arrives_later_is_read_later() {
         let (file, _) = written(&[Step::Out(b"one".to_vec())]);
-        let mut source = Source::new(Arc::clone(&file), 7, 16);
+        let mut source = Source::new(place(Arc::clone(&file)), 7);
         assert_eq!(next(&mut source).unwrap().data, &b"one"[..]);
         assert!(next(&mut source).is_none());
         let mut more = Vec::new();
@@ -467,7 +620,7 @@ mod tests {
         let mut steps = vec![Step::Out(vec![b'x'; 256 * 1024]); 40];
         steps.insert(20, Step::Hole(1000));
         let (file, output) = written(&steps);
-        let mut source = Source::new(file, 7, 16);
+        let mut source = Source::new(place(file), 7);
         source.mark_bytes = 1;
         check(&mut source, &output, 0);
         assert!(source.marks.len() >= 40);
@@ -490,7 +643,7 @@ mod tests {
             places in proptest::collection::vec(any::<proptest::sample::Index>(), 1..8),
         ) {
             let (file, output) = written(&steps);
-            let mut source = Source::new(file, 7, 16);
+            let mut source = Source::new(place(file), 7);
             source.mark_bytes = 500;
             for place in places {
                 check(&mut source, &output, place.index(output.len() + 1));

@@ -54,6 +54,7 @@ pub(crate) async fn carry(
             fence: answer.fence,
             stored: answer.stored.max(0) as u64,
             unknown: answer.unknown,
+            closed: answer.closed,
         });
     }
     Ok(())

@@ -44,7 +44,7 @@ impl Durability {
     pub(super) fn sync(
         &mut self,
         now: Duration,
-        segment: impl FnOnce() -> io::Result<(OwnedFd, PathBuf)>,
+        files: impl FnOnce() -> io::Result<(Vec<OwnedFd>, PathBuf)>,
     ) {
         if self.deadline().is_none_or(|deadline| now < deadline) {
             return;
@@ -62,12 +62,12 @@ impl Durability {
         }
         self.waiting.clear();
         let with_folder = !std::mem::replace(&mut self.folder_is_durable, true);
-        let started = segment().and_then(|(file, path)| {
+        let started = files().and_then(|(files, path)| {
             std::thread::Builder::new()
                 .name("sync".into())
                 .stack_size(STACK_BYTES)
                 .spawn(move || {
-                    if let Err(error) = write_out(&file, with_folder.then_some(path)) {
+                    if let Err(error) = write_out(&files, with_folder.then_some(path)) {
                         note!("a result may not survive a crash: {error}");
                     }
                 })
@@ -79,20 +79,22 @@ impl Durability {
     }
 
     /// Waits for the disk, before the shim ends.
-    pub(super) fn finish(self, segment: &OwnedFd) {
+    pub(super) fn finish(self, files: &[OwnedFd]) {
         if let Some(work) = self.at_work {
             let _ = work.join();
         }
         if !self.waiting.is_empty()
-            && let Err(error) = write_out(segment, None)
+            && let Err(error) = write_out(files, None)
         {
             note!("a result may not survive a crash: {error}");
         }
     }
 }
 
-fn write_out(segment: &OwnedFd, with_folder_of: Option<PathBuf>) -> io::Result<()> {
-    rustix::fs::fdatasync(segment)?;
+fn write_out(files: &[OwnedFd], with_folder_of: Option<PathBuf>) -> io::Result<()> {
+    for file in files {
+        rustix::fs::fdatasync(file)?;
+    }
     if let Some(folder) = with_folder_of.as_deref().and_then(|path| path.parent()) {
         std::fs::File::open(folder)?.sync_all()?;
     }
@@ -129,10 +131,10 @@ mod tests {
         durability.written(1, at(0));
         durability.sync(at(999), || panic!("too early"));
         durability.sync(at(1000), || {
-            Ok((std::fs::File::open(&path)?.into(), path.clone()))
+            Ok((vec![std::fs::File::open(&path)?.into()], path.clone()))
         });
         assert_eq!(durability.deadline(), None);
         let file = std::fs::File::open(&path).unwrap();
-        durability.finish(&file.into());
+        durability.finish(&[file.into()]);
     }
 }

@@ -12,6 +12,7 @@ use qctl_proto::v1::{
     SegmentStuck, ShimEvent, ShimLease, ShimRequest, ShimRun, Stop, shim_request::Message,
 };
 use qctl_worker_core::enforcement::{self, Action, Enforcement, Limits, StopCause};
+use qctl_worker_core::ring;
 use qctl_worker_core::segment::{MAX_OUT_BYTES, Stream};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -377,7 +378,7 @@ impl Shim {
         self.journal.catch_up();
         let journal = &self.journal;
         self.durability.sync(self.now, || {
-            Ok((journal.duplicate()?, journal.path().to_owned()))
+            Ok((journal.duplicates()?, journal.path().to_owned()))
         });
     }
 
@@ -393,8 +394,10 @@ impl Shim {
             && !matches!(attempt.stage, Stage::Recorded)
         {
             // Without room a report is lost; the next one says more.
+            let report = Event::Report(line.into());
+            let position = attempt.output.position();
             self.journal
-                .append_if_room(attempt.fence, &[Event::Report(line.into())]);
+                .append_among_output(attempt.fence, position, &report);
         }
     }
 
@@ -500,14 +503,14 @@ impl Shim {
                     .output
                     .drain(self.now, wall_us, &mut self.buffer, &mut self.journal);
                 attempt.output.close(&mut self.journal);
+                let position = attempt.output.position();
                 if let Some(line) = self.progress.as_mut().and_then(Progress::drain) {
-                    self.journal
-                        .append_if_room(fence, &[Event::Report(line.into())]);
+                    let report = Event::Report(line.into());
+                    self.journal.append_among_output(fence, position, &report);
                 }
                 let mut ended = *ended;
-                let (log_end, crc) = attempt.output.totals();
-                ended.log_end = i64::try_from(log_end).unwrap_or(i64::MAX);
-                ended.log_crc32c = crc;
+                ended.log_end = i64::try_from(position.offset).unwrap_or(i64::MAX);
+                ended.log_crc32c = position.crc32c.unwrap_or_default();
                 let checkpoints = attempt.facts.checkpoints.as_ref();
                 ended.checkpoint = checkpoints
                     .and_then(CheckpointDir::finish)
@@ -579,6 +582,13 @@ impl Shim {
         let [Event::Assigned(assignment), _] = events else {
             return;
         };
+        let own = assignment.spec.as_ref().map(|spec| spec.log_limit_bytes);
+        let limit = [own.unwrap_or_default(), run.log_limit_bytes]
+            .into_iter()
+            .filter_map(|limit| u64::try_from(limit).ok())
+            .find(|limit| *limit > 0);
+        self.journal
+            .begin_output(limit.unwrap_or(ring::DEFAULT_LIMIT_BYTES));
         match self.launch(&assignment, lease, &run.checkpoint_dir) {
             Ok(attempt) => {
                 let started = Event::Pid(SegmentPid {
@@ -696,7 +706,7 @@ impl Shim {
     /// Rings at the agents when there is something to ring about.
     fn settle(&mut self) {
         let event = ShimEvent {
-            segment_end: self.journal.end(),
+            segment_end: self.journal.written(),
             idle: self.is_idle() && !self.is_retiring(),
             retiring: self.is_retiring(),
         };
@@ -718,7 +728,10 @@ impl Shim {
     }
 
     fn is_used_up(&self) -> bool {
-        self.jobs >= self.max_jobs || self.journal.end() >= self.max_segment_bytes
+        // Files of a ring go with their segment, which is to be soon.
+        self.jobs >= self.max_jobs
+            || self.journal.end() >= self.max_segment_bytes
+            || self.journal.has_overflowed()
     }
 
     fn is_done(&self) -> bool {
@@ -737,7 +750,7 @@ impl Shim {
             }
         }
         self.settle();
-        self.durability.finish(&self.journal.duplicate()?);
+        self.durability.finish(&self.journal.duplicates()?);
         if let Some(progress) = self.progress {
             progress.finish();
         }

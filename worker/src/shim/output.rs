@@ -3,7 +3,8 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use qctl_proto::v1::SegmentHole;
+use qctl_proto::v1::{HoleCause, SegmentHole};
+use qctl_worker_core::position::Position;
 use qctl_worker_core::segment::{MAX_OUT_BYTES, Stream};
 use rustix::io::Errno;
 
@@ -35,10 +36,13 @@ const MAX_DRAIN_BYTES: usize = 8 * 1024 * 1024;
 pub(super) struct Output {
     fence: i64,
     sources: Vec<Source>,
-    offset: u64,
-    crc: u32,
-    hole: Option<Hole>,
+    /// Behind everything that was read.
+    position: Position,
+    /// Where what found no room begins.
+    hole: Option<Position>,
     retry_room_at: Duration,
+    /// That output is lost was told; once is enough.
+    has_lost: bool,
     /// The result is recorded: what still comes is read and dropped, so that nobody blocks on it.
     is_closed: bool,
 }
@@ -50,14 +54,6 @@ struct Source {
     read_at: Duration,
     not_before: Duration,
     is_large: bool,
-}
-
-/// Output that found no room.
-#[derive(Debug, Clone, Copy)]
-struct Hole {
-    offset: u64,
-    bytes: u64,
-    lines: u64,
 }
 
 /// What one read brought.
@@ -82,10 +78,10 @@ impl Output {
         Self {
             fence,
             sources,
-            offset: 0,
-            crc: 0,
+            position: Position::default(),
             hole: None,
             retry_room_at: Duration::ZERO,
+            has_lost: false,
             is_closed: false,
         }
     }
@@ -112,9 +108,9 @@ impl Output {
         self.sources.is_empty()
     }
 
-    /// Bytes of output so far and the CRC-32C over those that were recorded.
-    pub(super) fn totals(&self) -> (u64, u32) {
-        (self.offset, self.crc)
+    /// Behind everything that was read, also what was not recorded.
+    pub(super) fn position(&self) -> &Position {
+        &self.position
     }
 
     /// Reads a stream once.
@@ -174,8 +170,11 @@ impl Output {
     /// Records what is known of missing output; whatever comes later is dropped.
     pub(super) fn close(&mut self, journal: &mut Journal) {
         self.is_closed = true;
-        if let Some(hole) = self.hole.take() {
-            journal.append(self.fence, &[hole.event()]);
+        if let Some(begin) = self.hole.take() {
+            let hole = missing(&begin, &self.position);
+            if !journal.append_among_output(self.fence, &self.position, &hole) {
+                journal.append(self.fence, &[hole]);
+            }
         }
     }
 
@@ -215,57 +214,60 @@ impl Output {
         if self.is_closed {
             return;
         }
-        let offset = self.offset;
-        self.offset += data.len() as u64;
-        if self.fill_hole(now, data.len(), journal)
-            && journal.append_output(self.fence, offset, stream, wall_us, data)
+        let at = self.position;
+        self.position.pass(data);
+        if self.fill_hole(now, &at, data.len(), journal)
+            && journal.append_output(self.fence, &at, stream, wall_us, data)
         {
-            self.crc = crc32c::crc32c_append(self.crc, data);
             return;
         }
-        if self.hole.is_none() {
+        if !std::mem::replace(&mut self.has_lost, true) {
             note!(
                 "attempt {}: output is lost because {} cannot grow",
                 self.fence,
                 journal.path().display()
             );
-            self.retry_room_at = now.saturating_add(RETRY_ROOM);
         }
-        let hole = self.hole.get_or_insert(Hole {
-            offset,
-            bytes: 0,
-            lines: 0,
-        });
-        hole.bytes += data.len() as u64;
-        hole.lines += data.iter().filter(|&&byte| byte == b'\n').count() as u64;
+        if self.hole.is_none() {
+            self.retry_room_at = now.saturating_add(RETRY_ROOM);
+            self.hole = Some(at);
+        }
     }
 
-    /// Closes the hole, if there is one, when there is room for it and for `length` more bytes.
-    /// Returns whether there is none any more.
-    fn fill_hole(&mut self, now: Duration, length: usize, journal: &mut Journal) -> bool {
-        let Some(hole) = self.hole else {
+    /// Closes the hole, if there is one, at `at`, when there is room for it and for `length` more
+    /// bytes. Returns whether there is none any more.
+    fn fill_hole(
+        &mut self,
+        now: Duration,
+        at: &Position,
+        length: usize,
+        journal: &mut Journal,
+    ) -> bool {
+        let Some(begin) = self.hole else {
             return true;
         };
         if now < self.retry_room_at {
             return false;
         }
         self.retry_room_at = now.saturating_add(RETRY_ROOM);
-        if !journal.has_room(length + 4096) {
+        if !journal.has_room_in_turn(length + 4096)
+            || !journal.append_among_output(self.fence, at, &missing(&begin, at))
+        {
             return false;
         }
-        journal.append(self.fence, &[hole.event()]);
         self.hole = None;
         true
     }
 }
 
-impl Hole {
-    fn event(self) -> Event {
-        let signed = |number| i64::try_from(number).unwrap_or(i64::MAX);
-        Event::Hole(SegmentHole {
-            offset: signed(self.offset),
-            bytes: signed(self.bytes),
-            lines: signed(self.lines),
-        })
-    }
+/// What is missing between two positions, because there was no room.
+fn missing(begin: &Position, end: &Position) -> Event {
+    let signed = |number| i64::try_from(number).unwrap_or(i64::MAX);
+    Event::Hole(SegmentHole {
+        offset: signed(begin.offset),
+        bytes: signed(end.offset - begin.offset),
+        lines: signed(end.lines - begin.lines),
+        crc32c_behind: end.crc32c,
+        cause: HoleCause::NoRoom.into(),
+    })
 }

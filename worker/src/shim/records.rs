@@ -41,6 +41,7 @@ pub fn encode(fence: i64, event: &Event, bytes: &mut Vec<u8>) -> Result<(), TooL
         Event::Void(_) => EventKind::Void,
         Event::Freed(_) => EventKind::Freed,
         Event::Hole(_) => EventKind::Hole,
+        Event::Tail(_) => EventKind::Tail,
         Event::Stuck(_) => EventKind::Stuck,
     };
     // Field by field what `SegmentRecord` encodes to: the message would have to own the event, and

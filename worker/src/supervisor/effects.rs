@@ -61,6 +61,7 @@ impl Supervisor {
                     clock_offset: wire::wire_duration(moment.clock_offset),
                     agent: self.number,
                     checkpoint_dir: checkpoint_dir.to_string_lossy().into_owned(),
+                    log_limit_bytes: i64::try_from(self.with.log_limit).unwrap_or(i64::MAX),
                     assignment: Some(assignment),
                 };
                 self.ask(shim, Ask::Run(run));

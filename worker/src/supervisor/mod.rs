@@ -89,6 +89,8 @@ pub(crate) struct Surroundings {
     pub(crate) boot_id: String,
     pub(crate) shim_program: PathBuf,
     pub(crate) slots: u32,
+    /// Most bytes of an attempt's output to keep, unless the job says otherwise.
+    pub(crate) log_limit: u64,
     pub(crate) pump: Pump,
     pub(crate) observer: Observer,
     pub(crate) watcher: Watcher,

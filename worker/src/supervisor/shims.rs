@@ -14,7 +14,7 @@ use tokio::net::UnixStream;
 
 use super::Supervisor;
 use crate::adoption;
-use crate::follower::{Follower, Note};
+use crate::follower::{FollowError, Follower, Note};
 use crate::shim_link::{Link, LinkEvent, wall_now};
 use crate::spool::{self, SpoolError};
 use crate::{chain, readiness, wire};
@@ -26,6 +26,11 @@ pub(crate) enum AdoptError {
     Spool(#[from] SpoolError),
     #[error("cannot open the segment {path}")]
     Segment { path: PathBuf, source: io::Error },
+    #[error(
+        "{path} was left by another version of qctl-worker, and its jobs may still run; start that \
+         version again, or a newer one"
+    )]
+    Unknown { path: PathBuf, source: FollowError },
 }
 
 /// Why a shim cannot be started.
@@ -52,7 +57,7 @@ impl Supervisor {
         let lives = spool::try_lock(&file).map_err(failed)?.is_none();
         // A living job may write faster than this reads: what comes from now on is left to the link.
         let length = file.metadata().map_err(failed)?.len();
-        let mut follower = Follower::new(Arc::new(file), self.with.pump.clone());
+        let mut follower = Follower::new(Arc::new(file), path.clone(), self.with.pump.clone());
         self.step(Event::Found(shim));
         loop {
             let mut notes = Vec::new();
@@ -60,8 +65,15 @@ impl Supervisor {
             let event = self.told(shim, notes);
             self.step(event);
             match read {
-                Ok(true) if follower.position() < length => tokio::task::yield_now().await,
+                Ok(true) if !lives || (follower.position() < length && !follower.is_in_ring()) => {
+                    tokio::task::yield_now().await;
+                }
                 Ok(_) => break,
+                // What a newer program wrote may be a job that runs. Nobody must be told that it
+                // does not.
+                Err(source @ FollowError::Corrupt(_)) => {
+                    return Err(AdoptError::Unknown { path, source });
+                }
                 Err(error) => {
                     tracing::warn!(
                         shim,
@@ -129,7 +141,8 @@ impl Supervisor {
             }
         };
         self.children.insert(shim, child);
-        let follower = Follower::new(Arc::new(segment), self.with.pump.clone());
+        let path = self.with.spool.segment(shim);
+        let follower = Follower::new(Arc::new(segment), path, self.with.pump.clone());
         self.link(shim, Some(stream), follower);
         Ok(())
     }

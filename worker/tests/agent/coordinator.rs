@@ -1,7 +1,7 @@
 //! A coordinator that lives in the test: it keeps what it is told in memory and says what the test
 //! wants.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -42,6 +42,10 @@ pub(crate) struct State {
     /// Newlines in each log.
     lines: BTreeMap<i64, i64>,
     pub(crate) chunks: usize,
+    /// Attempts with missing output.
+    pub(crate) holed: BTreeSet<i64>,
+    /// Attempts whose output is not wanted.
+    pub(crate) unknown: BTreeSet<i64>,
     /// Results are not committed while this is set.
     pub(crate) withhold: bool,
     /// Sessions are refused with this.
@@ -272,9 +276,10 @@ impl Coordinator {
             let lines = state.lines.entry(chunk.fence).or_default();
             if chunk.offset == log.len() as i64 {
                 if chunk.hole_bytes > 0 {
+                    state.holed.insert(chunk.fence);
                     log.resize(log.len() + chunk.hole_bytes as usize, b'?');
                     *lines += chunk.hole_lines;
-                } else {
+                } else if chunk.length > 0 {
                     let data = zstd::bulk::decompress(&chunk.data, 1 << 20).unwrap();
                     assert_eq!(data.len(), chunk.length as usize);
                     assert_eq!(crc32c::crc32c(&data), chunk.crc32c);
@@ -283,10 +288,15 @@ impl Coordinator {
                     log.extend(data);
                 }
             }
+            let is_whole = chunk.last && chunk.offset + i64::from(chunk.length) == log.len() as i64;
+            if is_whole && !state.holed.contains(&chunk.fence) {
+                assert_eq!(chunk.log_crc32c, crc32c::crc32c(log));
+            }
             UploadLogResponse {
                 fence: chunk.fence,
                 stored: log.len() as i64,
-                unknown: false,
+                unknown: state.unknown.contains(&chunk.fence),
+                closed: is_whole,
             }
         })
     }

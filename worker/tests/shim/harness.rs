@@ -280,6 +280,7 @@ impl Shim {
                     Event::Void(_) => "void",
                     Event::Freed(_) => "freed",
                     Event::Hole(_) => "hole",
+                    Event::Tail(_) => "tail",
                     Event::Stuck(_) => "stuck",
                 }),
                 _ => None,

@@ -3,6 +3,7 @@
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use qctl_proto::v1::HoleCause;
 use qctl_worker::shim::records::Event;
 use qctl_worker_core::segment::Stream;
 
@@ -126,7 +127,9 @@ fn a_full_disk_loses_output_but_not_the_job_nor_its_end() {
     assert_eq!(output, &whole.as_bytes()[..output.len()]);
     let lines = output.iter().filter(|&&byte| byte == b'\n').count() as i64;
     assert_eq!(lines + hole.lines, 200_000);
-    assert_eq!(ended.log_crc32c, crc32c::crc32c(&output));
+    assert_eq!(ended.log_crc32c, crc32c::crc32c(whole.as_bytes()));
+    assert_eq!(hole.crc32c_behind, Some(ended.log_crc32c));
+    assert_eq!(hole.cause(), HoleCause::NoRoom);
 
     // There is still no room, which the next job is told rather than left to find out.
     let next = shim.run(sh(&": ".repeat(100_000)));

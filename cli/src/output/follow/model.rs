@@ -122,12 +122,9 @@ impl Model {
             }
             self.attempt_shown = piece.attempt;
         }
-        if piece.hole_bytes > 0 {
+        if let Some(gap) = text::gap(piece) {
             self.end_lines(&mut out);
-            out.push(self.remark(&format!(
-                "{} of output are missing here: the worker had no room for them",
-                text::bytes(piece.hole_bytes)
-            )));
+            out.push(self.remark(&gap));
         }
         let mut lines = Vec::new();
         let mut start = 0;
@@ -732,12 +729,14 @@ mod tests {
         let mut model = Model::new(false, at(0));
         let mut hole = piece(1, b"after\n");
         hole.hole_bytes = 2048;
+        hole.hole_lines = 30;
+        hole.set_hole_cause(v1::HoleCause::NoRoom);
         model.output(&piece(1, b"bef"));
         assert_eq!(
             texts(model.output(&hole)),
             [
                 "bef",
-                "--- 2.0 KiB of output are missing here: the worker had no room for them",
+                "--- 2.0 KiB of output with 30 line ends are missing here: the worker's disk was full",
                 "after"
             ]
         );

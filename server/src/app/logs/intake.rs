@@ -1,7 +1,7 @@
 //! The way in: one task writes the chunks of all workers, and while one transaction is under way
 //! the next batch gathers.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use chrono::NaiveDate;
@@ -10,8 +10,10 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{LogWake, VerifiedChunk};
-use crate::store::logs::{Appended, LogTail, NewChunk, StoredChunk};
+use super::admission::admit;
+use super::{Changes, Clock, LogWake, VerifiedChunk};
+use crate::app::Change;
+use crate::store::logs::{Appended, LogTail};
 use crate::store::{Store, StoreError};
 
 /// Chunks in one transaction, and as many again that wait for it. Together at most 16 MiB.
@@ -28,6 +30,8 @@ pub struct Ack {
     /// Bytes that are stored; uploading goes on from here. `None` when the attempt is unknown, so
     /// that nothing more of it is wanted.
     pub stored: Option<i64>,
+    /// Everything is stored, and was compared with what the job wrote.
+    pub closed: bool,
 }
 
 /// The acknowledgements of one connection. A newer one of an attempt replaces an older one that
@@ -40,7 +44,7 @@ pub struct Acks {
 
 #[derive(Debug, Default)]
 struct AckState {
-    latest: BTreeMap<Fence, Option<i64>>,
+    latest: BTreeMap<Fence, Ack>,
     /// Chunks that were handed over and not answered.
     pending: usize,
     /// No more will be handed over.
@@ -62,10 +66,7 @@ impl Acks {
                 let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
                 if !state.latest.is_empty() {
                     let latest = std::mem::take(&mut state.latest);
-                    let acks = latest.into_iter();
-                    return Ok(Some(
-                        acks.map(|(fence, stored)| Ack { fence, stored }).collect(),
-                    ));
+                    return Ok(Some(latest.into_values().collect()));
                 }
                 if let Some(error) = &state.failed {
                     return Err(error.clone());
@@ -99,9 +100,12 @@ impl Acks {
         self.ready.notify_one();
     }
 
-    fn put(&self, fence: Fence, stored: Option<i64>) {
+    fn put(&self, ack: Ack) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.latest.insert(fence, stored);
+        let known = state.latest.entry(ack.fence).or_insert(ack);
+        // What was closed and not told yet stays so while nothing has changed since.
+        let closed = ack.closed || (known.closed && known.stored == ack.stored);
+        *known = Ack { closed, ..ack };
         drop(state);
         self.ready.notify_one();
     }
@@ -127,18 +131,8 @@ pub struct Intake {
 
 impl Intake {
     /// Starts the writing task, which ends after `stop`.
-    pub(super) fn start(
-        store: Store,
-        wake: LogWake,
-        tasks: &TaskTracker,
-        stop: CancellationToken,
-    ) -> Self {
+    pub(super) fn start(writer: Writer, tasks: &TaskTracker, stop: CancellationToken) -> Self {
         let (queue, submissions) = mpsc::channel(BATCH);
-        let writer = Writer {
-            store,
-            wake,
-            partitions: HashSet::new(),
-        };
         tasks.spawn(writer.run(submissions, stop));
         Self { queue }
     }
@@ -152,14 +146,35 @@ impl Intake {
     }
 }
 
-struct Writer {
+/// Writes output.
+pub(super) struct Writer {
     store: Store,
+    clock: Clock,
+    changes: Changes,
     wake: LogWake,
     /// Days whose partition is known to exist.
     partitions: HashSet<NaiveDate>,
 }
 
+/// What a batch came to.
+struct Written {
+    /// How far each attempt that exists is stored now.
+    tails: BTreeMap<Fence, LogTail>,
+    /// Attempts whose whole output was compared.
+    closed: BTreeSet<Fence>,
+}
+
 impl Writer {
+    pub(super) fn new(store: Store, clock: Clock, changes: Changes, wake: LogWake) -> Self {
+        Self {
+            store,
+            clock,
+            changes,
+            wake,
+            partitions: HashSet::new(),
+        }
+    }
+
     async fn run(mut self, mut submissions: mpsc::Receiver<Submission>, stop: CancellationToken) {
         let mut batch = Vec::with_capacity(BATCH);
         loop {
@@ -178,13 +193,13 @@ impl Writer {
 
     async fn take_in(&mut self, batch: &[Submission]) {
         match self.write_with_retries(batch).await {
-            Ok(tails) => self.answer(batch, &tails),
+            Ok(written) => self.answer(batch, &written),
             // One chunk that the database refuses must not keep others from being stored.
             Err(error) if !error.is_transient() && batch.len() > 1 => {
                 for submission in batch {
                     let alone = std::slice::from_ref(submission);
                     match self.write_with_retries(alone).await {
-                        Ok(tails) => self.answer(alone, &tails),
+                        Ok(written) => self.answer(alone, &written),
                         Err(error) => fail(alone, &error),
                     }
                 }
@@ -193,8 +208,8 @@ impl Writer {
         }
     }
 
-    fn answer(&self, batch: &[Submission], tails: &BTreeMap<Fence, LogTail>) {
-        for fence in tails.keys() {
+    fn answer(&self, batch: &[Submission], written: &Written) {
+        for fence in written.tails.keys() {
             self.wake.wake(*fence);
         }
         // Once a batch: an answer that repeats the one before says that a chunk was refused.
@@ -202,17 +217,17 @@ impl Writer {
         for submission in batch {
             let fence = submission.chunk.chunk.fence;
             if told.insert((Arc::as_ptr(&submission.acks), fence)) {
-                let stored = tails.get(&fence).map(|tail| tail.stored);
-                submission.acks.put(fence, stored);
+                submission.acks.put(Ack {
+                    fence,
+                    stored: written.tails.get(&fence).map(|tail| tail.stored),
+                    closed: written.closed.contains(&fence),
+                });
             }
             submission.acks.answered();
         }
     }
 
-    async fn write_with_retries(
-        &mut self,
-        batch: &[Submission],
-    ) -> Result<BTreeMap<Fence, LogTail>, StoreError> {
+    async fn write_with_retries(&mut self, batch: &[Submission]) -> Result<Written, StoreError> {
         let mut tried = 0;
         loop {
             tried += 1;
@@ -223,25 +238,23 @@ impl Writer {
         }
     }
 
-    /// Stores what fits. Returns how far each attempt that exists is stored now.
-    async fn write(
-        &mut self,
-        batch: &[Submission],
-    ) -> Result<BTreeMap<Fence, LogTail>, StoreError> {
+    /// Stores what fits.
+    async fn write(&mut self, batch: &[Submission]) -> Result<Written, StoreError> {
         let mut fences: Vec<i64> = batch
             .iter()
             .map(|submission| submission.chunk.chunk.fence.0)
             .collect();
         fences.sort_unstable();
         fences.dedup();
-        let tails = loop {
+        let now = self.clock.now();
+        let (tails, admission) = loop {
             let chunks = batch.iter().map(|submission| &submission.chunk);
             let appended = self
                 .store
-                .append_chunks(&fences, &self.partitions, |tails| admit(tails, chunks))
+                .append_chunks(&fences, &self.partitions, now, |tails| admit(tails, chunks))
                 .await?;
             match appended {
-                Appended::Stored(tails) => break tails,
+                Appended::Stored(tails, admission) => break (tails, admission),
                 Appended::NoPartition(days) => {
                     for day in days {
                         self.store.ensure_log_partition(day).await?;
@@ -253,10 +266,17 @@ impl Writer {
         // A worker may drop its copy once the result is committed and all output acknowledged. The
         // synchronous commit of a result that comes later flushes these chunks as well; for one
         // that came first they are flushed here, before the acknowledgement.
-        if self.store.any_ended(&fences).await? {
+        if !admission.is_empty() && self.store.any_ended(&fences).await? {
             self.store.flush().await?;
         }
-        Ok(tails)
+        let jobs: Vec<_> = admission.events.iter().filter_map(|e| e.job).collect();
+        if !jobs.is_empty() {
+            self.changes.tell(Change::Jobs(jobs.into()));
+        }
+        Ok(Written {
+            tails,
+            closed: admission.closed,
+        })
     }
 }
 
@@ -273,152 +293,31 @@ fn fail(batch: &[Submission], error: &StoreError) {
     }
 }
 
-/// Decides which chunks are stored: those that begin exactly where their attempt's output ends,
-/// each advancing it. The tails that come back are what is acknowledged.
-fn admit<'a>(
-    tails: &mut BTreeMap<Fence, LogTail>,
-    chunks: impl Iterator<Item = &'a VerifiedChunk>,
-) -> Vec<NewChunk> {
-    let mut admitted = Vec::new();
-    for VerifiedChunk { chunk, newlines } in chunks {
-        let Some(tail) = tails.get_mut(&chunk.fence) else {
-            continue;
-        };
-        if chunk.offset != tail.stored {
-            continue;
-        }
-        admitted.push(NewChunk {
-            fence: chunk.fence,
-            day: tail.day,
-            chunk: StoredChunk {
-                offset: chunk.offset,
-                length: chunk.length as i32,
-                first_line: tail.lines,
-                runs: chunk.runs.iter().map(|run| run.stored()).collect(),
-                data: chunk.data.clone(),
-                crc32c: chunk.crc32c,
-                hole_bytes: chunk.hole_bytes,
-                hole_lines: chunk.hole_lines,
-                colour_state: chunk.colour_state.to_vec(),
-            },
-        });
-        tail.stored += i64::from(chunk.length) + chunk.hole_bytes;
-        tail.lines += newlines;
-    }
-    admitted
-}
-
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
-    use proptest::prelude::*;
-
-    use super::super::{Chunk, Run};
     use super::*;
-
-    fn chunk(fence: i64, offset: i64, text: &str) -> VerifiedChunk {
-        Chunk {
-            fence: Fence(fence),
-            offset,
-            runs: vec![Run {
-                stream: 1,
-                length: text.len() as u32,
-                micros: 0,
-            }],
-            data: zstd::bulk::compress(text.as_bytes(), 1).unwrap().into(),
-            length: text.len() as u32,
-            crc32c: crc32c::crc32c(text.as_bytes()),
-            hole_bytes: 0,
-            hole_lines: 0,
-            colour_state: Bytes::new(),
-        }
-        .verify()
-        .unwrap()
-    }
-
-    fn tails(list: &[(i64, i64, i64)]) -> BTreeMap<Fence, LogTail> {
-        list.iter()
-            .map(|&(fence, stored, lines)| {
-                let tail = LogTail {
-                    fence: Fence(fence),
-                    day: NaiveDate::from_ymd_opt(2026, 11, 21).unwrap(),
-                    stored,
-                    lines,
-                };
-                (Fence(fence), tail)
-            })
-            .collect()
-    }
-
-    #[test]
-    fn only_what_joins_on_is_stored() {
-        let mut known = tails(&[(1, 4, 1)]);
-        let sent = [
-            chunk(1, 0, "abc\n"),
-            chunk(1, 4, "def\n"),
-            chunk(2, 0, "of a deleted attempt"),
-            chunk(1, 20, "too far"),
-            chunk(1, 8, "ghi"),
-        ];
-        let stored = admit(&mut known, sent.iter());
-        let offsets: Vec<_> = stored
-            .iter()
-            .map(|new| (new.chunk.offset, new.chunk.first_line))
-            .collect();
-        assert_eq!(offsets, [(4, 1), (8, 2)]);
-        assert_eq!(known, tails(&[(1, 11, 2)]));
-    }
-
-    proptest! {
-        /// However chunks are repeated, lost and reordered on their way, what is stored is a
-        /// prefix of what was written, without gaps or overlaps.
-        #[test]
-        fn what_is_stored_is_a_prefix(
-            lengths in proptest::collection::vec(1usize..20, 1..20),
-            order in proptest::collection::vec(0usize..20, 0..80),
-        ) {
-            let mut written = Vec::new();
-            let mut offset = 0;
-            for (index, length) in lengths.iter().enumerate() {
-                let text = format!("{index:x}\n").repeat(*length);
-                written.push(chunk(1, offset, &text));
-                offset += text.len() as i64;
-            }
-            let mut known = tails(&[(1, 0, 0)]);
-            let sent = order.iter().filter_map(|index| written.get(*index));
-            let stored = admit(&mut known, sent);
-            let mut end = 0;
-            let mut lines = 0;
-            for (new, original) in stored.iter().zip(&written) {
-                prop_assert_eq!(new.chunk.offset, end);
-                prop_assert_eq!(new.chunk.first_line, lines);
-                prop_assert_eq!(&new.chunk.data, &original.chunk.data);
-                end += i64::from(new.chunk.length);
-                lines += original.newlines;
-            }
-            prop_assert_eq!(known[&Fence(1)].stored, end);
-            prop_assert_eq!(known[&Fence(1)].lines, lines);
-        }
-    }
 
     #[tokio::test]
     async fn acknowledgements_of_one_attempt_replace_each_other() {
         let acks = Acks::default();
-        acks.put(Fence(1), Some(10));
-        acks.put(Fence(2), None);
-        acks.put(Fence(1), Some(20));
+        let ack = |fence, stored, closed| Ack {
+            fence: Fence(fence),
+            stored,
+            closed,
+        };
+        acks.put(ack(1, Some(10), false));
+        acks.put(ack(2, None, false));
+        acks.put(ack(1, Some(20), true));
+        acks.put(ack(1, Some(20), false));
+        acks.put(ack(3, Some(5), true));
+        acks.put(ack(3, Some(0), false));
         let taken = acks.next().await.unwrap();
         assert_eq!(
             taken.unwrap(),
             [
-                Ack {
-                    fence: Fence(1),
-                    stored: Some(20)
-                },
-                Ack {
-                    fence: Fence(2),
-                    stored: None
-                },
+                ack(1, Some(20), true),
+                ack(2, None, false),
+                ack(3, Some(0), false)
             ]
         );
     }
@@ -428,7 +327,11 @@ mod tests {
         let acks = Acks::default();
         acks.expect();
         acks.finish();
-        acks.put(Fence(1), Some(10));
+        acks.put(Ack {
+            fence: Fence(1),
+            stored: Some(10),
+            closed: false,
+        });
         acks.answered();
         assert!(acks.next().await.unwrap().is_some());
         assert_eq!(acks.next().await.unwrap(), None);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use qctl_server_core::JobId;
+use qctl_server_core::{HoleCause, JobId};
 use tokio::sync::{OwnedSemaphorePermit, broadcast, mpsc};
 use tokio::time::Instant;
 
@@ -69,6 +69,10 @@ pub struct LogPiece {
     pub data: Bytes,
     /// Bytes missing before this piece.
     pub hole_bytes: i64,
+    /// Newlines among them; all of the hole's when reading began inside it.
+    pub hole_lines: i64,
+    /// Why they are missing.
+    pub hole_cause: HoleCause,
     /// The attempt has ended, and all of its output was sent.
     pub complete: bool,
     /// The attempt has ended, and some of its output has not arrived.
@@ -86,10 +90,34 @@ pub struct LogText {
     pub data: Vec<u8>,
     /// Bytes stored in all.
     pub stored: i64,
-    /// Bytes that were lost between or before these.
-    pub hole_bytes: i64,
+    /// What is missing between or before these, in order.
+    pub gaps: Vec<LogGap>,
     /// The attempt has ended, and all of its output is stored.
     pub complete: bool,
+}
+
+impl LogText {
+    /// The text in parts, each with the gap before it.
+    pub fn parts(&self) -> impl Iterator<Item = (Option<&LogGap>, &[u8])> {
+        let begins = std::iter::once(None).chain(self.gaps.iter().map(Some));
+        let ends = self.gaps.iter().map(|gap| gap.at);
+        begins
+            .zip(ends.chain([self.data.len()]))
+            .map(|(gap, end)| (gap, &self.data[gap.map_or(0, |gap| gap.at)..end]))
+    }
+}
+
+/// Output that is missing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogGap {
+    /// Bytes of the text that stand before it.
+    pub at: usize,
+    /// Bytes that are missing.
+    pub bytes: i64,
+    /// Newlines among them; all of the gap's when the text begins inside it.
+    pub lines: i64,
+    /// Why they are missing.
+    pub cause: HoleCause,
 }
 
 impl App {
@@ -164,7 +192,14 @@ impl App {
             for chunk in chunks {
                 next = end_of(&chunk);
                 for piece in cut(&source, &chunk, wanted, None, None)? {
-                    text.hole_bytes += piece.hole_bytes;
+                    if piece.hole_bytes > 0 {
+                        text.gaps.push(LogGap {
+                            at: text.data.len(),
+                            bytes: piece.hole_bytes,
+                            lines: piece.hole_lines,
+                            cause: piece.hole_cause,
+                        });
+                    }
                     text.data.extend_from_slice(&piece.data);
                 }
             }
@@ -468,6 +503,7 @@ impl Reader {
                         attempt: source.number,
                         offset: source.stored,
                         hole_bytes,
+                        hole_cause: HoleCause::Removed,
                         ..LogPiece::default()
                     })
                     .await?;
@@ -587,6 +623,8 @@ fn cut(
             attempt: source.number,
             offset: end,
             hole_bytes: end - chunk.offset.max(wanted),
+            hole_lines: chunk.hole_lines,
+            hole_cause: chunk.hole_cause,
             ..LogPiece::default()
         }]);
     }
@@ -658,6 +696,7 @@ mod tests {
             crc32c: crc32c::crc32c(text),
             hole_bytes: 0,
             hole_lines: 0,
+            hole_cause: HoleCause::Unknown,
             colour_state: Vec::new(),
         }
     }
