@@ -109,7 +109,8 @@ pub(crate) async fn fleet(
 }
 
 /// Queued jobs that no worker has, in order, leaving out those that none of `workers` could take
-/// even when it is empty. A job with a checkpoint is bound to the worker that has it, unless a
+/// even when it is empty, and exclusive ones of which an ended attempt has left processes behind. A
+/// job with a checkpoint is bound to the worker that has it, unless a
 /// person let it go on anywhere.
 pub(crate) async fn queued_jobs(
     conn: &mut PgConnection,
@@ -144,7 +145,9 @@ pub(crate) async fn queued_jobs(
            where j.state = 'queued'
              and (j.attempts = 0
                   or not exists (select 1 from attempts a
-                                 where a.job_id = j.id and a.state <> 'ended'))
+                                 where a.job_id = j.id
+                                   and (a.state <> 'ended' or j.exclusive and a.slot_held
+                                                          and a.log_end is not null)))
              and ($1::integer is null or j.priority < $1 or (j.priority = $1 and j.id > $2))
              and exists (select 1
                          from unnest($3::text[], $4::integer[], $5::integer[], $6::bigint[])
@@ -205,7 +208,9 @@ pub(crate) async fn run_now_jobs(conn: &mut PgConnection) -> Result<Vec<QueuedJo
            ) c on j.attempts > 0
            where j.run_now_on is not null and j.state = 'queued'
              and not exists (select 1 from attempts a
-                             where a.job_id = j.id and a.state <> 'ended')
+                             where a.job_id = j.id
+                               and (a.state <> 'ended' or j.exclusive and a.slot_held
+                                                      and a.log_end is not null))
            order by j.priority desc, j.id
            limit 1000"#,
     )
@@ -234,7 +239,8 @@ pub(crate) async fn run_now_jobs(conn: &mut PgConnection) -> Result<Vec<QueuedJo
 }
 
 /// Makes attempts, in one statement that fails when the term is over: each job must still be queued
-/// and without an attempt. What
+/// and without an attempt, and an exclusive one without processes of an earlier attempt that is
+/// known to have ended. What
 /// comes back is what was made; a job that is missing was changed in the meantime.
 pub(crate) async fn assign(
     conn: &mut PgConnection,
@@ -279,7 +285,9 @@ pub(crate) async fn assign(
              cross join led
              where j.id = u.job_id and j.state = 'queued'
                and not exists (select 1 from attempts a
-                               where a.job_id = j.id and a.state <> 'ended')
+                               where a.job_id = j.id
+                                 and (a.state <> 'ended' or j.exclusive and a.slot_held
+                                                        and a.log_end is not null))
              returning j.id, j.fence, j.attempts, j.slots, j.gpus, j.memory_bytes, u.worker_id,
                        u.worker, u.boot_id, u.spool_id, u.gpu_uuids, u.beside_slots,
                        u.resume_from, u.message, u.position

@@ -33,22 +33,36 @@ pub enum Finding {
 /// Judges an attempt. Only the owner of the segment's lock may ask: while a shim lives, it is the
 /// shim that knows.
 pub fn judge(evidence: Evidence) -> Finding {
-    if evidence.void || (evidence.exit && (evidence.freed || !evidence.same_boot)) {
+    if evidence.void || (evidence.exit && evidence.freed) {
         Finding::Settled
     } else if evidence.exit {
+        // After a restart there is nothing to sweep, but that its slot is free is not recorded yet.
         Finding::SweepRest
+    } else if !evidence.same_boot {
+        // Records are not synced before a start: that one is missing proves nothing now.
+        Finding::MachineLost
     } else if !evidence.starting {
         Finding::NeverStarted
-    } else if evidence.same_boot {
-        Finding::Sweep
     } else {
-        Finding::MachineLost
+        Finding::Sweep
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn after_a_restart_a_missing_record_proves_nothing_and_a_slot_is_freed() {
+        let lost = Evidence::default();
+        assert_eq!(judge(lost), Finding::MachineLost);
+        let ended = Evidence {
+            starting: true,
+            exit: true,
+            ..lost
+        };
+        assert_eq!(judge(ended), Finding::SweepRest);
+    }
 
     #[test]
     fn every_combination_has_its_finding() {
@@ -63,7 +77,9 @@ mod tests {
             let finding = judge(evidence);
             match finding {
                 Finding::Settled => assert!(evidence.void || evidence.exit),
-                Finding::NeverStarted => assert!(!evidence.starting && !evidence.exit),
+                Finding::NeverStarted => {
+                    assert!(evidence.same_boot && !evidence.starting && !evidence.exit);
+                }
                 Finding::MachineLost => assert!(!evidence.same_boot && !evidence.exit),
                 Finding::Sweep => assert!(evidence.starting && !evidence.exit),
                 Finding::SweepRest => assert!(evidence.exit && !evidence.freed),

@@ -289,8 +289,13 @@ impl Enforcement {
     ) {
         let kill_at = now.saturating_add(grace);
         match self.ladder {
-            // A machine that is lost gives no notice, so a drill of that gives none either.
-            Ladder::Ground if cause == StopCause::Drill => {
+            // A machine that is lost gives no notice, so a drill of that gives none either. Where
+            // another attempt may be running, an exclusive one does not get to act any more.
+            Ladder::Ground
+                if cause == StopCause::Drill
+                    || self.unconfirmed
+                    || (cause == StopCause::Superseded && self.lease_until.is_some()) =>
+            {
                 self.cause = Some(cause);
                 self.ladder = Ladder::Killing {
                     stuck_at: Some(now.saturating_add(STUCK_AFTER)),
@@ -514,6 +519,32 @@ mod tests {
     }
 
     #[test]
+    fn an_exclusive_attempt_whose_place_may_be_taken_does_not_act_any_more() {
+        let leased = Limits {
+            lease: Some(s(60)),
+            ..NO_LIMITS
+        };
+        let superseded = Event::Stop {
+            cause: StopCause::Superseded,
+            grace: None,
+        };
+        let killed = |cause| vec![Action::RecordStopping(cause), Action::Kill];
+        let mut attempt = Enforcement::start(s(0), leased);
+        let actions = attempt.apply(s(1), superseded);
+        assert_eq!(actions, killed(StopCause::Superseded));
+
+        // Nobody knows how long the machine slept: it stays frozen until it is dead.
+        let mut attempt = Enforcement::start(s(0), leased);
+        apply(&mut attempt, s(1), Event::ClockJumped);
+        let actions = attempt.apply(s(60), Event::Tick);
+        assert_eq!(actions, killed(StopCause::Lease));
+
+        let mut attempt = Enforcement::start(s(0), NO_LIMITS);
+        let actions = attempt.apply(s(1), superseded);
+        assert!(actions.contains(&Action::Terminate), "others may clean up");
+    }
+
+    #[test]
     fn stopping_a_frozen_tree_thaws_it_after_the_signal() {
         let mut attempt = Enforcement::start(s(0), NO_LIMITS);
         apply(&mut attempt, s(1), Event::SetPaused(true));
@@ -728,7 +759,8 @@ mod tests {
             prop_assert!(count(|a| matches!(a, Action::Kill)) <= 1);
             let at = |wanted: Action| done.iter().position(|action| *action == wanted);
             if let Some(kill) = at(Action::Kill) {
-                prop_assert!(at(Action::Terminate).is_some_and(|terminate| terminate < kill));
+                let warned = at(Action::Terminate).is_some_and(|terminate| terminate < kill);
+                prop_assert!(warned || lease.is_some(), "only an exclusive one gets no notice");
             }
         }
     }

@@ -89,7 +89,11 @@ impl Agent {
         }
         match action {
             Reconciled::Wait => {}
-            Reconciled::Drop => self.drop_waiting(fence),
+            Reconciled::Drop => {
+                // It may have been given up, and its slot kept because nobody knew more.
+                self.drop_waiting(fence);
+                self.say(Say::SlotFreed(fence));
+            }
             Reconciled::Stop => {
                 self.stop(fence, StopCause::Superseded, None);
                 self.tell_stuck(fence);

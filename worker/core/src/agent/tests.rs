@@ -280,7 +280,11 @@ fn a_greeting_says_everything_and_holds_back_what_waits() {
     }));
     assert!(matches!(
         says(&effects)[..],
-        [Say::Ended { fence: 7, .. }, Say::SlotFreed(7)]
+        [
+            Say::Ended { fence: 7, .. },
+            Say::SlotFreed(7),
+            Say::SlotFreed(9)
+        ]
     ));
     assert!(effects.contains(&Effect::Discard(9)));
     assert_eq!(driver.agent.stage(9), None);
