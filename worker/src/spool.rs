@@ -16,7 +16,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use qctl_worker_core::roster::ShimId;
 use qctl_worker_core::segment;
@@ -30,6 +30,13 @@ use crate::tail_files;
 
 /// Age at which checkpoints and spools that nobody owns are removed.
 const KEPT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// How long the lock of the folder may still be held by what a killed agent was about to start: a
+/// process has its parent's files until it runs a program of its own.
+const LOCKED_FOR: Duration = Duration::from_secs(1);
+
+/// Pause between two tries to take the lock.
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// Length at which the log of the shims is begun anew, in bytes. Shims that write into the old one
 /// stop at [`crate::shim::MAX_LOG_BYTES`].
@@ -312,7 +319,12 @@ fn take_lock(folder: &Path) -> Result<File, SpoolError> {
         .mode(0o600)
         .open(&path)
         .map_err(io_at(&path))?;
-    if try_lock(&lock).map_err(io_at(&path))?.is_none() {
+    let deadline = Instant::now() + LOCKED_FOR;
+    while try_lock(&lock).map_err(io_at(&path))?.is_none() {
+        if Instant::now() < deadline {
+            std::thread::sleep(LOCK_PAUSE);
+            continue;
+        }
         let pid = fs::read_to_string(&path).unwrap_or_default();
         return Err(SpoolError::InUse {
             folder: folder.to_owned(),
@@ -420,6 +432,21 @@ mod tests {
         drop(first);
         let again = Spool::open(folder.path()).unwrap();
         assert_eq!((again.worker_id(), again.spool_id()), ids);
+    }
+
+    #[test]
+    fn a_lock_that_is_let_go_within_a_moment_is_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(Spool::open(folder.path()).unwrap());
+        let lingering = File::open(folder.path().join("lock")).unwrap();
+        assert!(try_lock(&lingering).unwrap().is_some());
+        let opened = std::thread::scope(|scope| {
+            let opening = scope.spawn(|| Spool::open(folder.path()));
+            std::thread::sleep(LOCK_PAUSE * 2);
+            drop(lingering);
+            opening.join().unwrap()
+        });
+        opened.unwrap();
     }
 
     #[test]
