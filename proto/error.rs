@@ -44,6 +44,10 @@ reasons! {
     AttemptNotFound = "ATTEMPT_NOT_FOUND" => NotFound,
     /// No worker has this name.
     WorkerNotFound = "WORKER_NOT_FOUND" => NotFound,
+    /// No notice with this number was told.
+    NoticeNotFound = "NOTICE_NOT_FOUND" => NotFound,
+    /// No way to a person is set up.
+    NoChannel = "NO_CHANNEL" => FailedPrecondition,
     /// The job has ended already.
     JobEnded = "JOB_ENDED" => FailedPrecondition,
     /// The job has not ended yet.

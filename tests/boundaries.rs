@@ -111,7 +111,11 @@ fn crates_depend_in_one_direction() {
         ("checkpoint/Cargo.toml", &[]),
         ("server/core/Cargo.toml", &[]),
         ("worker/core/Cargo.toml", &[]),
-        ("server/Cargo.toml", &["qctl-proto", "qctl-server-core"]),
+        ("notify/Cargo.toml", &[]),
+        (
+            "server/Cargo.toml",
+            &["qctl-notify", "qctl-proto", "qctl-server-core"],
+        ),
         (
             "worker/Cargo.toml",
             &["qctl-checkpoint", "qctl-proto", "qctl-worker-core"],
@@ -276,7 +280,19 @@ fn layers_of_the_coordinator_look_downwards() {
             "sessions",
             &["crate::grpc", "crate::web", "crate::reconcilers"],
         ),
-        ("app", &["crate::grpc", "crate::web", "crate::reconcilers"]),
+        (
+            "app",
+            &[
+                "crate::grpc",
+                "crate::web",
+                "crate::reconcilers",
+                "crate::notify",
+            ],
+        ),
+        (
+            "notify",
+            &["crate::grpc", "crate::web", "crate::reconcilers"],
+        ),
         ("reconcilers", &["crate::grpc", "crate::web"]),
         ("web", &["crate::grpc", "crate::store"]),
     ];

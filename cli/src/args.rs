@@ -144,6 +144,10 @@ pub enum Command {
     Workers(commands::workers::Args),
     /// Steer one worker
     Worker(commands::worker::Args),
+    /// Show what people were told, and try whether notices arrive
+    Notices(commands::notices::Args),
+    /// Show failures in groups of the same error
+    Errors(commands::errors::Args),
     /// Show the templates that jobs can be made from
     Template(commands::template::Args),
     /// Report a job's progress, from inside the job
@@ -255,6 +259,10 @@ pub struct SubmissionArgs {
     /// File or folder with the job's results; can be given several times
     #[arg(long = "artifact", value_name = "PATH")]
     pub artifacts: Vec<String>,
+    /// Tell people of its end, of failures only, or of nothing [default: of what goes wrong, and of
+    /// a success that took two minutes]
+    #[arg(long, value_name = "WHEN", value_parser = values::notify)]
+    pub notify: Option<qctl_proto::v1::job_spec::Notify>,
     /// Submitting twice with the same id makes one job [default: a new one]
     #[arg(long, value_name = "ID", value_parser = values::request_id, help_heading = "Submission options")]
     pub request_id: Option<String>,

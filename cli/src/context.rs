@@ -9,6 +9,7 @@ use qctl_proto::home::Home;
 use qctl_proto::v1::job_service_client::JobServiceClient;
 use qctl_proto::v1::log_service_client::LogServiceClient;
 use qctl_proto::v1::measures_service_client::MeasuresServiceClient;
+use qctl_proto::v1::notice_service_client::NoticeServiceClient;
 use qctl_proto::v1::queue_service_client::QueueServiceClient;
 use tokio::sync::OnceCell;
 
@@ -147,6 +148,11 @@ impl Client {
     pub fn measures(&self) -> MeasuresServiceClient<AuthorizedChannel> {
         MeasuresServiceClient::new(self.channel.clone())
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    /// What people were told, and what went wrong.
+    pub fn notices(&self) -> NoticeServiceClient<AuthorizedChannel> {
+        NoticeServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
     }
 
     /// Workers, the queue as a whole, templates.

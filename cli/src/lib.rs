@@ -99,6 +99,8 @@ pub async fn dispatch(context: &Context, command: Command) -> Result<ExitCode, E
         Command::Queue(args) => c::queue::run(context, args).await,
         Command::Workers(args) => c::workers::run(context, args).await,
         Command::Worker(args) => c::worker::run(context, args).await,
+        Command::Notices(args) => c::notices::run(context, args).await,
+        Command::Errors(args) => c::errors::run(context, args).await,
         Command::Template(args) => c::template::run(context, args).await,
         Command::Progress(args) => c::progress::run(context, args).await,
         Command::Checkpoint(args) => c::checkpoint::run(context, args).await,

@@ -155,6 +155,8 @@ pub struct Config {
     pub log: String,
     /// How log lines look.
     pub log_format: LogFormat,
+    /// Whom to tell, and how.
+    pub notify: qctl_notify::Settings,
 }
 
 /// Files to serve TLS with.
@@ -247,6 +249,9 @@ pub enum ConfigError {
         /// `--unreachable-after`.
         unreachable: Duration,
     },
+    /// The settings of notices cannot be used.
+    #[error("nobody can be told by these settings")]
+    Notify(#[from] qctl_notify::settings::SettingsError),
     /// The filter of the log cannot be read.
     #[error("--log `{given}` is not a filter such as `info` or `qctl_server=debug`")]
     Log {
@@ -305,7 +310,9 @@ impl Config {
             });
         }
         let defaults = Settings::default();
+        let notify = qctl_notify::Settings::load(home.config_dir())?;
         let settings = Settings {
+            success_told_after: notify.success_after,
             unreachable_after: time(
                 "unreachable-after",
                 raw.unreachable_after,
@@ -350,6 +357,7 @@ impl Config {
             settings,
             log: raw.log,
             log_format: raw.log_format,
+            notify,
         })
     }
 }
@@ -451,7 +459,8 @@ impl fmt::Display for Config {
             LogFormat::Compact => "compact",
             LogFormat::Json => "json",
         };
-        writeln!(f, "log_format = {}", text(format))
+        writeln!(f, "log_format = {}", text(format))?;
+        write!(f, "{}", self.notify)
     }
 }
 

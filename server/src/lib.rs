@@ -11,6 +11,7 @@ pub mod config;
 pub mod database;
 mod gate;
 mod grpc;
+mod notify;
 mod readiness;
 mod reconcilers;
 mod serve;
@@ -40,6 +41,7 @@ use auth::{Doorkeeper, Origins, PageDoor, PageKey, SecretError, Tokens};
 use config::{Args, Config};
 use database::{Database, DatabaseError, Place, PlaceError, Standing};
 use gate::Gate;
+use notify::Notifier;
 use serve::{Announcement, Listener, ServeError};
 use store::{Lease, Store};
 
@@ -69,6 +71,9 @@ pub enum RunError {
     /// The token or the key in links.
     #[error("the coordinator cannot tell who calls")]
     Secret(#[from] SecretError),
+    /// One of its tasks met a bug; it begins anew from what is in the database.
+    #[error("a task of the coordinator panicked")]
+    Fault,
     /// Another coordinator has the data folder.
     #[error("the coordinator has no data folder")]
     Place(#[from] PlaceError),
@@ -123,6 +128,11 @@ fn report(error: &(dyn std::error::Error + 'static)) {
 
 async fn start(config: Config) -> anyhow::Result<()> {
     let telemetry = telemetry::start(&config.log, config.log_format)?;
+    qctl_notify::panics::tell(
+        "qctl-server",
+        notify::host(),
+        qctl_notify::outbox::Outbox::of(config.home.data_dir()),
+    );
     let shutdown = CancellationToken::new();
     let (terminate, interrupt) = (
         signal(SignalKind::terminate())?,
@@ -167,6 +177,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
             source,
         })?;
     let place = Place::take(data)?;
+    let notifier = Arc::new(Notifier::new(config.notify.clone(), data));
     let tokens = Arc::new(Tokens::open(&config.home.token_file())?);
     let key = PageKey::open(&data.join("page-key"))?;
     // Before the database, because a taken port is found at once.
@@ -194,11 +205,16 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
         gate,
         local_url,
         clock: Clock::system(),
+        notifier: Arc::clone(&notifier),
     };
     let ended = coordinator
         .lead_and_stand_by(&mut database, &mut serving, &shutdown)
         .await;
     database.stop().await;
+    // A fault is told by itself.
+    if matches!(ended, Ok(()) | Err(RunError::Fault)) {
+        notifier.ended_in_order();
+    }
     ended
 }
 
@@ -213,6 +229,7 @@ struct Coordinator {
     public_url: String,
     clock: Clock,
     announcement: Announcement,
+    notifier: Arc<Notifier>,
 }
 
 type Serving = JoinHandle<Result<(), ServeError>>;
@@ -245,6 +262,7 @@ impl Coordinator {
             let served = tokio::select! {
                 served = &mut *serving => Some(served),
                 () = database.keep(&lease) => None,
+                () = app.fault().cancelled() => None,
             };
             self.gate.close().await;
             stop.cancel();
@@ -258,6 +276,12 @@ impl Coordinator {
             if let Some(served) = served {
                 database.release(&lease).await;
                 return ended(served);
+            }
+            if app.fault().is_cancelled() {
+                database.release(&lease).await;
+                shutdown.cancel();
+                let _ = serving.await;
+                return Err(RunError::Fault);
             }
             tracing::error!(
                 term = lease.term().0,
@@ -309,6 +333,7 @@ impl Coordinator {
             stop.clone(),
         );
         reconcilers::start(&app);
+        notify::start(&self.notifier, &app);
         let door = Doorkeeper {
             app: Arc::clone(&app),
             tokens: Arc::clone(&self.tokens),

@@ -71,6 +71,8 @@ impl Coordinator {
             settings: Settings::default(),
             log: "info".to_owned(),
             log_format: LogFormat::Compact,
+
+            notify: Default::default(),
             home: home.clone(),
         };
         let shutdown = CancellationToken::new();

@@ -2,6 +2,8 @@
 
 #[path = "../harness/mod.rs"]
 mod harness;
+#[path = "../harness/phone.rs"]
+mod phone;
 
 mod bad_input;
 mod batch;
@@ -18,6 +20,7 @@ mod following;
 mod limits;
 mod logs;
 mod measures;
+mod notices;
 mod order;
 mod pages;
 mod progress;

@@ -214,6 +214,21 @@ pub fn variable(text: &str) -> Result<Variable, String> {
     }
 }
 
+/// Reads when people are told of a job.
+///
+/// # Errors
+/// When it is none of the words.
+pub fn notify(text: &str) -> Result<qctl_proto::v1::job_spec::Notify, String> {
+    use qctl_proto::v1::job_spec::Notify;
+    match text {
+        "always" => Ok(Notify::Always),
+        "failure" => Ok(Notify::Failure),
+        "never" => Ok(Notify::Never),
+        "default" => Ok(Notify::Unspecified),
+        _ => Err("expected always, failure, never or default".to_owned()),
+    }
+}
+
 const SIGNALS: &[(&str, i32)] = &[
     ("HUP", 1),
     ("INT", 2),

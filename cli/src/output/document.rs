@@ -62,6 +62,7 @@ pub struct Job<'a> {
     artifacts: &'a [String],
     /// Bytes of output that its worker keeps; 0 means the worker's default.
     log_limit: i64,
+    notify: &'static str,
     retry_of: Option<i64>,
     unreachable: bool,
     paused: bool,
@@ -339,6 +340,12 @@ impl<'a> From<&'a v1::Job> for Job<'a> {
             template: &spec.template,
             artifacts: &spec.artifacts,
             log_limit: spec.log_limit_bytes,
+            notify: match spec.notify() {
+                v1::job_spec::Notify::Unspecified => "default",
+                v1::job_spec::Notify::Always => "always",
+                v1::job_spec::Notify::Failure => "failure",
+                v1::job_spec::Notify::Never => "never",
+            },
             retry_of: known(job.retry_of),
             unreachable: job.unreachable,
             paused: job.paused,

@@ -84,6 +84,8 @@ pub struct Draft {
     pub artifacts: Option<Vec<String>>,
     /// Most bytes of output that the worker keeps.
     pub log_limit: Option<i64>,
+    /// When people are told of it.
+    pub notify: Option<qctl_proto::v1::job_spec::Notify>,
 }
 
 /// Keys that a line of a batch may have.
@@ -120,6 +122,7 @@ pub const BATCH_KEYS: &[&str] = &[
     "pty",
     "artifacts",
     "log_limit",
+    "notify",
 ];
 
 /// Keys that a template may have besides its own.
@@ -152,6 +155,7 @@ pub const TEMPLATE_KEYS: &[&str] = &[
     "pty",
     "artifacts",
     "log_limit",
+    "notify",
 ];
 
 /// Keys of a project's defaults. None of them decides what is run: a folder that someone else
@@ -177,6 +181,7 @@ pub const PROJECT_KEYS: &[&str] = &[
     "pty",
     "artifacts",
     "log_limit",
+    "notify",
 ];
 
 impl Draft {
@@ -239,6 +244,7 @@ impl Draft {
             "pty" => self.pty = Some(truth(&value)?),
             "artifacts" => self.artifacts = Some(texts(value)?),
             "log_limit" => self.log_limit = Some(values::log_limit(&scalar(&value)?)?),
+            "notify" => self.notify = Some(values::notify(&text(value)?)?),
             other => return Err(format!("`{other}` is no key of a job")),
         }
         Ok(())
@@ -284,6 +290,7 @@ impl Draft {
             pty: self.pty.or(below.pty),
             artifacts: self.artifacts.or(below.artifacts),
             log_limit: self.log_limit.or(below.log_limit),
+            notify: self.notify.or(below.notify),
         }
     }
 }
@@ -470,6 +477,7 @@ mod tests {
             "progress": "(?<percent>\\d+)", "pty": true, "artifacts": ["out"], "log_limit": "2M",
             "retry_on": "exit:1,137", "no_retry_on": ["time-limit", "signal:9"],
             "checkpoint_exit_code": 85, "contradicted_by": "[1-9] failed",
+            "notify": "never",
         }))
         .unwrap();
         assert_eq!(

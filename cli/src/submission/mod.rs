@@ -62,6 +62,7 @@ pub fn from_options(args: SubmissionArgs, surroundings: &Surroundings) -> Result
         contradicted_by: args.contradicted_by,
         pty: args.pty.then_some(true),
         log_limit: args.log_limit,
+        notify: args.notify,
         ..Draft::default()
     };
     if !spec.after.is_empty() {
@@ -241,6 +242,7 @@ fn finish(
         no_retry_on: draft.no_retry_on.unwrap_or_default(),
         checkpoint_exit_code: draft.checkpoint_exit_code,
         contradicted_by: draft.contradicted_by.unwrap_or_default(),
+        notify: draft.notify.unwrap_or_default().into(),
     })
 }
 

@@ -12,6 +12,7 @@ pub mod leadership;
 pub mod lease;
 pub mod ledger;
 pub mod measures;
+pub mod notice;
 pub mod outcome;
 pub mod output;
 pub mod placement;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::failure::{EXIT_CODES, FailureCause, MAX_CAUSES, RetryRules};
 use crate::id::JobId;
+use crate::notice::Wish;
 
 /// Most jobs of one submission.
 pub const MAX_BATCH: usize = 10_000;
@@ -102,6 +103,8 @@ pub struct JobSpec {
     pub checkpoint_exit_code: Option<i32>,
     /// Pattern of a line near the end of the output that makes exit 0 a failure; empty when none.
     pub contradicted_by: String,
+    /// Which of its events its submitter wants to be told.
+    pub notify: Wish,
 }
 
 /// What an attempt occupies, or what a worker offers.

@@ -10,7 +10,7 @@ use qctl_server_core::ledger::{What, Which};
 use qctl_server_core::{Fence, JobId, WorkerId};
 
 use super::transitions::Report;
-use super::{App, Change};
+use super::{App, Change, Doing, Error};
 use crate::sessions::{Assignment, Connected, ToWorker};
 use crate::store::{Dedicated, StoreError, bounded, dispatch};
 
@@ -24,31 +24,25 @@ const PAUSE: Duration = Duration::from_millis(200);
 impl App {
     /// Assigns jobs until the coordinator stops.
     pub(super) async fn dispatch_forever(self: Arc<Self>) {
-        let mut failing = false;
+        let mut doing = Doing::new("dispatcher");
         let mut database = Dedicated::default();
         loop {
+            qctl_notify::panics::provoked("dispatcher");
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return,
                 () = self.wake.dispatch_wanted() => {}
                 () = tokio::time::sleep(self.settings.wake_interval) => {}
             }
-            match self.dispatch_round(&mut database).await {
-                Ok(()) => failing = false,
-                Err(error) => {
-                    if !failing {
-                        tracing::warn!(
-                            error = &error as &dyn std::error::Error,
-                            "no job can be assigned now: {error}"
-                        );
-                    }
-                    failing = true;
-                    database.give_up();
-                    self.wake.dispatch();
-                    tokio::select! {
-                        () = tokio::time::sleep(PAUSE) => {}
-                        () = self.stop.cancelled() => return,
-                    }
+            let round = self.dispatch_round(&mut database).await;
+            let round = round.map_err(Error::from);
+            doing.note(&self, &round).await;
+            if round.is_err() {
+                database.give_up();
+                self.wake.dispatch();
+                tokio::select! {
+                    () = tokio::time::sleep(PAUSE) => {}
+                    () = self.stop.cancelled() => return,
                 }
             }
         }

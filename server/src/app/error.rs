@@ -35,6 +35,12 @@ pub enum Error {
     /// No worker has this name.
     #[error("there is no worker `{0}`")]
     WorkerNotFound(String),
+    /// No notice with this number was told.
+    #[error("no notice {0} was told")]
+    NoticeNotFound(i64),
+    /// No way to a person is set up.
+    #[error("no way to send notices is set up")]
+    NoChannel,
     /// The job has ended already.
     #[error("job {job} has ended already: {state}")]
     JobEnded {

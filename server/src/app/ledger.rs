@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use chrono::TimeDelta;
 use qctl_server_core::ledger::{AfterCommit, Ledger, Which};
 use qctl_server_core::retry::Backoff;
 use sqlx::PgConnection;
@@ -69,7 +70,11 @@ impl App {
             most: self.settings.retry_most,
             random: random_unit(),
         };
-        Ok(Ledger::new(self.clock.now(), backoff, jobs, attempts))
+        let mut ledger = Ledger::new(self.clock.now(), backoff, jobs, attempts);
+        ledger.set_success_after(
+            TimeDelta::from_std(self.settings.success_told_after).unwrap_or(TimeDelta::MAX),
+        );
+        Ok(ledger)
     }
 
     /// Writes what changed. What it returns is carried out after the commit.
@@ -119,6 +124,9 @@ impl App {
         }
         if !after.ended.is_empty() {
             self.wake.ended(&after.ended);
+        }
+        if after.notices {
+            self.notices.ring();
         }
         if !after.changed.is_empty() {
             self.changes

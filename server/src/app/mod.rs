@@ -15,6 +15,7 @@ pub mod links;
 mod live;
 pub mod logs;
 pub(crate) mod measures;
+pub mod notices;
 pub mod read;
 mod retention;
 mod settings;
@@ -23,13 +24,16 @@ pub mod templates;
 #[cfg(test)]
 mod tests;
 mod transitions;
+mod trouble;
 mod upkeep;
 mod wake;
 pub mod watch;
 
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
 
 use chrono::{DateTime, Utc};
+use futures_util::FutureExt;
 use qctl_server_core::Term;
 use qctl_server_core::dispatch::Turnover;
 use tokio_util::sync::CancellationToken;
@@ -45,6 +49,7 @@ pub use read::About;
 pub use settings::Settings;
 pub use submit::Submitted;
 pub use transitions::Report;
+pub(crate) use trouble::Doing;
 
 use crate::sessions::Sessions;
 use crate::store::Store;
@@ -52,6 +57,7 @@ use edit::Edits;
 use links::Links;
 use logs::Logs;
 use measures::Measures;
+use notices::NoticeBoard;
 use transitions::Reports;
 use upkeep::SignsOfLife;
 use wake::Wake;
@@ -93,6 +99,8 @@ pub struct App {
     pub logs: Logs,
     /// Bounds how many watch.
     pub watches: Watches,
+    /// The ways to people.
+    pub notices: NoticeBoard,
     /// Times and sizes.
     pub settings: Settings,
     /// The term in which this coordinator leads.
@@ -109,6 +117,7 @@ pub struct App {
     measures: Measures,
     greetings: tokio::sync::Mutex<()>,
     stop: CancellationToken,
+    fault: CancellationToken,
     tasks: TaskTracker,
 }
 
@@ -144,6 +153,7 @@ impl App {
             live: LiveProgress::default(),
             logs,
             watches: Watches::default(),
+            notices: NoticeBoard::default(),
             settings,
             term,
             about,
@@ -156,11 +166,12 @@ impl App {
             measures: Measures::default(),
             greetings: tokio::sync::Mutex::new(()),
             stop,
+            fault: CancellationToken::new(),
             tasks,
         });
         app.spawn(Arc::clone(&app).write_reports(inbox));
         app.spawn(Arc::clone(&app).dispatch_forever());
-        app.tasks.spawn(retention::run(Arc::clone(&app)));
+        app.spawn(retention::run(Arc::clone(&app)));
         app
     }
 
@@ -169,9 +180,22 @@ impl App {
         &self.stop
     }
 
-    /// Runs a task that [`App::stopped`] waits for; it must end after the stop.
+    /// Runs a task that [`App::stopped`] waits for; it must end after the stop. A panic of it is a
+    /// fault of the whole, which then begins anew from the database: without one of its tasks it
+    /// would stand still unnoticed.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.tasks.spawn(task);
+        let fault = self.fault.clone();
+        self.tasks.spawn(async move {
+            if AssertUnwindSafe(task).catch_unwind().await.is_err() {
+                tracing::error!("a task panicked; the coordinator begins anew");
+                fault.cancel();
+            }
+        });
+    }
+
+    /// Cancelled once a task panicked.
+    pub(crate) fn fault(&self) -> &CancellationToken {
+        &self.fault
     }
 
     /// Returns once every task behind the use cases has ended.

@@ -405,7 +405,7 @@ pub(super) fn check_filter(filter: &JobFilter) -> Result<(), Error> {
     Ok(())
 }
 
-fn page_size(asked: usize, usual: usize) -> usize {
+pub(super) fn page_size(asked: usize, usual: usize) -> usize {
     match asked {
         0 => usual,
         asked => asked.min(PAGE_MOST),
@@ -413,11 +413,11 @@ fn page_size(asked: usize, usual: usize) -> usize {
 }
 
 /// A token says which list it belongs to, so that one of another list is noticed.
-fn write_token(list: &str, position: impl std::fmt::Display) -> String {
+pub(super) fn write_token(list: &str, position: impl std::fmt::Display) -> String {
     BASE64_URL_SAFE_NO_PAD.encode(format!("{list}:{position}"))
 }
 
-fn read_token<T: std::str::FromStr>(token: &str, list: &str) -> Result<T, Error> {
+pub(super) fn read_token<T: std::str::FromStr>(token: &str, list: &str) -> Result<T, Error> {
     BASE64_URL_SAFE_NO_PAD
         .decode(token)
         .ok()

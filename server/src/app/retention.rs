@@ -29,6 +29,7 @@ const EVENTS: i64 = 10_000;
 pub(super) async fn run(app: Arc<App>) {
     let mut wait = FIRST;
     loop {
+        qctl_notify::panics::provoked("retention");
         if let Err(error) = app.make_partitions().await {
             // Chunks make their partition themselves when it is missing.
             tracing::warn!(

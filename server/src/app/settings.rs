@@ -25,6 +25,8 @@ pub struct Settings {
     pub log_bytes_kept: u64,
     /// Longest time between two runs of the dispatcher and of the reconcilers.
     pub wake_interval: Duration,
+    /// Run time from which on a success is told.
+    pub success_told_after: Duration,
 }
 
 impl Default for Settings {
@@ -40,6 +42,7 @@ impl Default for Settings {
             history_kept: Duration::from_secs(90 * 24 * 60 * 60),
             log_bytes_kept: 1024 * 1024 * 1024,
             wake_interval: Duration::from_secs(5),
+            success_told_after: Duration::from_secs(120),
         }
     }
 }

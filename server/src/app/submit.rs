@@ -155,6 +155,19 @@ impl App {
         request_id: &str,
         specs: Vec<JobSpec>,
     ) -> Result<Submitted, Error> {
+        let submitted = self.submit_checked(caller, request_id, specs).await;
+        if let Err(error) = &submitted {
+            self.tell_refusal(caller, error).await;
+        }
+        submitted
+    }
+
+    async fn submit_checked(
+        self: &Arc<Self>,
+        caller: &Caller,
+        request_id: &str,
+        specs: Vec<JobSpec>,
+    ) -> Result<Submitted, Error> {
         caller.require(Role::Submit)?;
         if specs.is_empty() {
             return Err(Error::field("jobs", "is empty", "name at least one job"));

@@ -75,6 +75,7 @@ impl App {
         let mut batch = Vec::with_capacity(BATCH);
         let mut database = Dedicated::default();
         loop {
+            qctl_notify::panics::provoked("reports");
             batch.clear();
             let received = tokio::select! {
                 biased;

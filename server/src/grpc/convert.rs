@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use qctl_proto::v1;
+use qctl_server_core::notice::Wish;
 use qctl_server_core::{
     AttemptState, Condition, Demand, Dependency, FailureCause, HoleCause, JobId, JobSpec, JobState,
     Outcome, OutcomeKind, Progress, RetryRules, tracker,
@@ -125,6 +126,13 @@ pub(super) fn read_spec(spec: v1::JobSpec, path: &str) -> Result<JobSpec, Error>
         },
         checkpoint_exit_code: spec.checkpoint_exit_code,
         contradicted_by: spec.contradicted_by,
+        notify: match v1::job_spec::Notify::try_from(spec.notify) {
+            Ok(v1::job_spec::Notify::Unspecified) => Wish::Default,
+            Ok(v1::job_spec::Notify::Always) => Wish::Always,
+            Ok(v1::job_spec::Notify::Failure) => Wish::Failure,
+            Ok(v1::job_spec::Notify::Never) => Wish::Never,
+            Err(_) => return Err(unknown(&field("notify"))),
+        },
     })
 }
 
@@ -235,6 +243,13 @@ pub(super) fn spec(spec: JobSpec) -> v1::JobSpec {
         no_retry_on: causes(spec.retry_rules.no_retry_on),
         checkpoint_exit_code: spec.checkpoint_exit_code,
         contradicted_by: spec.contradicted_by,
+        notify: match spec.notify {
+            Wish::Default => v1::job_spec::Notify::Unspecified,
+            Wish::Always => v1::job_spec::Notify::Always,
+            Wish::Failure => v1::job_spec::Notify::Failure,
+            Wish::Never => v1::job_spec::Notify::Never,
+        }
+        .into(),
     }
 }
 
@@ -580,6 +595,7 @@ mod tests {
             },
             checkpoint_exit_code: Some(85),
             contradicted_by: "[1-9] failed".to_owned(),
+            notify: Wish::Failure,
             ..JobSpec::default()
         };
         assert_eq!(read_spec(spec(original.clone()), "").unwrap(), original);

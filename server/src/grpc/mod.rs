@@ -9,6 +9,7 @@ mod log_service;
 mod log_tests;
 mod log_upload;
 mod measures_service;
+mod notice_service;
 mod queue_service;
 mod status;
 #[cfg(test)]
@@ -24,6 +25,7 @@ use qctl_proto::v1::job_service_server::JobServiceServer;
 use qctl_proto::v1::log_service_server::LogServiceServer;
 use qctl_proto::v1::log_upload_service_server::LogUploadServiceServer;
 use qctl_proto::v1::measures_service_server::MeasuresServiceServer;
+use qctl_proto::v1::notice_service_server::NoticeServiceServer;
 use qctl_proto::v1::queue_service_server::QueueServiceServer;
 use qctl_proto::v1::worker_session_service_server::WorkerSessionServiceServer;
 use tonic::service::Routes;
@@ -46,6 +48,7 @@ pub(crate) fn routes(app: &Arc<App>) -> Routes {
         WorkerSessionServiceServer(worker_session::WorkerSessions::new(Arc::clone(app)));
         JobServiceServer(job_service::Jobs::new(Arc::clone(app)));
         QueueServiceServer(queue_service::Queue::new(Arc::clone(app)));
+        NoticeServiceServer(notice_service::Notices::new(Arc::clone(app)));
         LogServiceServer(log_service::Logs::new(Arc::clone(app)));
         MeasuresServiceServer(measures_service::Measures::new(Arc::clone(app)));
         LogUploadServiceServer(log_upload::LogUpload::new(Arc::clone(app)));

@@ -68,6 +68,11 @@ pub(crate) fn fault(error: Error) -> Fault {
         Error::WorkerNotFound(_) => plain(Reason::WorkerNotFound)
             .hint("a worker is known once it has connected")
             .next("qctl workers"),
+        Error::NoticeNotFound(_) => plain(Reason::NoticeNotFound)
+            .hint("one that was held back cannot be acknowledged")
+            .next("qctl notices"),
+        Error::NoChannel => plain(Reason::NoChannel)
+            .hint("docs/notifications.md says how to set up Pushover in two minutes"),
         Error::JobEnded { job, .. } => plain(Reason::JobEnded)
             .hint("an ended job never changes; it can be submitted again")
             .next(format!("qctl retry {job}")),

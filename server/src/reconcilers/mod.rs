@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 
-use crate::app::{App, Error};
+use crate::app::{App, Doing, Error};
 
 /// Between two looks at the leases.
 const LEASES: Duration = Duration::from_secs(1);
@@ -73,62 +73,52 @@ where
 {
     let shared = Arc::clone(app);
     spawn(app, async move {
-        let mut failing = false;
+        let mut doing = Doing::new(what);
         loop {
-            failing = note(what, work(Arc::clone(&shared)).await, failing);
+            qctl_notify::panics::provoked(what);
+            let result = work(Arc::clone(&shared)).await;
+            doing.note(&shared, &result).await;
             tokio::time::sleep(period).await;
         }
     });
 }
 
-/// Logs the first failure in a row. Returns whether it failed.
-fn note(what: &str, result: Result<(), Error>, failing: bool) -> bool {
-    match result {
-        Ok(()) => false,
-        Err(error) => {
-            if !failing {
-                tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    "{what}: {error}; trying again"
-                );
-            }
-            true
-        }
-    }
-}
-
 async fn leases(app: Arc<App>) {
     let mut watch = app.lease_watch();
-    let mut failing = false;
+    let mut doing = Doing::new("leases");
     loop {
-        failing = note("leases", app.watch_leases(&mut watch).await, failing);
+        qctl_notify::panics::provoked("leases");
+        let result = app.watch_leases(&mut watch).await;
+        doing.note(&app, &result).await;
         tokio::time::sleep(LEASES).await;
     }
 }
 
 async fn dependents(app: Arc<App>) {
-    let mut failing = false;
+    let mut doing = Doing::new("dependents");
     loop {
+        qctl_notify::panics::provoked("dependents");
         let ended = app.next_ended().await;
         let result = app.resolve_dependents(&ended).await;
         if result.is_err() {
             app.ended_again(&ended);
             tokio::time::sleep(AFTER_FAILURE).await;
         }
-        failing = note("dependents", result, failing);
+        doing.note(&app, &result).await;
     }
 }
 
 async fn waits(app: Arc<App>) {
-    let mut failing = false;
+    let mut doing = Doing::new("waits");
     loop {
+        qctl_notify::panics::provoked("waits");
         let next = app.queue_due().await;
         let longest = app.clock.now() + TimeDelta::seconds(30);
         let until = match &next {
             Ok(next) => next.map_or(longest, |next| next.min(longest)),
             Err(_) => app.clock.now() + AFTER_FAILURE,
         };
-        failing = note("waits", next.map(drop), failing);
+        doing.note(&app, &next).await;
         app.time_passed(until).await;
     }
 }

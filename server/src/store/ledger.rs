@@ -14,7 +14,7 @@ use sqlx::PgConnection;
 use sqlx::types::Json;
 use uuid::Uuid;
 
-use super::StoreError;
+use super::{StoreError, notices};
 
 /// Locks jobs and loads them with their attempts: the current ones and those asked for.
 pub(crate) async fn load(
@@ -30,7 +30,7 @@ pub(crate) async fn load(
         r#"select j.id, j.state, j.reason, j.message, j.cancel_requested, j.unmet_dependencies,
                   j.not_before, j.retries, j.retries_left, j.resumes, j.resumes_left,
                   j.early_losses, j.gpu_out_of_memory, j.checkpoint_exits, j.idle_exits,
-                  j.anywhere, j.started_at, j.ended_at, j.run_now_on,
+                  j.anywhere, j.started_at, j.ended_at, j.run_now_on, j.notify,
                   j.retry_rules as "retry_rules: Json<RetryRules>",
                   j.late_result as "late_result: Json<Outcome>"
            from jobs j
@@ -50,6 +50,7 @@ pub(crate) async fn load(
             id: JobId(row.id),
             read: state,
             run_now_on: row.run_now_on.map(WorkerId),
+            wish: notices::wish(&row.notify)?,
             job: Job {
                 state,
                 reason: row.reason,
@@ -160,7 +161,7 @@ async fn attempts_of(
         .collect()
 }
 
-/// Writes jobs, attempts and their history in one statement.
+/// Writes jobs, attempts and their history in one statement, and then what people are to be told.
 ///
 /// # Errors
 /// [`StoreError::Stale`] when a row is no longer in the state that was read; nothing may be
@@ -359,12 +360,12 @@ pub(crate) async fn save(
         &anywhere,
         &pending as &[Option<serde_json::Value>],
     )
-    .fetch_one(conn)
+    .fetch_one(&mut *conn)
     .await?;
     if written.jobs != jobs.len() as i64 || written.attempts != attempts.len() as i64 {
         return Err(StoreError::Stale);
     }
-    Ok(())
+    notices::insert(conn, now, &changes.notices).await
 }
 
 /// Writes history on its own.

@@ -11,6 +11,7 @@ mod lease;
 pub(crate) mod ledger;
 pub mod logs;
 pub(crate) mod measures;
+pub mod notices;
 pub mod read;
 pub(crate) mod requests;
 pub mod retention;

@@ -96,20 +96,22 @@ pub(crate) async fn insert_jobs(
            insert into jobs (id, day, state, reason, message, name, tracker, tracker_key, labels,
                              priority, pinned_worker, slots, gpus, memory_bytes, exclusive,
                              time_limit_us, unmet_dependencies, retries, retries_left, resumes,
-                             resumes_left, retry_of, submitted_by, created_at, retry_rules)
+                             resumes_left, retry_of, submitted_by, created_at, retry_rules,
+                             notify)
            overriding system value
            select u.id, ($1::timestamptz at time zone 'UTC')::date, u.state, u.reason, u.message,
                   u.name, u.tracker, u.tracker_key, u.labels, u.priority, u.pinned_worker, u.slots,
                   u.gpus, u.memory_bytes, u.exclusive, u.time_limit_us, u.unmet, u.retries,
-                  u.retries, u.resumes, u.resumes, u.retry_of, $2, $1, u.retry_rules
+                  u.retries, u.resumes, u.resumes, u.retry_of, $2, $1, u.retry_rules,
+                  u.notify
            from unnest($3::bigint[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
                        $9::text[], $10::jsonb[], $11::integer[], $12::text[], $13::integer[],
                        $14::integer[], $15::bigint[], $16::boolean[], $17::bigint[],
                        $18::integer[], $19::integer[], $20::integer[], $21::bigint[],
-                       $27::jsonb[])
+                       $27::jsonb[], $28::text[])
              as u (id, state, reason, message, name, tracker, tracker_key, labels, priority,
                    pinned_worker, slots, gpus, memory_bytes, exclusive, time_limit_us, unmet,
-                   retries, resumes, retry_of, retry_rules)
+                   retries, resumes, retry_of, retry_rules, notify)
          ), specs as (
            insert into job_specs (job_id, spec)
            select * from unnest($3::bigint[], $22::jsonb[])
@@ -148,6 +150,7 @@ pub(crate) async fn insert_jobs(
         &conditions,
         &met,
         &columns.retry_rules as &[Option<serde_json::Value>],
+        &columns.wishes,
     )
     .execute(conn)
     .await?;
@@ -179,7 +182,7 @@ pub(crate) async fn replace_spec(
         "update jobs set name = $2, tracker = $3, tracker_key = $4, labels = $5, priority = $6,
                          pinned_worker = $7, slots = $8, gpus = $9, memory_bytes = $10,
                          exclusive = $11, time_limit_us = $12, retries = $13, resumes = $14,
-                         retry_rules = $15
+                         retry_rules = $15, notify = $16
          where id = $1",
         job.0,
         columns.names[0],
@@ -196,6 +199,7 @@ pub(crate) async fn replace_spec(
         columns.retries[0],
         columns.resumes[0],
         columns.retry_rules[0],
+        columns.wishes[0],
     )
     .execute(&mut *conn)
     .await?;
@@ -272,6 +276,7 @@ struct SpecColumns {
     retries: Vec<i32>,
     resumes: Vec<i32>,
     retry_rules: Vec<Option<serde_json::Value>>,
+    wishes: Vec<String>,
     specs: Vec<serde_json::Value>,
 }
 
@@ -298,6 +303,7 @@ impl SpecColumns {
             columns.retry_rules.push(
                 (!spec.retry_rules.is_default()).then(|| serde_json::json!(spec.retry_rules)),
             );
+            columns.wishes.push(spec.notify.to_string());
             columns.specs.push(serde_json::json!(spec));
         }
         columns

@@ -14,7 +14,7 @@ mod waiting;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 
 pub use end::EndReport;
 pub use greeting::{Answer, Greeted, Present};
@@ -26,6 +26,7 @@ pub use waiting::Settled;
 use crate::attempt::{self, AttemptEvent, AttemptRefusal, AttemptState};
 use crate::id::{Fence, JobId, WorkerId};
 use crate::job::{self, JobEffect, JobEvent, JobRefusal, JobState};
+use crate::notice::{self, Notice};
 use crate::outcome::StopCause;
 use crate::retry::Backoff;
 
@@ -53,6 +54,8 @@ pub struct Ledger {
     touched_jobs: BTreeSet<JobId>,
     touched_attempts: BTreeSet<Fence>,
     events: Vec<NewEvent>,
+    notices: Vec<Notice>,
+    success_after: TimeDelta,
     /// Overrides the time between the stop signal and force of what is stopped here.
     grace: Option<Duration>,
     after: AfterCommit,
@@ -109,6 +112,8 @@ pub struct AfterCommit {
     pub ended: Vec<JobId>,
     /// Attempts that have ended.
     pub over: Vec<Over>,
+    /// There is something to tell people.
+    pub notices: bool,
 }
 
 /// What a transaction has to write, and what follows its commit.
@@ -120,6 +125,8 @@ pub struct Closed {
     pub attempts: Vec<AttemptRow>,
     /// New history, in order.
     pub events: Vec<NewEvent>,
+    /// What people are to be told, in order.
+    pub notices: Vec<Notice>,
     /// What to do after the commit, and only then.
     pub after: AfterCommit,
 }
@@ -127,7 +134,10 @@ pub struct Closed {
 impl Closed {
     /// True when there is nothing to write.
     pub fn is_empty(&self) -> bool {
-        self.jobs.is_empty() && self.attempts.is_empty() && self.events.is_empty()
+        self.jobs.is_empty()
+            && self.attempts.is_empty()
+            && self.events.is_empty()
+            && self.notices.is_empty()
     }
 }
 
@@ -147,6 +157,8 @@ impl Ledger {
             touched_jobs: BTreeSet::new(),
             touched_attempts: BTreeSet::new(),
             events: Vec::new(),
+            notices: Vec::new(),
+            success_after: notice::job::SUCCESS_AFTER,
             grace: None,
             after: AfterCommit::default(),
         }
@@ -177,6 +189,17 @@ impl Ledger {
     /// Adds an entry to the history.
     pub fn tell(&mut self, event: NewEvent) {
         self.events.push(event);
+    }
+
+    /// Has people told of something.
+    pub fn notice(&mut self, notice: Notice) {
+        self.after.notices = true;
+        self.notices.push(notice);
+    }
+
+    /// From which run time on a success is told.
+    pub fn set_success_after(&mut self, success_after: TimeDelta) {
+        self.success_after = success_after;
     }
 
     /// Asks for a message to be sent once everything is committed.
@@ -212,17 +235,29 @@ impl Ledger {
     ) -> Result<(), JobRefusal> {
         let row = self.jobs.get_mut(&id).ok_or(JobRefusal::NoAttempt)?;
         let step = job::step(&row.job, event, self.now)?;
-        row.job = step.job;
+        let wish = row.wish;
+        let before = std::mem::replace(&mut row.job, step.job);
         // A worker that had started it before it was asked back has fulfilled the wish as well.
         if row.job.state.is_final() || row.job.state == JobState::Running {
             row.run_now_on = None;
         }
+        let after = row.job.clone();
         self.touched_jobs.insert(id);
         self.after.changed.insert(id);
         let (number, worker) = match self.latest(id) {
             Some(attempt) => (Some(attempt.number), attempt.worker_name.clone()),
             None => (None, String::new()),
         };
+        let about = notice::job::About {
+            job: id,
+            attempt: number,
+            worker: &worker,
+            wish,
+            success_after: self.success_after,
+        };
+        if let Some(told) = notice::job::told(&about, &before, event, &after) {
+            self.notice(told);
+        }
         for entry in step.entries {
             self.events.push(NewEvent {
                 job: Some(id),
@@ -375,6 +410,7 @@ impl Ledger {
                 .filter_map(|fence| self.attempts.remove(fence))
                 .collect(),
             events: self.events,
+            notices: self.notices,
             after: self.after,
         }
     }

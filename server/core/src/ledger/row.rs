@@ -6,6 +6,7 @@ use uuid::Uuid;
 use crate::attempt::{Attempt, AttemptState};
 use crate::id::{AttemptNumber, Fence, JobId, WorkerId};
 use crate::job::{Job, JobState};
+use crate::notice::Wish;
 use crate::outcome::Outcome;
 
 /// A job as decisions need it.
@@ -17,6 +18,8 @@ pub struct JobRow {
     pub job: Job,
     /// Worker that must start it now, beside its slots.
     pub run_now_on: Option<WorkerId>,
+    /// What its submitter wants to be told.
+    pub wish: Wish,
     /// The state that was read.
     pub read: JobState,
 }

@@ -3,10 +3,14 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use chrono::TimeDelta;
+
 use super::{Applied, COORDINATOR, EndReport, Ledger, NewEvent};
 use crate::attempt::AttemptEvent;
 use crate::id::{Fence, WorkerId};
 use crate::lease::{Lapse, Leases};
+use crate::notice::job::About;
+use crate::notice::{self, Wish};
 use crate::outcome::{End, Facts};
 
 /// An attempt that has not ended, as far as silence is concerned.
@@ -113,6 +117,16 @@ impl Ledger {
             ),
             actor: COORDINATOR.to_owned(),
         };
+        let about = About {
+            job: row.job,
+            attempt: Some(row.number),
+            worker: &row.worker_name,
+            wish: Wish::Default,
+            success_after: self.success_after,
+        };
+        let since = self.now - TimeDelta::from_std(after).unwrap_or_default();
+        let notice = notice::job::unreachable(&about, since);
+        self.notice(notice);
         self.tell(event);
     }
 

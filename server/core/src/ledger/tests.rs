@@ -71,6 +71,7 @@ fn ledger(attempts: Vec<AttemptRow>) -> Ledger {
         read: job.state,
         job,
         run_now_on: None,
+        wish: crate::notice::Wish::Default,
     };
     let backoff = Backoff {
         base: Duration::from_secs(10),

@@ -1,0 +1,218 @@
+//! What every way to a person has in common.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+/// Longest that one request to another program's server may take.
+pub const REQUEST_LIMIT: Duration = Duration::from_secs(20);
+/// Longest that a program on this machine may take to show a notice.
+pub const PROGRAM_LIMIT: Duration = Duration::from_secs(10);
+
+/// Work of a channel.
+pub type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// How bad it is, from the mildest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Good to know.
+    Info,
+    /// Something went wrong, and qctl goes on by itself.
+    Warning,
+    /// Something is over, or stands still until a person looks.
+    Error,
+    /// Everything stands still.
+    Critical,
+}
+
+impl Severity {
+    /// Every severity, from the mildest.
+    pub const ALL: [Self; 4] = [Self::Info, Self::Warning, Self::Error, Self::Critical];
+
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Info => "info",
+            Self::Warning => "warning",
+            Self::Error => "error",
+            Self::Critical => "critical",
+        }
+    }
+
+    /// Reads the word for it.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|severity| severity.as_str() == text)
+    }
+}
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What a person is to see.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// The same for every attempt to send it, so that a receiver can tell a repetition.
+    pub id: String,
+    /// What kind of thing happened, such as `job_failed`.
+    pub class: String,
+    /// How bad it is.
+    pub severity: Severity,
+    /// One line.
+    pub title: String,
+    /// The rest.
+    pub body: String,
+    /// Where to look; empty for nowhere.
+    pub url: String,
+    /// What the link is called; empty when there is none.
+    pub url_title: String,
+    /// When it happened.
+    pub time: DateTime<Utc>,
+}
+
+/// What became of sending a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The channel took it.
+    Accepted {
+        /// Names it while a person has not acknowledged it; none when nobody has to.
+        receipt: Option<String>,
+    },
+    /// The channel does not want it, and repeating it would be wrong.
+    Refused(String),
+    /// The channel did not take it; it may be repeated after a while.
+    NotNow {
+        /// Why.
+        why: String,
+        /// Not sooner than after this.
+        after: Duration,
+    },
+    /// Nobody knows whether the channel took it.
+    Unknown(String),
+}
+
+/// What was found out about a message of unknown fate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// It was taken.
+    Sent,
+    /// It was not taken, and may be sent again.
+    NotSent,
+    /// That cannot be told, so it must not be sent again.
+    Unknown,
+    /// The channel cannot be asked now; ask later.
+    AskAgain,
+}
+
+/// Whether a person has seen an urgent message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// Not yet.
+    NotYet,
+    /// A person acknowledged it at this time; the text names who.
+    Acknowledged(Option<DateTime<Utc>>, String),
+    /// Nobody did, and it is not repeated any more.
+    Expired,
+}
+
+/// A way to a person.
+pub trait Channel: Send + Sync + fmt::Debug {
+    /// Its name, as settings and histories have it.
+    fn name(&self) -> &'static str;
+
+    /// Checks the settings with the other side.
+    ///
+    /// # Errors
+    /// What the other side says is wrong, when it says so. That it cannot be reached now is no
+    /// mistake in the settings.
+    fn check(&self) -> Pending<'_, Result<(), String>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    /// How many more messages the channel takes, read before a message is sent so that
+    /// [`Channel::settle`] can compare. `None` when it does not count, or cannot be asked now.
+    fn left(&self) -> Pending<'_, Option<i64>> {
+        Box::pin(async { None })
+    }
+
+    /// Sends a message, once.
+    fn send<'a>(&'a self, message: &'a Message) -> Pending<'a, Outcome>;
+
+    /// Finds out what became of a message whose sending was cut off. `left_before` is what
+    /// [`Channel::left`] said before it was sent.
+    fn settle(&self, left_before: Option<i64>) -> Pending<'_, Settled> {
+        let _ = left_before;
+        Box::pin(async { Settled::Unknown })
+    }
+
+    /// Asks whether a person has acknowledged an urgent message. `None` when that is not known now.
+    fn seen<'a>(&'a self, receipt: &'a str) -> Pending<'a, Option<Seen>> {
+        let _ = receipt;
+        Box::pin(async { None })
+    }
+
+    /// Ends the repetition of an urgent message. Returns whether the other side took that.
+    fn cancel<'a>(&'a self, receipt: &'a str) -> Pending<'a, bool> {
+        let _ = receipt;
+        Box::pin(async { true })
+    }
+}
+
+/// An error with everything below it, without addresses that may hold secrets.
+pub(crate) fn told(error: reqwest::Error) -> String {
+    let error = error.without_url();
+    let mut text = error.to_string();
+    let mut below = std::error::Error::source(&error);
+    while let Some(source) = below {
+        text.push_str(": ");
+        text.push_str(&source.to_string());
+        below = source.source();
+    }
+    text
+}
+
+/// What a failed request means: nobody was reached, or nobody knows.
+pub(crate) fn failed(error: reqwest::Error, after: Duration) -> Outcome {
+    match error.is_connect() || error.is_builder() {
+        true => Outcome::NotNow {
+            why: told(error),
+            after,
+        },
+        false => Outcome::Unknown(told(error)),
+    }
+}
+
+/// The beginning of an answer's body, as text.
+pub(crate) async fn body(mut response: reqwest::Response) -> Result<String, reqwest::Error> {
+    const MOST: usize = 64 * 1024;
+    let mut bytes = Vec::new();
+    while let Some(chunk) = response.chunk().await? {
+        bytes.extend_from_slice(&chunk);
+        if bytes.len() > MOST {
+            bytes.truncate(MOST);
+            break;
+        }
+    }
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// A client that keeps one connection and waits no longer than [`REQUEST_LIMIT`].
+pub(crate) fn client() -> Result<reqwest::Client, reqwest::Error> {
+    reqwest::Client::builder()
+        .timeout(REQUEST_LIMIT)
+        .connect_timeout(Duration::from_secs(10))
+        .pool_max_idle_per_host(1)
+        .pool_idle_timeout(Duration::from_secs(30))
+        .redirect(reqwest::redirect::Policy::none())
+        .user_agent(concat!("qctl/", env!("CARGO_PKG_VERSION")))
+        .build()
+}

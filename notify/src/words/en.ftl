@@ -1,0 +1,195 @@
+# What people read. Each class of notice has a title, `.what` happened where and since when, what
+# qctl `.did` about it, and what a person `.can` do; `.many` and `.item` are for several in one.
+
+cause = { $cause ->
+    [exit] it ended with exit code { $code }
+    [signal] signal { $signal } ended it
+    [time_limit] it reached its time limit
+    [out_of_memory] the machine ran out of memory for it
+    [cannot_start] it could not be started
+    [worker_lost] its machine went away or was restarted
+    [shim_lost] the process that looks after it was killed
+    [lease_expired] its machine was cut off for too long
+    [gpu_fault] its graphics card failed
+    [silence] it said nothing for too long
+    [contradicted] it reported success, but its own output says otherwise
+   *[other] { $text }
+}
+last-line = Last line: { $line }
+details = { $text }
+and-more = and { $count } more
+
+attempt_failed = Job { $job } “{ $name }” failed, and is tried again
+    .what = On { $worker } after { $ran }: { $reason }.
+    .did = It starts again at { $next }; { $left ->
+        [0] there is no further try after that
+        [one] one more try is left after that
+       *[other] { $left } more tries are left after that
+    }.
+    .can = Nothing needs to be done. To look: qctl logs { $job }
+    .many = { $count } jobs failed, and are tried again
+    .item = { $job } { $name }: { $reason }
+
+job_failed = Job { $job } “{ $name }” failed
+    .what = On { $worker } after { $ran }: { $reason }.
+    .did = It is not tried again.
+    .can = To look: qctl logs { $job }. To run it again: qctl retry { $job }
+    .many = { $count } jobs failed
+    .item = { $job } { $name }: { $reason }
+
+job_succeeded = Job { $job } “{ $name }” is done
+    .what = It succeeded on { $worker } after { $ran }.
+    .many = { $count } jobs are done
+    .item = { $job } { $name }: { $ran }
+
+job_recovered = Job { $job } “{ $name }” is done after all
+    .what = It had failed before; now it succeeded on { $worker } after { $ran }.
+    .many = { $count } jobs are done after all
+    .item = { $job } { $name }: { $ran }
+
+job_cancelled = Job { $job } “{ $name }” was cancelled
+    .what = { $text }.
+    .many = { $count } jobs were cancelled
+    .item = { $job } { $name }
+
+job_skipped = Job { $job } “{ $name }” will not run
+    .what = { $text }.
+    .did = It was cancelled without having been started.
+    .can = Once the other job has ended well, run it again: qctl retry { $job }
+    .many = { $count } jobs will not run
+    .item = { $job } { $name }
+
+job_held = Job { $job } “{ $name }” is stopped and waits for you
+    .what = { $held ->
+        [crash_loop] Its machine was lost twice in a row soon after the job started, so the job may be what brings it down.
+        [checkpoint_elsewhere] The machine that has its saved state, { $worker }, stayed away.
+       *[other] { $text }.
+    }
+    .did = It keeps its place and is not started.
+    .can = To let it go on: qctl release { $job }. To give it up: qctl cancel { $job }
+    .many = { $count } jobs are stopped and wait for you
+    .item = { $job } { $name }
+
+job_interrupted = Job { $job } “{ $name }” was interrupted, and goes on
+    .what = On { $worker } after { $ran }: { $reason }.
+    .did = It is started again at once, from its last saved state if it has one; { $left ->
+        [0] it is the last time
+        [one] one more time is left after that
+       *[other] { $left } more times are left after that
+    }.
+    .can = Nothing needs to be done. To look: qctl show { $job }
+    .many = { $count } jobs were interrupted, and go on
+    .item = { $job } { $name }: { $reason }
+
+job_refused = Job { $job } “{ $name }” was refused by { $worker }
+    .what = { $text }.
+    .did = It is offered again every few seconds.
+    .can = To see why it waits: qctl why { $job }
+    .many = { $count } jobs were refused
+    .item = { $job } { $name }: { $worker }
+
+worker_unreachable = Worker { $worker } cannot be reached
+    .what = Nothing was heard of it since { $since }. Job { $job } “{ $name }” was running there and may well be running still.
+    .did = The job is left alone. It is started elsewhere only if the worker stays away for long.
+    .can = Look whether the machine is on and has a network. To look from here: qctl workers
+    .many = { $count } workers cannot be reached
+    .item = { $worker }, since { $since }
+
+worker_back = Worker { $worker } is back
+    .what = It had been away since { $since }, for { $ran }.
+    .many = { $count } workers are back
+    .item = { $worker }
+
+submission_refused = A submission was refused
+    .what = { $name } tried to submit a job: { $text }.
+    .did = Nothing was stored.
+    .can = Correct it and submit again.
+    .many = { $count } submissions were refused
+    .item = { $name }: { $text }
+
+database_away = qctl has lost its database
+    .what = On { $worker }, since { $since }: { $text }.
+    .did = Jobs that run go on, and nothing is lost. New jobs are refused and none is started until it is back. It is tried again all the time.
+    .can = If it does not come back by itself: qctl status, then look at the disk and the log of { $worker }.
+    .many = qctl lost its database { $count } times
+    .item = since { $since }
+
+database_back = qctl has its database again
+    .what = On { $worker }. It was away for { $ran }, since { $since }.
+    .did = Jobs that ran were left alone; the queue goes on.
+    .many = qctl had its database again { $count } times
+    .item = away for { $ran }, since { $since }
+
+database_restarted = qctl's database was restarted
+    .what = On { $worker }. It is back; it was away for { $ran }, since { $since }.
+    .did = Jobs that ran were left alone, and nothing was lost.
+    .can = Nothing needs to be done. If it happens again, look at the memory and the disk of { $worker }.
+    .many = qctl's database was restarted { $count } times
+    .item = away for { $ran }, since { $since }
+
+disk_nearly_full = The disk of { $worker } is nearly full
+    .what = { $text }.
+    .did = Everything goes on for now.
+    .can = Make room. To delete old jobs with their output: qctl cleanup
+    .many = { $count } disks are nearly full
+    .item = { $worker }
+
+disk_well = The disk of { $worker } has room again
+    .what = { $text }.
+    .many = { $count } disks have room again
+    .item = { $worker }
+
+coordinator_crashed = qctl crashed, and runs again
+    .what = The coordinator on { $worker } ended without warning at about { $since } and is back since { $next }.
+    .did = Jobs that ran were left alone, and nothing was lost.
+    .can = Nothing needs to be done. If it happens again, look at its log: { $text }
+    .many = qctl crashed { $count } times, and runs again
+    .item = at about { $since }
+
+coordinator_away = qctl's coordinator cannot be reached
+    .what = Worker { $worker } has heard nothing of it since { $since }.
+    .did = Jobs that run go on, and their results are kept. No new ones are started. It is tried again all the time.
+    .can = Look whether the machine of the coordinator is on. There: qctl status, or qctl up
+    .many = qctl's coordinator could not be reached { $count } times
+    .item = since { $since }
+
+coordinator_back = qctl's coordinator is back
+    .what = Worker { $worker } reaches it again. It was away for { $ran }, since { $since }.
+    .many = qctl's coordinator was back { $count } times
+    .item = away for { $ran }
+
+panic = A fault inside qctl: { $name }
+    .what = On { $worker }, in { $place }: { $text }
+    .did = Only this part stopped, and it is started again where that is possible. Jobs that run are left alone.
+    .can = Please report it with these words.
+    .many = { $count } faults inside qctl
+    .item = { $name }: { $text }
+
+trouble = qctl cannot do a part of its work
+    .what = On { $worker }, since { $since }, { $name }: { $text }.
+    .did = It is tried again all the time. Jobs that run are left alone.
+    .can = To look: qctl status
+    .many = qctl could not do { $count } parts of its work
+    .item = { $name }: { $text }
+
+trouble_over = qctl does all of its work again
+    .what = On { $worker }, { $name }. The trouble lasted { $ran }, since { $since }.
+    .many = { $count } troubles are over
+    .item = { $name }
+
+channel_refused = Notices cannot be sent by { $name }
+    .what = { $name } answers: { $text }.
+    .did = What could not be sent is kept in: qctl notices
+    .can = Correct the settings and try: qctl notices test
+    .many = { $count } ways to send notices refuse
+    .item = { $name }: { $text }
+
+channel_works = Notices are sent by { $name } again
+    .what = It had refused them since { $since }.
+    .many = { $count } ways to send notices work again
+    .item = { $name }
+
+test = qctl can reach you
+    .what = This is a test, asked for by { $name }.
+    .many = { $count } tests
+    .item = { $name }

@@ -1,0 +1,193 @@
+# 通知の言葉。題、起きたこと(.what)、qctl がしたこと(.did)、あなたにできること(.can)。
+# 複数をまとめるときは .many と .item。
+
+cause = { $cause ->
+    [exit] 終了コード { $code } で終わりました
+    [signal] シグナル { $signal } で止められました
+    [time_limit] 制限時間になりました
+    [out_of_memory] メモリが足りなくなりました
+    [cannot_start] 起動できませんでした
+    [worker_lost] 動いていたマシンが止まったか、再起動しました
+    [shim_lost] 見張りのプロセスが強制終了されました
+    [lease_expired] 動いていたマシンとの連絡が長く途切れました
+    [gpu_fault] GPU が故障しました
+    [silence] 長い間何も出力しませんでした
+    [contradicted] 成功と報告しましたが、出力の内容と食い違っています
+   *[other] { $text }
+}
+last-line = 最後の行: { $line }
+details = { $text }
+and-more = ほか { $count } 件
+
+attempt_failed = ジョブ { $job }「{ $name }」が失敗しました(やり直します)
+    .what = { $worker } で開始から { $ran } 後: { $reason }。
+    .did = { $next } に自動でやり直します。{ $left ->
+        [0] やり直しはこれが最後です
+       *[other] そのあとさらに { $left } 回やり直せます
+    }。
+    .can = 何もしなくて大丈夫です。見るには: qctl logs { $job }
+    .many = { $count } 件のジョブが失敗しました(やり直します)
+    .item = { $job } { $name }: { $reason }
+
+job_failed = ジョブ { $job }「{ $name }」が失敗しました
+    .what = { $worker } で開始から { $ran } 後: { $reason }。
+    .did = もうやり直しません。
+    .can = 見るには: qctl logs { $job } もう一度動かすには: qctl retry { $job }
+    .many = { $count } 件のジョブが失敗しました
+    .item = { $job } { $name }: { $reason }
+
+job_succeeded = ジョブ { $job }「{ $name }」が終わりました
+    .what = { $worker } で { $ran } かけて成功しました。
+    .many = { $count } 件のジョブが終わりました
+    .item = { $job } { $name }: { $ran }
+
+job_recovered = ジョブ { $job }「{ $name }」はやり直して成功しました
+    .what = 前に失敗しましたが、今度は { $worker } で { $ran } かけて成功しました。
+    .many = { $count } 件のジョブがやり直して成功しました
+    .item = { $job } { $name }: { $ran }
+
+job_cancelled = ジョブ { $job }「{ $name }」は取り消されました
+    .what = { $text }。
+    .many = { $count } 件のジョブが取り消されました
+    .item = { $job } { $name }
+
+job_skipped = ジョブ { $job }「{ $name }」は実行されません
+    .what = { $text }。
+    .did = 開始せずに取り消しました。
+    .can = 元のジョブが成功したら、もう一度: qctl retry { $job }
+    .many = { $count } 件のジョブは実行されません
+    .item = { $job } { $name }
+
+job_held = ジョブ { $job }「{ $name }」は止まって、あなたを待っています
+    .what = { $held ->
+        [crash_loop] 開始してすぐにマシンが失われることが 2 回続きました。このジョブが原因かもしれません。
+        [checkpoint_elsewhere] 途中の状態を持つマシン { $worker } が戻りません。
+       *[other] { $text }。
+    }
+    .did = 順番はそのままで、開始しません。
+    .can = 続けるには: qctl release { $job } やめるには: qctl cancel { $job }
+    .many = { $count } 件のジョブが止まって、あなたを待っています
+    .item = { $job } { $name }
+
+job_interrupted = ジョブ { $job }「{ $name }」が中断しました(続けます)
+    .what = { $worker } で開始から { $ran } 後: { $reason }。
+    .did = すぐにもう一度始めます。保存した状態があればその続きからです。{ $left ->
+        [0] これが最後の回です
+       *[other] そのあとさらに { $left } 回続けられます
+    }。
+    .can = 何もしなくて大丈夫です。見るには: qctl show { $job }
+    .many = { $count } 件のジョブが中断しました(続けます)
+    .item = { $job } { $name }: { $reason }
+
+job_refused = ジョブ { $job }「{ $name }」を { $worker } が断りました
+    .what = { $text }。
+    .did = 数秒おきにもう一度頼みます。
+    .can = 待っている理由を見るには: qctl why { $job }
+    .many = { $count } 件のジョブが断られました
+    .item = { $job } { $name }: { $worker }
+
+worker_unreachable = ワーカー { $worker } と連絡がとれません
+    .what = { $since } から何も届きません。ジョブ { $job }「{ $name }」がそこで動いていて、今も動いているかもしれません。
+    .did = ジョブには手をつけません。長く戻らないときだけ、別の場所で始めます。
+    .can = マシンの電源とネットワークを確かめてください。見るには: qctl workers
+    .many = { $count } 台のワーカーと連絡がとれません
+    .item = { $worker }({ $since } から)
+
+worker_back = ワーカー { $worker } が戻りました
+    .what = { $since } から { $ran } の間、連絡がとれませんでした。
+    .many = { $count } 台のワーカーが戻りました
+    .item = { $worker }
+
+submission_refused = ジョブの登録を断りました
+    .what = { $name } がジョブを登録しようとしました: { $text }。
+    .did = 何も登録していません。
+    .can = 直してから、もう一度登録してください。
+    .many = { $count } 件の登録を断りました
+    .item = { $name }: { $text }
+
+database_away = qctl がデータベースを使えません
+    .what = { $worker } で { $since } から: { $text }。
+    .did = 動いているジョブはそのまま続き、何も失われません。戻るまで新しいジョブは受け付けず、開始もしません。ずっと試し続けます。
+    .can = 自然に戻らないときは qctl status を見て、{ $worker } のディスクとログを確かめてください。
+    .many = qctl がデータベースを { $count } 回使えなくなりました
+    .item = { $since } から
+
+database_back = qctl のデータベースが戻りました
+    .what = { $worker } で { $since } から { $ran } の間、使えませんでした。
+    .did = 動いていたジョブには手をつけていません。キューは再開しました。
+    .many = qctl のデータベースが { $count } 回戻りました
+    .item = { $since } から { $ran }
+
+database_restarted = qctl のデータベースが再起動しました
+    .what = { $worker } で { $since } から { $ran } の間、使えませんでした。今は戻っています。
+    .did = 動いていたジョブには手をつけていません。何も失われていません。
+    .can = 何もしなくて大丈夫です。繰り返すときは { $worker } のメモリとディスクを確かめてください。
+    .many = qctl のデータベースが { $count } 回再起動しました
+    .item = { $since } から { $ran }
+
+disk_nearly_full = { $worker } のディスクがもうすぐ一杯です
+    .what = { $text }。
+    .did = 今のところ、すべて動き続けています。
+    .can = 空きを作ってください。古いジョブと出力を消すには: qctl cleanup
+    .many = { $count } 台のディスクがもうすぐ一杯です
+    .item = { $worker }
+
+disk_well = { $worker } のディスクに空きができました
+    .what = { $text }。
+    .many = { $count } 台のディスクに空きができました
+    .item = { $worker }
+
+coordinator_crashed = qctl が落ちて、また動いています
+    .what = { $worker } のコーディネーターが { $since } ごろ突然終わり、{ $next } に戻りました。
+    .did = 動いていたジョブには手をつけていません。何も失われていません。
+    .can = 何もしなくて大丈夫です。繰り返すときはログを見てください: { $text }
+    .many = qctl が { $count } 回落ちて、また動いています
+    .item = { $since } ごろ
+
+coordinator_away = qctl のコーディネーターと連絡がとれません
+    .what = ワーカー { $worker } に { $since } から何も届きません。
+    .did = 動いているジョブは続き、結果も保存されます。新しいジョブは始まりません。ずっと試し続けます。
+    .can = コーディネーターのマシンの電源を確かめ、そこで qctl status か qctl up を実行してください。
+    .many = qctl のコーディネーターと { $count } 回連絡がとれませんでした
+    .item = { $since } から
+
+coordinator_back = qctl のコーディネーターが戻りました
+    .what = ワーカー { $worker } からまた届きます。{ $since } から { $ran } の間、連絡がとれませんでした。
+    .many = qctl のコーディネーターが { $count } 回戻りました
+    .item = { $ran }
+
+panic = qctl の内部の故障: { $name }
+    .what = { $worker } の { $place }: { $text }
+    .did = この部分だけが止まり、できるものは自動で始め直します。動いているジョブには手をつけません。
+    .can = この文面のまま報告してください。
+    .many = qctl の内部の故障 { $count } 件
+    .item = { $name }: { $text }
+
+trouble = qctl の仕事の一部が進みません
+    .what = { $worker } で { $since } から、{ $name }: { $text }。
+    .did = ずっと試し続けます。動いているジョブには手をつけません。
+    .can = 見るには: qctl status
+    .many = qctl の仕事 { $count } 件が進みません
+    .item = { $name }: { $text }
+
+trouble_over = qctl の仕事がすべて進むようになりました
+    .what = { $worker } の { $name }。{ $since } から { $ran } の間でした。
+    .many = { $count } 件の問題が終わりました
+    .item = { $name }
+
+channel_refused = { $name } で通知を送れません
+    .what = { $name } の返事: { $text }。
+    .did = 送れなかったものは残してあります: qctl notices
+    .can = 設定を直して、試してください: qctl notices test
+    .many = 通知の送り先 { $count } 件に断られています
+    .item = { $name }: { $text }
+
+channel_works = { $name } で通知をまた送れます
+    .what = { $since } から断られていました。
+    .many = 通知の送り先 { $count } 件がまた使えます
+    .item = { $name }
+
+test = qctl からの通知が届きました
+    .what = { $name } が頼んだ試しの通知です。
+    .many = 試しの通知 { $count } 件
+    .item = { $name }

@@ -1,0 +1,347 @@
+//! Which of the things that happen to a job are worth telling.
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use super::{Class, Details, Notice, Wish};
+use crate::id::{AttemptNumber, JobId};
+use crate::job::{Job, JobEvent, JobState};
+use crate::outcome::{Cause, Outcome, OutcomeKind};
+
+/// A success is told when the job ran at least this long, unless the installation says otherwise.
+pub const SUCCESS_AFTER: TimeDelta = TimeDelta::minutes(2);
+
+/// The job that something happened to.
+#[derive(Clone, Copy, Debug)]
+pub struct About<'a> {
+    /// The job.
+    pub job: JobId,
+    /// Its latest attempt, if that is known.
+    pub attempt: Option<AttemptNumber>,
+    /// That attempt's worker; empty when not known.
+    pub worker: &'a str,
+    /// What its submitter wants to be told.
+    pub wish: Wish,
+    /// From which run time on a success is told.
+    pub success_after: TimeDelta,
+}
+
+/// What is to be told of an event that brought a job from `before` to `after`.
+pub fn told(about: &About<'_>, before: &Job, event: &JobEvent, after: &Job) -> Option<Notice> {
+    match event {
+        JobEvent::AttemptEnded(ended, _) => {
+            let ran = ended.started_at.map(|started| ended.ended_at - started);
+            about.settled(before, after, &ended.outcome, ran, ended.refused)
+        }
+        // One that changes nothing was told when the attempt was given up.
+        JobEvent::LateResult(late) if after.state != before.state => {
+            about.settled(before, after, &late.outcome, None, false)
+        }
+        JobEvent::DependencyFailed(message) => Some(about.notice(
+            Class::JobSkipped,
+            "",
+            Details {
+                text: message.clone(),
+                ..Details::default()
+            },
+        )),
+        JobEvent::HoldForCheckpoint(_) => Some(about.held(after, Details::default())),
+        _ => None,
+    }
+}
+
+/// What is to be told of a job whose worker is silent.
+pub fn unreachable(about: &About<'_>, since: DateTime<Utc>) -> Notice {
+    let details = Details {
+        since: Some(since),
+        ..Details::default()
+    };
+    Notice {
+        subject: Notice::worker_subject(about.worker),
+        muted: false,
+        ..about.notice(Class::WorkerUnreachable, "", details)
+    }
+}
+
+impl About<'_> {
+    fn notice(&self, class: Class, signature: &str, details: Details) -> Notice {
+        Notice {
+            class,
+            subject: format!("job {}", self.job),
+            signature: signature.to_owned(),
+            job: Some(self.job),
+            attempt: self.attempt,
+            worker: self.worker.to_owned(),
+            details,
+            muted: self.wish == Wish::Never,
+        }
+    }
+
+    /// What is to be told of an attempt's end and what it led to.
+    fn settled(
+        &self,
+        before: &Job,
+        after: &Job,
+        outcome: &Outcome,
+        ran: Option<TimeDelta>,
+        refused: bool,
+    ) -> Option<Notice> {
+        match after.state {
+            JobState::Succeeded | JobState::Failed | JobState::Cancelled => {
+                self.end(before, after.state, outcome, ran)
+            }
+            JobState::Held if before.state != JobState::Held => {
+                Some(self.held(after, Details::of(outcome)))
+            }
+            JobState::Waiting | JobState::Queued => self.goes_on(after, outcome, ran, refused),
+            JobState::Held | JobState::Running => None,
+        }
+    }
+
+    fn end(
+        &self,
+        before: &Job,
+        state: JobState,
+        outcome: &Outcome,
+        ran: Option<TimeDelta>,
+    ) -> Option<Notice> {
+        let details = Details {
+            seconds: ran.map(|ran| ran.num_seconds()),
+            ..Details::of(outcome)
+        };
+        let class = match (state, self.wish) {
+            (JobState::Failed, _) => Class::JobFailed,
+            (JobState::Succeeded, Wish::Failure | Wish::Never) => return None,
+            // Who was told of the failure wants to know how it ended.
+            (JobState::Succeeded, _) if before.budget.retries_left < before.budget.retries => {
+                Class::JobRecovered
+            }
+            (JobState::Succeeded, Wish::Always) => Class::JobSucceeded,
+            (JobState::Succeeded, Wish::Default)
+                if ran.is_some_and(|ran| ran >= self.success_after) =>
+            {
+                Class::JobSucceeded
+            }
+            (JobState::Cancelled, Wish::Always) => Class::JobCancelled,
+            _ => return None,
+        };
+        Some(self.notice(class, "", details))
+    }
+
+    fn held(&self, after: &Job, details: Details) -> Notice {
+        let details = Details {
+            held: after.reason.clone(),
+            text: after.message.clone(),
+            ..details
+        };
+        self.notice(Class::JobHeld, &after.reason, details)
+    }
+
+    fn goes_on(
+        &self,
+        after: &Job,
+        outcome: &Outcome,
+        ran: Option<TimeDelta>,
+        refused: bool,
+    ) -> Option<Notice> {
+        let mut details = Details {
+            seconds: ran.map(|ran| ran.num_seconds()),
+            ..Details::of(outcome)
+        };
+        match outcome.kind {
+            // A person asked for it, and gets a report.
+            _ if outcome.cause == Cause::Drill => None,
+            OutcomeKind::Failed => {
+                details.next_at = after.not_before;
+                details.left = Some(after.budget.retries_left);
+                // The attempt's error is found in its output, and replaces this, before anything
+                // is told: the same error is told once.
+                let signature = self
+                    .attempt
+                    .map_or_else(String::new, |number| format!("attempt {number}"));
+                Some(self.notice(Class::AttemptFailed, &signature, details))
+            }
+            OutcomeKind::Interrupted => {
+                details.left = Some(after.budget.resumes_left);
+                Some(self.notice(Class::JobInterrupted, outcome.cause.as_str(), details))
+            }
+            OutcomeKind::NeverStarted if refused => {
+                let signature = super::signature::normalised(&outcome.message);
+                Some(self.notice(Class::JobRefused, &signature, details))
+            }
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::job::step;
+    use crate::outcome::{End, Facts, StopCause, outcome};
+    use crate::retry::{Backoff, Ended};
+    use crate::spec::JobSpec;
+
+    fn at(seconds: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp(1_800_000_000 + seconds, 0).unwrap()
+    }
+
+    fn ended(facts: &Facts, ran: i64, refused: bool) -> JobEvent {
+        JobEvent::AttemptEnded(
+            Ended {
+                outcome: outcome(facts),
+                started_at: Some(at(0)),
+                ended_at: at(ran),
+                checkpoint: false,
+                gpu_out_of_memory: false,
+                refused,
+                cancel_requested: false,
+            },
+            Backoff {
+                base: Duration::from_secs(5),
+                most: Duration::from_secs(600),
+                random: 0.5,
+            },
+        )
+    }
+
+    fn exit(code: i32) -> Facts {
+        Facts {
+            exit_code: Some(code),
+            ..Facts::of(End::Waited)
+        }
+    }
+
+    fn submitted(retries: i32) -> Job {
+        let spec = JobSpec {
+            retries: Some(retries),
+            resumes: Some(3),
+            ..JobSpec::default()
+        };
+        Job::submitted(&spec, 0)
+    }
+
+    fn running(retries: i32) -> Job {
+        let job = submitted(retries);
+        let job = step(&job, &JobEvent::Assigned("w".into()), at(0))
+            .unwrap()
+            .job;
+        step(&job, &JobEvent::AttemptStarted(at(0)), at(0))
+            .unwrap()
+            .job
+    }
+
+    fn told_of(job: &Job, event: &JobEvent, wish: Wish) -> (Option<Notice>, Job) {
+        let after = step(job, event, at(500)).unwrap().job;
+        let about = About {
+            job: JobId(7),
+            attempt: Some(AttemptNumber(1)),
+            worker: "w",
+            wish,
+            success_after: SUCCESS_AFTER,
+        };
+        (told(&about, job, event, &after), after)
+    }
+
+    fn class(job: &Job, event: &JobEvent, wish: Wish) -> Option<Class> {
+        told_of(job, event, wish).0.map(|notice| notice.class)
+    }
+
+    #[test]
+    fn a_failure_is_told_before_its_retry_and_when_it_is_final() {
+        let failure = ended(&exit(3), 10, false);
+        let (first, _) = told_of(&running(2), &failure, Wish::Default);
+        let first = first.unwrap();
+        assert_eq!(first.class, Class::AttemptFailed);
+        assert_eq!(first.details.exit_code, Some(3));
+        assert_eq!(first.details.left, Some(1));
+        assert_eq!(first.details.next_at, Some(at(505)));
+        assert_eq!(
+            class(&running(0), &failure, Wish::Default),
+            Some(Class::JobFailed)
+        );
+        let (muted, _) = told_of(&running(0), &failure, Wish::Never);
+        assert!(muted.unwrap().muted);
+    }
+
+    #[test]
+    fn a_success_is_told_when_it_took_long_or_was_asked_for_or_had_failed() {
+        let (short, long) = (ended(&exit(0), 119, false), ended(&exit(0), 120, false));
+        for (event, wish, expected) in [
+            (&short, Wish::Default, None),
+            (&long, Wish::Default, Some(Class::JobSucceeded)),
+            (&short, Wish::Always, Some(Class::JobSucceeded)),
+            (&long, Wish::Failure, None),
+            (&long, Wish::Never, None),
+        ] {
+            assert_eq!(class(&running(2), event, wish), expected, "{wish}");
+        }
+        let mut retried = running(2);
+        retried.budget.retries_left = 1;
+        assert_eq!(
+            class(&retried, &short, Wish::Default),
+            Some(Class::JobRecovered)
+        );
+    }
+
+    #[test]
+    fn an_interruption_a_refusal_and_a_hold_are_told() {
+        let lost = ended(&Facts::of(End::MachineLost), 5_000, false);
+        let (told, _) = told_of(&running(2), &lost, Wish::Default);
+        let told = told.unwrap();
+        assert_eq!(
+            (told.class, told.signature.as_str(), told.details.left),
+            (Class::JobInterrupted, "worker_lost", Some(2))
+        );
+        let early = ended(&Facts::of(End::MachineLost), 5, false);
+        let (_, once) = told_of(&running(2), &early, Wish::Default);
+        let again = step(&once, &JobEvent::Assigned("w".into()), at(1))
+            .unwrap()
+            .job;
+        let again = step(&again, &JobEvent::AttemptStarted(at(1)), at(1))
+            .unwrap()
+            .job;
+        let (held, _) = told_of(&again, &early, Wish::Default);
+        let held = held.unwrap();
+        assert_eq!(
+            (held.class, held.details.held.as_str()),
+            (Class::JobHeld, "crash_loop")
+        );
+        let refused = ended(&Facts::of(End::NeverStarted), 0, true);
+        assert_eq!(
+            class(&running(2), &refused, Wish::Default),
+            Some(Class::JobRefused)
+        );
+        let returned = ended(&Facts::of(End::NeverStarted), 0, false);
+        assert_eq!(class(&running(2), &returned, Wish::Default), None);
+    }
+
+    #[test]
+    fn what_a_person_did_is_no_news_to_them() {
+        let cancelled = ended(
+            &Facts {
+                stopped: Some(StopCause::Cancel),
+                signal: Some(15),
+                ..Facts::of(End::Waited)
+            },
+            500,
+            false,
+        );
+        assert_eq!(class(&running(2), &cancelled, Wish::Default), None);
+        assert_eq!(
+            class(&running(2), &cancelled, Wish::Always),
+            Some(Class::JobCancelled)
+        );
+        let queued = submitted(2);
+        assert_eq!(
+            class(&queued, &JobEvent::Hold("me".into()), Wish::Always),
+            None
+        );
+        let skipped = JobEvent::DependencyFailed("job 3 failed".into());
+        assert_eq!(
+            class(&queued, &skipped, Wish::Default),
+            Some(Class::JobSkipped)
+        );
+    }
+}

@@ -1,0 +1,239 @@
+//! What people are told: asking for it, reading it, and saying that it was seen.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use qctl_server_core::JobId;
+use qctl_server_core::notice::signature::normalised;
+use qctl_server_core::notice::{Class, Details, Notice};
+
+use super::read::{PageRequest, page_size, read_token, write_token};
+use super::{App, Caller, Error, Role};
+pub use crate::store::notices::{DeliveryRecord, ErrorGroup, NoticeCount, NoticeRecord};
+
+/// Notices on a page unless asked otherwise.
+const PAGE: usize = 50;
+/// How far back notices are counted and errors grouped unless asked otherwise.
+const STATISTICS: TimeDelta = TimeDelta::days(30);
+
+/// The ways to people, as far as use cases know them, and the bell that says there is something to
+/// tell.
+#[derive(Debug, Default)]
+pub struct NoticeBoard {
+    channels: OnceLock<Vec<String>>,
+    problems: Mutex<BTreeMap<String, String>>,
+    bell: tokio::sync::Notify,
+}
+
+impl NoticeBoard {
+    /// Names the channels that are set up; the first call decides.
+    pub(crate) fn set_channels(&self, names: Vec<String>) {
+        let _ = self.channels.set(names);
+    }
+
+    /// The channels that are set up.
+    pub fn channels(&self) -> &[String] {
+        self.channels.get().map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// Notes that a channel refuses what it is given, or does so no longer. Returns what it refused
+    /// with before.
+    pub(crate) fn set_problem(&self, channel: &str, problem: Option<String>) -> Option<String> {
+        let mut problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
+        match problem {
+            Some(problem) => problems.insert(channel.to_owned(), problem),
+            None => problems.remove(channel),
+        }
+    }
+
+    /// What a channel refuses what it is given with.
+    pub fn problem(&self, channel: &str) -> Option<String> {
+        let problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
+        problems.get(channel).cloned()
+    }
+
+    /// There is something to tell.
+    pub(crate) fn ring(&self) {
+        self.bell.notify_one();
+    }
+
+    /// Returns once there is something to tell.
+    pub(crate) async fn rung(&self) {
+        self.bell.notified().await;
+    }
+}
+
+/// A page of notices.
+#[derive(Clone, Debug)]
+pub struct NoticePage {
+    /// Newest first.
+    pub notices: Vec<NoticeRecord>,
+    /// Empty on the last page.
+    pub next_page_token: String,
+    /// How many there were lately, by class and fate.
+    pub counts: Vec<NoticeCount>,
+}
+
+/// A page of groups of errors.
+#[derive(Clone, Debug)]
+pub struct ErrorPage {
+    /// The group with the latest failure first.
+    pub groups: Vec<ErrorGroup>,
+    /// Empty on the last page.
+    pub next_page_token: String,
+}
+
+impl App {
+    /// Has people told of something that happens outside of any transaction.
+    ///
+    /// # Errors
+    /// When the database is away.
+    pub(crate) async fn tell(&self, notice: Notice) -> Result<(), Error> {
+        self.store
+            .insert_notices(self.clock.now(), vec![notice])
+            .await?;
+        self.notices.ring();
+        Ok(())
+    }
+
+    /// Has people told that a submission was refused: whoever submitted may be a program that nobody
+    /// watches.
+    pub(super) async fn tell_refusal(&self, caller: &Caller, error: &Error) {
+        if !matches!(
+            error,
+            Error::InvalidField { .. }
+                | Error::DependencyImpossible { .. }
+                | Error::LimitExceeded { .. }
+                | Error::RequestIdReused(_)
+        ) {
+            return;
+        }
+        let text = error.to_string();
+        let details = Details {
+            name: caller.name.clone(),
+            text: text.clone(),
+            ..Details::default()
+        };
+        let notice = Notice {
+            signature: normalised(&text),
+            ..Notice::about(
+                Class::SubmissionRefused,
+                format!("submitter {}", caller.name),
+                details,
+            )
+        };
+        if let Err(error) = self.tell(notice).await {
+            tracing::warn!(error = %error, "a refused submission is not told");
+        }
+    }
+
+    /// True while a worker of this name is connected and has been heard of lately.
+    pub(crate) fn is_worker_heard(&self, name: &str) -> bool {
+        let silent = self.settings.heartbeat_interval * 2;
+        let now = self.clock.now();
+        self.sessions.connected().iter().any(|session| {
+            session.name == name
+                && (now - session.last_contact).to_std().unwrap_or_default() <= silent
+        })
+    }
+
+    /// A page of notices, newest first; of one job, or all.
+    ///
+    /// # Errors
+    /// When the page token is wrong, or the database is away.
+    pub async fn notice_page(
+        &self,
+        job: Option<JobId>,
+        page: &PageRequest,
+    ) -> Result<NoticePage, Error> {
+        let before = match page.token.as_str() {
+            "" => 0,
+            token => read_token(token, "notices")?,
+        };
+        let size = page_size(page.size, PAGE);
+        let limit = i64::try_from(size).unwrap_or(i64::MAX).saturating_add(1);
+        let mut notices = self.store.notices(before, job, limit).await?;
+        let more = notices.len() > size;
+        notices.truncate(size);
+        let next_page_token = match notices.last() {
+            Some(last) if more => write_token("notices", last.id),
+            _ => String::new(),
+        };
+        let counts = self
+            .store
+            .count_notices(self.clock.now() - STATISTICS)
+            .await?;
+        Ok(NoticePage {
+            notices,
+            next_page_token,
+            counts,
+        })
+    }
+
+    /// Sends a notice through every channel, to see whether it arrives. Returns their names.
+    ///
+    /// # Errors
+    /// [`Error::NoChannel`], or when the database is away.
+    pub async fn test_notices(&self, caller: &Caller) -> Result<Vec<String>, Error> {
+        caller.require(Role::Operate)?;
+        if self.notices.channels().is_empty() {
+            return Err(Error::NoChannel);
+        }
+        let details = Details {
+            name: caller.name.clone(),
+            ..Details::default()
+        };
+        self.tell(Notice::about(Class::Test, "test", details))
+            .await?;
+        Ok(self.notices.channels().to_vec())
+    }
+
+    /// Notes that a person has seen a notice; an urgent one is not repeated any more.
+    ///
+    /// # Errors
+    /// [`Error::NoticeNotFound`], also for one that was never told.
+    pub async fn acknowledge_notice(&self, caller: &Caller, notice: i64) -> Result<(), Error> {
+        caller.require(Role::Operate)?;
+        let seen = self
+            .store
+            .acknowledge_notice(notice, self.clock.now(), &caller.name)
+            .await?;
+        match seen {
+            Some(true) => {
+                self.notices.ring();
+                Ok(())
+            }
+            Some(false) | None => Err(Error::NoticeNotFound(notice)),
+        }
+    }
+
+    /// A page of failures in groups of the same error.
+    ///
+    /// # Errors
+    /// When the page token is wrong, or the database is away.
+    pub async fn error_page(
+        &self,
+        since: Option<DateTime<Utc>>,
+        page: &PageRequest,
+    ) -> Result<ErrorPage, Error> {
+        let skip: i64 = match page.token.as_str() {
+            "" => 0,
+            token => read_token(token, "errors")?,
+        };
+        let size = page_size(page.size, PAGE);
+        let limit = i64::try_from(size).unwrap_or(i64::MAX).saturating_add(1);
+        let since = since.unwrap_or_else(|| self.clock.now() - STATISTICS);
+        let mut groups = self.store.error_groups(since, skip.max(0), limit).await?;
+        let more = groups.len() > size;
+        groups.truncate(size);
+        let next_page_token = match more {
+            true => write_token("errors", skip + groups.len() as i64),
+            false => String::new(),
+        };
+        Ok(ErrorPage {
+            groups,
+            next_page_token,
+        })
+    }
+}

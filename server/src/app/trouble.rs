@@ -1,0 +1,77 @@
+//! Loops that fail again and again: logged at the first failure, told when it is no passing one.
+
+use qctl_server_core::notice::{Class, Details, Notice};
+
+use super::{App, Error};
+
+/// Failures in a row after which people are told.
+const TOLD_AFTER: u32 = 3;
+
+/// How a loop of the coordinator has been doing.
+#[derive(Debug)]
+pub(crate) struct Doing {
+    what: &'static str,
+    failures: u32,
+    told: bool,
+}
+
+impl Doing {
+    /// A loop that does this, and has not failed.
+    pub(crate) fn new(what: &'static str) -> Self {
+        Self {
+            what,
+            failures: 0,
+            told: false,
+        }
+    }
+
+    /// Notes how a round went.
+    pub(crate) async fn note<T>(&mut self, app: &App, result: &Result<T, Error>) {
+        let what = self.what;
+        match result {
+            Ok(_) => {
+                self.failures = 0;
+                if self.told && self.tell(app, Class::TroubleOver, String::new()).await {
+                    self.told = false;
+                }
+            }
+            Err(error) => {
+                if self.failures == 0 {
+                    tracing::warn!(
+                        error = error as &dyn std::error::Error,
+                        "{what}: {error}; trying again"
+                    );
+                }
+                self.failures = self.failures.saturating_add(1);
+                // That the database is away is told by who watches it.
+                let passes = matches!(error, Error::Store(store) if store.is_transient())
+                    || matches!(error, Error::ShuttingDown);
+                if !passes && !self.told && self.failures >= TOLD_AFTER {
+                    self.told = self.tell(app, Class::Trouble, told(error)).await;
+                }
+            }
+        }
+    }
+
+    async fn tell(&self, app: &App, class: Class, text: String) -> bool {
+        let details = Details {
+            name: self.what.to_owned(),
+            since: (class == Class::Trouble).then(|| app.clock.now()),
+            text,
+            ..Details::default()
+        };
+        let notice = Notice::about(class, format!("coordinator: {}", self.what), details);
+        app.tell(notice).await.is_ok()
+    }
+}
+
+/// An error with everything below it.
+fn told(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut below = std::error::Error::source(error);
+    while let Some(source) = below {
+        text.push_str(&format!(": {source}"));
+        below = source.source();
+    }
+    text
+}

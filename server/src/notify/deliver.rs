@@ -1,0 +1,305 @@
+//! Sends messages through one channel, one after the other: marked before it is sent, and marked
+//! with what became of it afterwards. What was cut off between the two is settled by asking the
+//! channel, and never sent again unless the channel surely did not take it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use qctl_notify::channel::Seen;
+use qctl_notify::{Channel, Message, Outcome, Settled};
+use qctl_server_core::notice::{Class, Details, Notice, Severity};
+
+use super::Teller;
+use crate::app::Error;
+use crate::store::notices::{Delivery, Fate};
+
+/// Longest wait before another look; the bell and the next due time shorten it.
+const LOOK: Duration = Duration::from_secs(5);
+/// Wait before a message whose answer was lost is asked about.
+const SETTLE_AFTER: TimeDelta = TimeDelta::seconds(5);
+/// A message that was begun this long ago is not being sent by anybody any more: longer than a
+/// request may take.
+const ABANDONED_AFTER: TimeDelta = TimeDelta::seconds(30);
+/// How often a channel is asked about one message before that is given up.
+const SETTLE_TRIES: u32 = 12;
+/// Longest wait before a message is tried again.
+const LONGEST_WAIT: TimeDelta = TimeDelta::minutes(10);
+/// Age at which a message that no try brought through is given up: it is no news any more.
+const OLDEST: TimeDelta = TimeDelta::days(2);
+/// Between two looks at whether urgent messages were acknowledged.
+const RECEIPTS: Duration = Duration::from_secs(10);
+
+/// Sends until the coordinator stops.
+pub(super) async fn run(teller: Arc<Teller>, channel: Arc<dyn Channel>) {
+    let name = channel.name();
+    teller.check(&*channel).await;
+    let mut failing = false;
+    let mut asked = 0;
+    let mut receipts_at = tokio::time::Instant::now();
+    loop {
+        qctl_notify::panics::provoked("delivery");
+        if tokio::time::Instant::now() >= receipts_at {
+            receipts_at = tokio::time::Instant::now() + RECEIPTS;
+            if let Err(error) = teller.look_at_receipts(&*channel).await {
+                tracing::debug!(error = %error, "urgent messages are looked at later");
+            }
+        }
+        // Armed before looking, so that no bell is missed.
+        let bell = teller.delivery_bell.notified();
+        let wait = match teller.deliver_next(&*channel, &mut asked).await {
+            Ok(wait) => {
+                failing = false;
+                wait
+            }
+            Err(error) => {
+                if !failing {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        channel = name,
+                        "messages by {name} wait: {error}; trying again"
+                    );
+                }
+                failing = true;
+                Duration::from_secs(1)
+            }
+        };
+        if !wait.is_zero() {
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = bell => {}
+            }
+        }
+    }
+}
+
+impl Teller {
+    /// Asks a channel whether it would take messages, and tells what it says against it.
+    async fn check(&self, channel: &dyn Channel) {
+        match channel.check().await {
+            Ok(()) => self.channel_works(channel.name()).await,
+            Err(why) => self.channel_refuses(channel.name(), &why).await,
+        }
+    }
+
+    async fn channel_refuses(&self, name: &str, why: &str) {
+        let before = self.app.notices.set_problem(name, Some(why.to_owned()));
+        if before.as_deref() == Some(why) {
+            return;
+        }
+        tracing::error!(channel = name, "notices by {name} are refused: {why}");
+        let details = Details {
+            name: name.to_owned(),
+            text: why.to_owned(),
+            ..Details::default()
+        };
+        let notice = Notice::about(Class::ChannelRefused, format!("channel {name}"), details);
+        if let Err(error) = self.app.tell(notice).await {
+            tracing::warn!(error = %error, "that {name} refuses notices is not in the history");
+        }
+    }
+
+    async fn channel_works(&self, name: &str) {
+        self.app.notices.set_problem(name, None);
+        let details = Details {
+            name: name.to_owned(),
+            ..Details::default()
+        };
+        let notice = Notice::about(Class::ChannelWorks, format!("channel {name}"), details);
+        // Written only when the history says that it was refused before.
+        if let Err(error) = self.app.tell(notice).await {
+            tracing::debug!(error = %error, "that {name} takes notices is not in the history");
+        }
+    }
+
+    /// Sends what is due next, if anything is. Returns how long to wait.
+    async fn deliver_next(
+        &self,
+        channel: &dyn Channel,
+        asked: &mut u32,
+    ) -> Result<Duration, Error> {
+        let name = channel.name();
+        let Some(delivery) = self.app.store.next_delivery(name).await? else {
+            return Ok(LOOK);
+        };
+        let now = self.app.clock.now();
+        let left = (delivery.next_at - now).to_std().unwrap_or_default();
+        if !left.is_zero() {
+            return Ok(left.min(LOOK));
+        }
+        let (fate, detail) = match delivery.sending {
+            true => self.settle(channel, &delivery, asked).await,
+            false => match self.send(channel, &delivery).await? {
+                Some(fate) => fate,
+                None => return Ok(Duration::ZERO),
+            },
+        };
+        if !matches!(fate, Fate::Sending(_)) {
+            *asked = 0;
+        }
+        tracing::info!(
+            channel = name,
+            message = delivery.message,
+            "message {} ({}) by {name}: {}",
+            delivery.message,
+            delivery.class,
+            word(&fate)
+        );
+        // What is not written here is settled by the next look.
+        self.app
+            .store
+            .end_delivery(delivery.message, name, self.app.clock.now(), &fate, &detail)
+            .await?;
+        match fate {
+            Fate::Sent { .. } if self.app.notices.problem(name).is_some() => {
+                self.channel_works(name).await;
+            }
+            // About a message that says so already, nothing more is said.
+            Fate::Rejected if delivery.class != Class::ChannelRefused => {
+                self.channel_refuses(name, &detail).await;
+            }
+            _ => {}
+        }
+        Ok(Duration::ZERO)
+    }
+
+    async fn send(
+        &self,
+        channel: &dyn Channel,
+        delivery: &Delivery,
+    ) -> Result<Option<(Fate, String)>, Error> {
+        let now = self.app.clock.now();
+        let left = channel.left().await;
+        let begun = self
+            .app
+            .store
+            .begin_delivery(
+                delivery.message,
+                channel.name(),
+                left,
+                now + ABANDONED_AFTER,
+            )
+            .await?;
+        if !begun {
+            return Ok(None);
+        }
+        if now - delivery.created_at > OLDEST {
+            let detail = "given up: it could not be sent for two days".to_owned();
+            return Ok(Some((Fate::Rejected, detail)));
+        }
+        qctl_notify::panics::provoked("before-send");
+        let outcome = channel.send(&message(delivery)).await;
+        qctl_notify::panics::provoked("after-send");
+        let now = self.app.clock.now();
+        Ok(Some(match outcome {
+            Outcome::Accepted { receipt } => (Fate::Sent { receipt }, String::new()),
+            Outcome::Refused(why) => (Fate::Rejected, why),
+            Outcome::NotNow { why, after } => {
+                (Fate::Pending(now + wait(delivery.tries, after)), why)
+            }
+            Outcome::Unknown(why) => (Fate::Sending(now + SETTLE_AFTER), why),
+        }))
+    }
+
+    /// Finds out what became of a message whose sending was cut off.
+    async fn settle(
+        &self,
+        channel: &dyn Channel,
+        delivery: &Delivery,
+        asked: &mut u32,
+    ) -> (Fate, String) {
+        let now = self.app.clock.now();
+        *asked += 1;
+        match channel.settle(delivery.left_before).await {
+            Settled::Sent => (
+                Fate::Sent { receipt: None },
+                "the answer was lost; the counter says that it was taken".to_owned(),
+            ),
+            Settled::NotSent => (
+                Fate::Pending(now),
+                "the answer was lost; the counter says that it was not taken".to_owned(),
+            ),
+            Settled::AskAgain if *asked < SETTLE_TRIES => (
+                Fate::Sending(now + SETTLE_AFTER),
+                "the answer was lost, and the channel cannot be asked now".to_owned(),
+            ),
+            Settled::AskAgain | Settled::Unknown => (
+                Fate::Unknown,
+                "the answer was lost, and nobody can tell whether it was taken".to_owned(),
+            ),
+        }
+    }
+
+    /// Sees who has acknowledged urgent messages, and ends those whose cause has ended.
+    async fn look_at_receipts(&self, channel: &dyn Channel) -> Result<(), Error> {
+        let store = &self.app.store;
+        let name = channel.name();
+        for open in store.open_receipts(name).await? {
+            if open.over {
+                if channel.cancel(&open.receipt).await {
+                    store.close_receipt(open.message, name, None).await?;
+                }
+                continue;
+            }
+            match channel.seen(&open.receipt).await {
+                Some(Seen::Acknowledged(at, by)) => {
+                    let at = at.unwrap_or_else(|| self.app.clock.now());
+                    store
+                        .close_receipt(open.message, name, Some((at, &by)))
+                        .await?;
+                }
+                Some(Seen::Expired) => store.close_receipt(open.message, name, None).await?,
+                Some(Seen::NotYet) | None => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+fn word(fate: &Fate) -> &'static str {
+    match fate {
+        Fate::Pending(_) => "not now",
+        Fate::Sending(_) => "no answer",
+        Fate::Sent { .. } => "sent",
+        Fate::Rejected => "refused",
+        Fate::Unknown => "unknown",
+    }
+}
+
+/// How long to wait before the next try: at least what the channel asks for, doubled each time.
+fn wait(tries: i32, after: Duration) -> TimeDelta {
+    let seconds = i64::try_from(after.as_secs()).unwrap_or(i64::MAX).max(1);
+    let doubled = seconds.saturating_mul(1 << tries.clamp(0, 16));
+    TimeDelta::seconds(doubled).min(LONGEST_WAIT)
+}
+
+fn message(delivery: &Delivery) -> Message {
+    Message {
+        id: delivery.message.to_string(),
+        class: delivery.class.to_string(),
+        severity: match delivery.severity {
+            Severity::Info => qctl_notify::Severity::Info,
+            Severity::Warning => qctl_notify::Severity::Warning,
+            Severity::Error => qctl_notify::Severity::Error,
+            Severity::Critical => qctl_notify::Severity::Critical,
+        },
+        title: delivery.title.clone(),
+        body: delivery.body.clone(),
+        url: delivery.url.clone(),
+        url_title: String::new(),
+        time: delivery.created_at,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_double_from_what_the_channel_asks_for() {
+        let five = Duration::from_secs(5);
+        assert_eq!(wait(0, five), TimeDelta::seconds(5));
+        assert_eq!(wait(3, five), TimeDelta::seconds(40));
+        assert_eq!(wait(100, five), LONGEST_WAIT);
+    }
+}

@@ -1,0 +1,103 @@
+//! What a notice says, by the names that the catalogue of words knows.
+
+use chrono::TimeDelta;
+use qctl_notify::{Fact, Facts};
+use qctl_server_core::Cause;
+use qctl_server_core::notice::{Class, Details, Notice};
+
+use crate::store::notices::OpenNotice;
+
+/// The facts of a notice in the outbox.
+pub(super) fn of(notice: &OpenNotice) -> Facts {
+    let mut facts = of_details(&notice.details, &notice.worker);
+    if let Some(job) = notice.job {
+        facts.insert("job".to_owned(), Fact::Text(job.to_string()));
+        facts.insert("name".to_owned(), Fact::Text(notice.job_name.clone()));
+    }
+    facts
+}
+
+fn of_details(details: &Details, worker: &str) -> Facts {
+    let mut facts = Facts::new();
+    let mut fact = |name: &str, fact: Fact| {
+        facts.insert(name.to_owned(), fact);
+    };
+    let worker = match worker {
+        // A job that never ran anywhere.
+        "" => "?",
+        worker => worker,
+    };
+    fact("worker", Fact::Text(worker.to_owned()));
+    if let Some(cause) = details.cause {
+        fact("cause", Fact::Text(cause.as_str().to_owned()));
+    }
+    let number = |number: Option<i32>| number.map(|number| Fact::Text(number.to_string()));
+    for (name, value) in [
+        ("code", number(details.exit_code)),
+        ("signal", number(details.signal)),
+        ("ran", Some(Fact::Seconds(details.seconds.unwrap_or(0)))),
+        ("since", details.since.map(Fact::Time)),
+        ("next", details.next_at.map(Fact::Time)),
+        ("left", details.left.map(|left| Fact::Number(left.into()))),
+    ] {
+        if let Some(value) = value {
+            fact(name, value);
+        }
+    }
+    for (name, text) in [
+        ("held", &details.held),
+        ("name", &details.name),
+        ("place", &details.place),
+        ("text", &details.text),
+    ] {
+        fact(name, Fact::Text(text.clone()));
+    }
+    // Why a program could not be started is what the shim says about it, as good as a last line.
+    let line = match details.cause {
+        Some(Cause::CannotStart) if details.line.is_empty() => &details.text,
+        _ => &details.line,
+    };
+    if !line.is_empty() {
+        fact("line", Fact::Text(line.clone()));
+    }
+    facts
+}
+
+/// The facts of a notice that goes by a file.
+pub(super) fn of_filed(notice: &Notice) -> Facts {
+    of_details(&notice.details, &notice.worker)
+}
+
+/// A notice of a file, as the history keeps it. `None` when this version knows no such class.
+pub(super) fn read_filed(filed: &qctl_notify::outbox::Filed) -> Option<Notice> {
+    let text = |name: &str| match filed.facts.get(name) {
+        Some(Fact::Text(text)) => text.clone(),
+        _ => String::new(),
+    };
+    let time = |name: &str| match filed.facts.get(name) {
+        Some(Fact::Time(at)) => Some(*at),
+        _ => None,
+    };
+    let details = Details {
+        seconds: match filed.facts.get("ran") {
+            Some(Fact::Seconds(seconds)) => Some(*seconds),
+            _ => None,
+        },
+        since: time("since"),
+        next_at: time("next"),
+        name: text("name"),
+        place: text("place"),
+        text: text("text"),
+        ..Details::default()
+    };
+    Some(Notice {
+        signature: filed.signature.clone(),
+        worker: text("worker"),
+        ..Notice::about(Class::parse(&filed.class)?, filed.subject.clone(), details)
+    })
+}
+
+/// A length as the core counts it.
+pub(super) fn delta(length: std::time::Duration) -> TimeDelta {
+    TimeDelta::from_std(length).unwrap_or(TimeDelta::MAX)
+}

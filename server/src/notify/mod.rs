@@ -1,0 +1,105 @@
+//! From what happened to a person: the outbox in the database is worked off by one loop that decides
+//! what is told and makes messages of it, and one loop per channel that sends them. What cannot be
+//! written into the database goes by files instead; see [`second_path`].
+
+mod deliver;
+mod facts;
+mod outbox;
+mod second_path;
+
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use qctl_notify::outbox::Outbox;
+use qctl_notify::{Settings, Words};
+
+use crate::app::App;
+use second_path::{DatabaseWatch, Marker};
+
+/// What tells people, from term to term.
+#[derive(Debug)]
+pub(crate) struct Notifier {
+    settings: Settings,
+    words: Words,
+    outbox: Outbox,
+    marker: Marker,
+    /// The coordinator's folder.
+    data: PathBuf,
+    /// This machine, as people know it.
+    host: String,
+    /// What is known of the database; used by the loop of the present term.
+    database: tokio::sync::Mutex<DatabaseWatch>,
+}
+
+impl Notifier {
+    /// What tells people by these settings; `data` is the coordinator's folder.
+    pub(crate) fn new(settings: Settings, data: &Path) -> Self {
+        let marker = Marker::set(data);
+        Self {
+            words: Words::new(settings.language, settings.zone),
+            settings,
+            outbox: Outbox::of(data),
+            database: tokio::sync::Mutex::new(DatabaseWatch::new(marker.crashed())),
+            marker,
+            data: data.to_owned(),
+            host: host(),
+        }
+    }
+
+    /// The coordinator ends because it was asked to: its next start is no recovery from a crash.
+    pub(crate) fn ended_in_order(&self) {
+        self.marker.remove();
+    }
+}
+
+/// What every loop of a term needs.
+#[derive(Debug)]
+struct Teller {
+    app: Arc<App>,
+    notifier: Arc<Notifier>,
+    /// Rung when there is a new message.
+    delivery_bell: tokio::sync::Notify,
+}
+
+impl Deref for Teller {
+    type Target = Notifier;
+
+    fn deref(&self) -> &Notifier {
+        &self.notifier
+    }
+}
+
+/// Starts every loop of a term. They end with it.
+pub(crate) fn start(notifier: &Arc<Notifier>, app: &Arc<App>) {
+    let names = notifier.settings.channel_names();
+    app.notices
+        .set_channels(names.iter().map(|name| (*name).to_owned()).collect());
+    let teller = Arc::new(Teller {
+        app: Arc::clone(app),
+        notifier: Arc::clone(notifier),
+        delivery_bell: tokio::sync::Notify::new(),
+    });
+    for channel in &teller.settings.channels {
+        let work = deliver::run(Arc::clone(&teller), Arc::clone(channel));
+        spawn(app, work);
+    }
+    spawn(app, outbox::run(Arc::clone(&teller)));
+    spawn(app, second_path::run(teller));
+}
+
+fn spawn(app: &Arc<App>, work: impl Future<Output = ()> + Send + 'static) {
+    let stop = app.stop().clone();
+    app.spawn(async move {
+        // What was being sent is settled at the next start.
+        stop.run_until_cancelled_owned(work).await;
+    });
+}
+
+/// The name of this machine.
+pub(crate) fn host() -> String {
+    rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned()
+}

@@ -1,0 +1,282 @@
+//! Decides what of the outbox is told, and makes messages of it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use qctl_notify::Facts;
+use qctl_server_core::notice::signature::{ErrorLine, error_line, signature};
+use qctl_server_core::notice::timing::{Decision, Quiet, Rules, WINDOW, decide};
+use qctl_server_core::notice::{Class, Details, Notice, Severity};
+
+use super::{Teller, facts};
+use crate::app::Error;
+use crate::store::notices::{NewMessage, OpenNotice, UNGROUPED_WINDOW, held_back};
+
+/// Between two looks while something waits, and while nothing does. The bell shortens both.
+const SOON: Duration = Duration::from_millis(500);
+const LATER: Duration = Duration::from_secs(5);
+/// Between two rounds of what changes slowly.
+const SLOW: TimeDelta = TimeDelta::seconds(60);
+/// How long the rest of an attempt's output is waited for.
+const OUTPUT_WAIT: TimeDelta = TimeDelta::seconds(10);
+/// Notices looked at in one round.
+const BATCH: i64 = 500;
+/// The end of an output that is searched for an error.
+const OUTPUT_LINES: u32 = 80;
+const OUTPUT_BYTES: usize = 32 * 1024;
+
+/// Works the outbox off until the coordinator stops.
+pub(super) async fn run(teller: Arc<Teller>) {
+    let mut failing = false;
+    let mut slow_at = teller.app.clock.now();
+    loop {
+        qctl_notify::panics::provoked("outbox");
+        let round = async {
+            let busy = teller.round().await?;
+            if teller.app.clock.now() >= slow_at {
+                slow_at = teller.app.clock.now() + SLOW;
+                teller.slow_round().await?;
+            }
+            Ok::<bool, Error>(busy)
+        };
+        let wait = match round.await {
+            Ok(busy) => {
+                failing = false;
+                if busy { SOON } else { LATER }
+            }
+            Err(error) => {
+                if !failing {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "notices wait: {error}; trying again"
+                    );
+                }
+                failing = true;
+                SOON
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = teller.app.notices.rung() => {}
+        }
+    }
+}
+
+impl Teller {
+    /// One look. Returns whether anything waits.
+    async fn round(&self) -> Result<bool, Error> {
+        self.end_silence().await?;
+        let new = self.app.store.open_notices("new", BATCH).await?;
+        let mut busy = !new.is_empty();
+        for notice in &new {
+            self.prepare(notice).await?;
+        }
+        let waiting = self.app.store.open_notices("waiting", BATCH).await?;
+        busy |= !waiting.is_empty();
+        let mut classes: BTreeMap<Class, Vec<OpenNotice>> = BTreeMap::new();
+        for notice in waiting {
+            classes.entry(notice.class).or_default().push(notice);
+        }
+        for (class, notices) in classes {
+            self.tell_class(class, &notices).await?;
+        }
+        Ok(busy)
+    }
+
+    /// A worker that is heard of again ends the episode of its silence.
+    async fn end_silence(&self) -> Result<(), Error> {
+        for (subject, worker) in self
+            .app
+            .store
+            .open_episodes(Class::WorkerUnreachable)
+            .await?
+        {
+            if !self.app.is_worker_heard(&worker) {
+                continue;
+            }
+            let notice = Notice {
+                worker,
+                ..Notice::about(Class::WorkerBack, subject, Details::default())
+            };
+            self.app.tell(notice).await?;
+        }
+        Ok(())
+    }
+
+    /// Finds out what a new notice does not say yet, and whether it is to be told at all.
+    async fn prepare(&self, notice: &OpenNotice) -> Result<(), Error> {
+        let now = self.app.clock.now();
+        let mut details = notice.details.clone();
+        let mut found = None;
+        if notice.class.has_error() {
+            let patient = now - notice.created_at < OUTPUT_WAIT;
+            if !notice.log_complete && patient {
+                return Ok(());
+            }
+            let (error, signature) = self.error_of(notice).await?;
+            self.group(notice, &error, &signature).await?;
+            details.line = error.line;
+            // A job fails for good once, whatever its error.
+            found = (notice.class == Class::AttemptFailed).then_some(signature);
+        }
+        if self.settings.channels.is_empty() {
+            self.app
+                .store
+                .hold_back(&[notice.id], held_back::NO_CHANNEL)
+                .await?;
+            return Ok(());
+        }
+        self.app
+            .store
+            .prepare_notice(notice.id, found.as_deref(), &details, now)
+            .await?;
+        Ok(())
+    }
+
+    /// What the end of an attempt's output says went wrong.
+    async fn error_of(&self, notice: &OpenNotice) -> Result<(ErrorLine, String), Error> {
+        let text = match notice.job {
+            Some(job) => {
+                let read = self
+                    .app
+                    .log_text(job, notice.attempt, OUTPUT_LINES, OUTPUT_BYTES)
+                    .await;
+                match read {
+                    Ok(text) => text.map(|text| text.data).unwrap_or_default(),
+                    // It was deleted; what happened is told all the same.
+                    Err(Error::JobNotFound(_)) => Vec::new(),
+                    Err(error) => return Err(error),
+                }
+            }
+            None => Vec::new(),
+        };
+        let error = error_line(&String::from_utf8_lossy(&text));
+        let signature = match &notice.outcome {
+            Some(outcome) => signature(outcome, &error),
+            None => String::new(),
+        };
+        Ok((error, signature))
+    }
+
+    async fn group(
+        &self,
+        notice: &OpenNotice,
+        error: &ErrorLine,
+        signature: &str,
+    ) -> Result<(), Error> {
+        let (Some(job), Some(attempt)) = (notice.job, notice.attempt) else {
+            return Ok(());
+        };
+        let line: String = error.line.chars().take(500).collect();
+        self.app
+            .store
+            .record_error(
+                job,
+                attempt,
+                notice.created_at,
+                signature,
+                &error.exception,
+                &line,
+            )
+            .await?;
+        Ok(())
+    }
+
+    /// Tells what waits of one class, if it is time.
+    async fn tell_class(&self, class: Class, notices: &[OpenNotice]) -> Result<(), Error> {
+        let Some(oldest) = notices.first() else {
+            return Ok(());
+        };
+        let now = self.app.clock.now();
+        let rules = self.rules();
+        let mut told = self.app.store.messages_since(class, now - WINDOW).await?;
+        let wall = self.words.zone().wall(now).time();
+        let decided = |oldest: &OpenNotice, told: &[_]| {
+            decide(&rules, class, oldest.created_at, told, now, wall)
+        };
+        match decided(oldest, &told) {
+            Decision::Wait(_) => {}
+            Decision::TooMild => {
+                let ids: Vec<i64> = notices.iter().map(|notice| notice.id).collect();
+                self.app.store.hold_back(&ids, held_back::TOO_MILD).await?;
+            }
+            Decision::Together => self.make(class, notices).await?,
+            Decision::Each => {
+                for notice in notices {
+                    if decided(notice, &told) != Decision::Each {
+                        break;
+                    }
+                    self.make(class, std::slice::from_ref(notice)).await?;
+                    told.push(now);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn make(&self, class: Class, notices: &[OpenNotice]) -> Result<(), Error> {
+        let now = self.app.clock.now();
+        let facts: Vec<Facts> = notices.iter().map(facts::of).collect();
+        let text = self.words.several(class.as_str(), &facts, now);
+        let url = match notices {
+            [OpenNotice { job: Some(job), .. }] => self.app.links.job(*job),
+            _ => self.app.links.queue(),
+        };
+        let ids: Vec<i64> = notices.iter().map(|notice| notice.id).collect();
+        let message = NewMessage {
+            notices: &ids,
+            class,
+            title: &text.title,
+            body: &text.body,
+            url: &url,
+            channels: self.app.notices.channels(),
+        };
+        self.app.store.make_message(now, &message).await?;
+        self.delivery_bell.notify_waiters();
+        Ok(())
+    }
+
+    fn rules(&self) -> Rules {
+        let severity = |severity: qctl_notify::Severity| match severity {
+            qctl_notify::Severity::Info => Severity::Info,
+            qctl_notify::Severity::Warning => Severity::Warning,
+            qctl_notify::Severity::Error => Severity::Error,
+            qctl_notify::Severity::Critical => Severity::Critical,
+        };
+        Rules {
+            minimum: severity(self.settings.minimum),
+            quiet: self.settings.quiet.map(|quiet| Quiet {
+                from: quiet.from,
+                to: quiet.to,
+                below: severity(quiet.below),
+            }),
+            gather: facts::delta(self.settings.gather),
+            per_hour: self.settings.per_hour,
+        }
+    }
+
+    /// What need not be done often: errors of jobs that nobody is told of, and forgetting.
+    async fn slow_round(&self) -> Result<(), Error> {
+        let now = self.app.clock.now();
+        let since = now - UNGROUPED_WINDOW;
+        for notice in self.app.store.ungrouped_errors(since, BATCH).await? {
+            let (error, signature) = self.error_of(&notice).await?;
+            self.group(&notice, &error, &signature).await?;
+        }
+        for class in Class::ALL {
+            if let Some(length) = class.episode() {
+                self.app
+                    .store
+                    .end_episodes(*class, now - length, now)
+                    .await?;
+            }
+        }
+        let kept = facts::delta(self.app.settings.history_kept);
+        if let Some(until) = now.checked_sub_signed(kept) {
+            self.app.store.delete_notices(until, BATCH).await?;
+        }
+        Ok(())
+    }
+}
