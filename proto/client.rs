@@ -32,6 +32,21 @@ impl std::fmt::Debug for Target {
     }
 }
 
+/// The addresses in a text such as `a:7420,b:7420`: those of coordinators that share a database.
+pub fn addresses(text: &str) -> Vec<String> {
+    text.split(',')
+        .map(str::trim)
+        .filter(|address| !address.is_empty())
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Whether someone who was sent to `address` may go on to where that coordinator says the leader is.
+/// The token goes there too, so never from TLS to plain text.
+pub fn may_follow(address: &str, leader: &str) -> bool {
+    leader.starts_with("https://") || !address.starts_with("https://")
+}
+
 /// Why no connection was made.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
@@ -173,6 +188,20 @@ mod tests {
                 "{address:?}"
             );
         }
+    }
+
+    #[test]
+    fn several_addresses_are_taken_apart() {
+        assert_eq!(addresses("a:1, https://b:2,,"), ["a:1", "https://b:2"]);
+        assert!(addresses(" , ").is_empty());
+    }
+
+    #[test]
+    fn a_leader_is_not_followed_out_of_tls() {
+        assert!(may_follow("a:1", "http://b:1"));
+        assert!(may_follow("a:1", "https://b:1"));
+        assert!(may_follow("https://a:1", "https://b:1"));
+        assert!(!may_follow("https://a:1", "http://b:1"));
     }
 
     #[test]

@@ -54,7 +54,8 @@ pub struct Global {
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Global options")]
 pub struct Connection {
-    /// Coordinator: HOST:PORT, https://HOST:PORT, or a name from qctl.toml
+    /// Coordinator: HOST:PORT, https://HOST:PORT, several of these with commas between them, or a
+    /// name from qctl.toml
     #[arg(long, global = true, env = "QCTL_SERVER", value_name = "ADDRESS", hide_env_values = true, value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub server: Option<String>,
     /// File that holds the token

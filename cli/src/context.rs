@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use qctl_proto::MAX_MESSAGE_BYTES;
-use qctl_proto::client::{AuthorizedChannel, ConnectError, Target};
+use qctl_proto::client::{ConnectError, addresses};
 use qctl_proto::home::Home;
 use qctl_proto::v1::job_service_client::JobServiceClient;
 use qctl_proto::v1::log_service_client::LogServiceClient;
@@ -13,6 +13,7 @@ use qctl_proto::v1::notice_service_client::NoticeServiceClient;
 use qctl_proto::v1::queue_service_client::QueueServiceClient;
 use tokio::sync::OnceCell;
 
+use crate::channel::LeaderChannel;
 use crate::config::Config;
 use crate::error::{Error, Problem};
 use crate::exit;
@@ -80,12 +81,12 @@ impl Context {
             Err(source) => return Err(Error::file("read", path)(source)),
         };
         let has_token = token.is_some();
-        let target = Target {
-            address: address.clone(),
-            token: token.unwrap_or_default(),
-            authority: self.config.authority(),
-        };
-        let channel = target.connect().await.map_err(|source| Error::Connect {
+        let channel = LeaderChannel::connect(
+            addresses(&address),
+            token.unwrap_or_default(),
+            self.config.authority(),
+        );
+        let channel = channel.await.map_err(|source| Error::Connect {
             address: address.clone(),
             chosen,
             source: Box::new(source),
@@ -128,24 +129,24 @@ fn no_token(address: &str, path: &Path) -> Problem {
 /// A connection to the coordinator. Cheap to clone; calls may overlap.
 #[derive(Clone)]
 pub struct Client {
-    channel: AuthorizedChannel,
+    channel: LeaderChannel,
 }
 
 impl Client {
     /// Jobs: submit, read, change.
-    pub fn jobs(&self) -> JobServiceClient<AuthorizedChannel> {
+    pub fn jobs(&self) -> JobServiceClient<LeaderChannel> {
         JobServiceClient::new(self.channel.clone())
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES)
     }
 
     /// Output of jobs.
-    pub fn logs(&self) -> LogServiceClient<AuthorizedChannel> {
+    pub fn logs(&self) -> LogServiceClient<LeaderChannel> {
         LogServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
     }
 
     /// What was measured.
-    pub fn measures(&self) -> MeasuresServiceClient<AuthorizedChannel> {
+    pub fn measures(&self) -> MeasuresServiceClient<LeaderChannel> {
         MeasuresServiceClient::new(self.channel.clone())
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
     }
@@ -156,7 +157,7 @@ impl Client {
     }
 
     /// Workers, the queue as a whole, templates.
-    pub fn queue(&self) -> QueueServiceClient<AuthorizedChannel> {
+    pub fn queue(&self) -> QueueServiceClient<LeaderChannel> {
         QueueServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
     }
 }

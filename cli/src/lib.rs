@@ -11,6 +11,7 @@ use clap::error::{ContextKind, ContextValue};
 use clap::{CommandFactory as _, Parser as _};
 
 pub mod args;
+mod channel;
 pub mod commands;
 pub mod config;
 pub mod context;

@@ -9,6 +9,7 @@ mod bad_input;
 mod batch;
 mod commands;
 mod faults_agent;
+mod faults_coordinator;
 mod faults_database;
 mod faults_dispatch;
 mod faults_machine;

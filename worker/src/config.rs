@@ -24,8 +24,8 @@ const MAX_NAME_BYTES: usize = 100;
 #[derive(Debug, Default, Parser, Serialize)]
 #[command(name = "qctl-worker", version, subcommand_negates_reqs = true)]
 pub struct Args {
-    /// Where the coordinator is, as HOST:PORT or https://HOST:PORT [default: where the one of this
-    /// installation listens]
+    /// Where the coordinator is, as HOST:PORT or https://HOST:PORT; several that share a database with
+    /// commas between them [default: where the one of this installation listens]
     #[arg(long, env = "QCTL_SERVER", value_name = "ADDRESS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     server: Option<String>,
@@ -135,7 +135,7 @@ pub struct Config {
 /// How to find the coordinator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Server {
-    /// At this address.
+    /// At this address, or these with commas between them.
     At(String),
     /// Where the installation's own coordinator wrote that it listens; until it has, at `otherwise`.
     OfHome {

@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use qctl_proto::client::{AuthorizedChannel, ConnectError, Target};
+use qctl_proto::client::{AuthorizedChannel, ConnectError, Target, addresses, may_follow};
 use qctl_proto::error::{Fault, Reason};
 use qctl_proto::v1::open_session_request::Message as Say;
 use qctl_proto::v1::open_session_response::Message as Said;
 use qctl_proto::v1::worker_session_service_client::WorkerSessionServiceClient;
 use qctl_proto::v1::{Hello, OpenSessionRequest, OpenSessionResponse, Welcome};
 use qctl_proto::{MAX_MESSAGE_BYTES, PROTOCOL_VERSION};
-use qctl_worker_core::session::redial_delay;
+use qctl_worker_core::session::{Route, redial_delay};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -39,6 +39,9 @@ const STEADY: Duration = Duration::from_secs(10);
 
 /// Age of the list of GPUs at which it is asked for again.
 const GPUS_FRESH: Duration = Duration::from_secs(60);
+
+/// Failures that the wait after a coordinator which does not lead counts at most: two seconds.
+const NO_LEADER: u32 = 2;
 
 /// What the session works with.
 #[derive(Debug)]
@@ -96,6 +99,7 @@ struct Memory {
     /// The host name belongs to another worker; ours gets an addition.
     name_taken: bool,
     connections: u64,
+    route: Route,
 }
 
 impl Dialler {
@@ -105,6 +109,7 @@ impl Dialler {
             gpus: None,
             name_taken: false,
             connections: 0,
+            route: Route::default(),
         };
         let mut failures = 0;
         let mut told = String::new();
@@ -132,7 +137,16 @@ impl Dialler {
                 memory.name_taken = true;
                 continue;
             }
-            let delay = redial_delay(failures, random());
+            if welcomed.is_none() {
+                self.turn_elsewhere(&mut memory, &error);
+            }
+            let delay = match &error {
+                // One leads soon, if not already.
+                SessionError::Refused(fault) if fault.reason == Reason::NotLeader => {
+                    redial_delay(failures.min(NO_LEADER), random())
+                }
+                _ => redial_delay(failures / self.known().len().max(1) as u32, random()),
+            };
             failures = failures.saturating_add(1);
             let message = chain(&error);
             // A coordinator that is away for hours is one line in the log, not thousands.
@@ -156,7 +170,7 @@ impl Dialler {
         welcomed: &mut Option<Instant>,
     ) -> Result<std::convert::Infallible, SessionError> {
         self.look_for_gpus(memory).await;
-        let target = self.target()?;
+        let target = self.target(memory)?;
         let channel = target.connect().await?;
         let mut client = WorkerSessionServiceClient::new(channel)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
@@ -307,14 +321,34 @@ impl Dialler {
         })
     }
 
-    /// Reads address and token anew: a coordinator that was started again may have others.
-    fn target(&self) -> Result<Target, SessionError> {
-        let address = match &self.server {
-            Server::At(address) => address.clone(),
+    /// Where coordinators may be. Read anew: one that was started again may be elsewhere.
+    fn known(&self) -> Vec<String> {
+        match &self.server {
+            Server::At(text) => addresses(text),
             Server::OfHome { otherwise } => {
-                read_line(&self.address_file).unwrap_or_else(|| otherwise.clone())
+                vec![read_line(&self.address_file).unwrap_or_else(|| otherwise.clone())]
             }
-        };
+        }
+    }
+
+    /// Chooses who is dialled next, after one that did not let us in.
+    fn turn_elsewhere(&self, memory: &mut Memory, error: &SessionError) {
+        match error {
+            SessionError::Refused(fault) if fault.reason == Reason::NotLeader => {
+                let known = self.known();
+                let asked = memory.route.next(&known).unwrap_or_default();
+                let leader = fault.leader.clone();
+                let leader = leader.filter(|leader| may_follow(asked, leader));
+                memory.route.refused(leader);
+            }
+            _ => memory.route.failed(),
+        }
+    }
+
+    /// Whom to dial, with the token as it is now.
+    fn target(&self, memory: &Memory) -> Result<Target, SessionError> {
+        let known = self.known();
+        let address = memory.route.next(&known).unwrap_or_default().to_owned();
         let token = std::fs::read_to_string(&self.token_file);
         let token = token.map_err(|source| SessionError::Token {
             path: self.token_file.clone(),

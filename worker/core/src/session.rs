@@ -14,6 +14,35 @@ pub fn redial_delay(failures: u32, random: f64) -> Duration {
     doubled.min(LONGEST_DELAY).mul_f64(random.clamp(0.0, 1.0))
 }
 
+/// Which of several coordinators to dial: those that share a database, of which one leads.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Route {
+    turn: usize,
+    leader: Option<String>,
+}
+
+impl Route {
+    /// Where to dial now: where the leader is said to be, otherwise the next of `known`.
+    pub fn next<'a>(&'a self, known: &'a [String]) -> Option<&'a str> {
+        let in_turn = || known.get(self.turn % known.len().max(1));
+        self.leader.as_ref().or_else(in_turn).map(String::as_str)
+    }
+
+    /// The one that was dialled does not lead, and says who does if it knows.
+    pub fn refused(&mut self, leader: Option<String>) {
+        self.leader = leader;
+        self.turn = self.turn.wrapping_add(1);
+    }
+
+    /// The one that was dialled did not let us in.
+    pub fn failed(&mut self) {
+        // One that was only heard of says nothing about those that are known.
+        if self.leader.take().is_none() {
+            self.turn = self.turn.wrapping_add(1);
+        }
+    }
+}
+
 /// A coordinator that another one has succeeded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the coordinator leads in term {offered}, but this worker has seen term {seen}")]
@@ -168,6 +197,22 @@ mod tests {
         assert_eq!(redial_delay(u32::MAX, 1.0), Duration::from_secs(30));
         assert_eq!(redial_delay(50, 0.0), Duration::ZERO);
         assert_eq!(redial_delay(20, 0.5), Duration::from_secs(15));
+    }
+
+    #[test]
+    fn known_coordinators_are_dialled_in_turn_and_a_leader_first() {
+        let known = ["a:1".to_owned(), "b:1".to_owned()];
+        let mut route = Route::default();
+        assert_eq!(route.next(&known), Some("a:1"));
+        route.failed();
+        assert_eq!(route.next(&known), Some("b:1"));
+        route.refused(Some("http://c:1".to_owned()));
+        assert_eq!(route.next(&known), Some("http://c:1"));
+        route.failed();
+        assert_eq!(route.next(&known), Some("a:1"));
+        route.refused(None);
+        assert_eq!(route.next(&known), Some("b:1"));
+        assert_eq!(route.next(&[]), None);
     }
 
     #[test]
