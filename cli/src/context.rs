@@ -152,7 +152,7 @@ impl Client {
     }
 
     /// What people were told, and what went wrong.
-    pub fn notices(&self) -> NoticeServiceClient<AuthorizedChannel> {
+    pub fn notices(&self) -> NoticeServiceClient<LeaderChannel> {
         NoticeServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
     }
 
