@@ -13,14 +13,15 @@ use qctl_proto::v1::worker_session_service_server::{
     WorkerSessionService, WorkerSessionServiceServer,
 };
 use qctl_proto::v1::{
-    Assign, Assignment, AttemptEnded, Demand, HeartbeatAck, Hello, JobSpec, OpenSessionRequest,
-    OpenSessionResponse, ProgressReported, ResultCommitted, UploadLogRequest, UploadLogResponse,
-    Verdict, Welcome, held_attempt, verdict,
+    Assign, Assignment, AttemptEnded, Demand, HeartbeatAck, Hello, HoleCause, JobSpec,
+    OpenSessionRequest, OpenSessionResponse, ProgressReported, ResultCommitted, UploadLogRequest,
+    UploadLogResponse, Verdict, Welcome, held_attempt, verdict,
 };
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tokio_stream::{Stream, StreamExt};
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 /// How long anything may take before a test fails.
@@ -42,10 +43,18 @@ pub(crate) struct State {
     /// Newlines in each log.
     lines: BTreeMap<i64, i64>,
     pub(crate) chunks: usize,
-    /// Attempts with missing output.
-    pub(crate) holed: BTreeSet<i64>,
     /// Attempts whose output is not wanted.
     pub(crate) unknown: BTreeSet<i64>,
+    /// Ends the connection that carries output.
+    output: CancellationToken,
+    /// No output is taken while this is set.
+    pub(crate) hold_output: bool,
+    /// What is missing of each log: position, length, newlines, cause.
+    pub(crate) holes: BTreeMap<i64, Vec<(usize, usize, i64, HoleCause)>>,
+    /// CRC-32C over everything that was written of each log; none when nobody knows.
+    crcs: BTreeMap<i64, Option<u32>>,
+    /// Logs that were compared with what was written.
+    pub(crate) closed: BTreeSet<i64>,
     /// Results are not committed while this is set.
     pub(crate) withhold: bool,
     /// Sessions are refused with this.
@@ -196,6 +205,11 @@ impl Coordinator {
         self.change(|state| state.session = None);
     }
 
+    /// Ends the connection that carries output.
+    pub(crate) fn disconnect_output(&self) {
+        self.state().output.cancel();
+    }
+
     /// Assigns a shell script to the worker that greeted last.
     pub(crate) fn assign(&self, fence: i64, script: &str) {
         let spec = spec(&["/bin/sh", "-c", script]);
@@ -230,12 +244,22 @@ impl Coordinator {
         }
     }
 
+    /// Waits until an attempt's whole output was compared with what it wrote.
+    pub(crate) async fn closed(&self, fence: i64) {
+        self.wait(&format!("the output of {fence} is closed"), |s| {
+            s.closed.contains(&fence)
+        })
+        .await;
+    }
+
     /// Loses the end of an output that was acknowledged, as a database does that crashes.
     pub(crate) fn lose_output(&self, fence: i64, kept: usize) {
         self.change(|state| {
             if let Some(log) = state.logs.get_mut(&fence) {
                 log.truncate(kept);
                 state.lines.insert(fence, newlines(log));
+                state.crcs.insert(fence, Some(crc32c::crc32c(log)));
+                state.closed.remove(&fence);
             }
         });
     }
@@ -275,22 +299,33 @@ impl Coordinator {
             let log = state.logs.entry(chunk.fence).or_default();
             let lines = state.lines.entry(chunk.fence).or_default();
             if chunk.offset == log.len() as i64 {
+                let crc = state.crcs.entry(chunk.fence).or_insert(Some(0));
                 if chunk.hole_bytes > 0 {
-                    state.holed.insert(chunk.fence);
+                    let missing = chunk.lines_behind.unwrap() - *lines;
+                    state.holes.entry(chunk.fence).or_default().push((
+                        log.len(),
+                        chunk.hole_bytes as usize,
+                        missing,
+                        chunk.hole_cause(),
+                    ));
+                    *crc = chunk.crc32c_behind;
                     log.resize(log.len() + chunk.hole_bytes as usize, b'?');
-                    *lines += chunk.hole_lines;
+                    *lines += missing;
                 } else if chunk.length > 0 {
                     let data = zstd::bulk::decompress(&chunk.data, 1 << 20).unwrap();
                     assert_eq!(data.len(), chunk.length as usize);
                     assert_eq!(crc32c::crc32c(&data), chunk.crc32c);
                     assert_eq!(chunk.first_line, *lines);
                     *lines += newlines(&data);
+                    *crc = crc.map(|crc| crc32c::crc32c_append(crc, &data));
                     log.extend(data);
                 }
             }
             let is_whole = chunk.last && chunk.offset + i64::from(chunk.length) == log.len() as i64;
-            if is_whole && !state.holed.contains(&chunk.fence) {
-                assert_eq!(chunk.log_crc32c, crc32c::crc32c(log));
+            if is_whole {
+                state.closed.insert(chunk.fence);
+                let known = state.crcs.get(&chunk.fence).copied().flatten();
+                assert_eq!(chunk.log_crc32c, known.unwrap_or(chunk.log_crc32c));
             }
             UploadLogResponse {
                 fence: chunk.fence,
@@ -370,11 +405,18 @@ impl LogUploadService for Coordinator {
         &self,
         request: Request<Streaming<UploadLogRequest>>,
     ) -> Result<Response<Self::UploadLogStream>, Status> {
+        if self.state().hold_output {
+            return Err(Status::unavailable("no output is taken now"));
+        }
         let this = self.clone();
+        let over = CancellationToken::new();
+        self.state().output = over.clone();
         let answers = request
             .into_inner()
             .map(move |chunk| chunk.map(|chunk| this.store(&chunk)));
-        Ok(Response::new(Box::pin(answers)))
+        Ok(Response::new(Box::pin(
+            futures_util::StreamExt::take_until(answers, over.cancelled_owned()),
+        )))
     }
 }
 

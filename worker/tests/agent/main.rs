@@ -1,6 +1,7 @@
 //! The real agent and real shims against a coordinator that lives in the test.
 
 mod coordinator;
+mod output;
 mod worker;
 
 use std::time::Duration;
