@@ -71,7 +71,7 @@ enum SessionError {
     #[error("cannot connect")]
     Connect(#[from] ConnectError),
     #[error("the coordinator refuses: {0}")]
-    Refused(Fault),
+    Refused(Box<Fault>),
     #[error("the connection broke")]
     Broken(#[source] Status),
     #[error("the coordinator closed the session")]
@@ -87,7 +87,7 @@ enum SessionError {
 impl From<Status> for SessionError {
     fn from(status: Status) -> Self {
         match Fault::from_status(&status) {
-            Some(fault) => Self::Refused(fault),
+            Some(fault) => Self::Refused(Box::new(fault)),
             None => Self::Broken(status),
         }
     }
