@@ -261,7 +261,7 @@ impl Coordinator {
                 .await?;
             let served = tokio::select! {
                 served = &mut *serving => Some(served),
-                () = database.keep(&lease) => None,
+                () = database.keep(&lease, || app.greet_everyone_anew()) => None,
                 () = app.fault().cancelled() => None,
             };
             self.gate.close().await;

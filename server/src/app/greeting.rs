@@ -77,6 +77,19 @@ impl App {
         task.await.map_err(|_| Error::ShuttingDown)?
     }
 
+    /// Closes every session, so that each worker greets again and is told how much of its output is
+    /// stored: a database that was killed has forgotten what it had not written out, and that may
+    /// have been acknowledged.
+    pub fn greet_everyone_anew(&self) {
+        let closed = self.sessions.close_all();
+        if closed > 0 {
+            tracing::info!(
+                closed,
+                "the database was away: {closed} sessions are closed, to learn what it has forgotten"
+            );
+        }
+    }
+
     async fn greet_in_turn(self: &Arc<Self>, hello: Hello) -> Result<Greeting, Error> {
         if let Some(session) = self.sessions.get(hello.worker)
             && session.spool_id != hello.spool_id

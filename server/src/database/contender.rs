@@ -52,6 +52,8 @@ pub(super) struct Contender {
     /// What the coordinator that leads or led calls itself.
     seen: String,
     connection: Option<PgConnection>,
+    /// The connection was replaced since this was last asked.
+    is_replaced: bool,
     is_silent: bool,
     _place: Place,
 }
@@ -73,6 +75,7 @@ impl Contender {
             },
             seen: String::new(),
             connection: None,
+            is_replaced: false,
             is_silent: false,
             _place: place,
         }
@@ -161,10 +164,13 @@ impl Contender {
         Ok(())
     }
 
-    /// Renews the lease until it is over. Nothing is committed in its term after that.
-    pub(super) async fn keep(&mut self, lease: &Lease) {
+    /// Renews the lease until it is over. Nothing is committed in its term after that. Calls
+    /// `reconnected` once the database answers over another connection: it may have been restarted
+    /// meanwhile, and have forgotten what was committed asynchronously.
+    pub(super) async fn keep(&mut self, lease: &Lease, reconnected: impl Fn()) {
         // Nobody is told while it leads.
         let (standing, _) = watch::channel(Standing::Starting);
+        self.is_replaced = false;
         loop {
             if self.rules.lapse(boot_time(), !lease.is_live()) || self.rules.term().is_none() {
                 lease.end();
@@ -192,6 +198,9 @@ impl Contender {
                     self.not_answered(&error);
                 }
                 Err(_) => self.connection = None,
+            }
+            if std::mem::take(&mut self.is_replaced) {
+                reconnected();
             }
             if let Some(until) = self.rules.trusted_until() {
                 lease.extend(until);
@@ -224,6 +233,7 @@ impl Contender {
         question: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, StoreError> {
         let held = self.connection.take();
+        let is_new = held.is_none();
         let asked = async {
             let mut connection = match held {
                 Some(connection) => connection,
@@ -235,6 +245,7 @@ impl Contender {
         match timeout(limit, asked).await {
             Ok(Ok((connection, answer))) => {
                 self.connection = Some(connection);
+                self.is_replaced |= is_new;
                 if std::mem::take(&mut self.is_silent) {
                     tracing::info!("the database answers again");
                 }

@@ -181,7 +181,7 @@ impl Database {
             let lease = self.contender.contend(standing).await;
             let migrated = tokio::select! {
                 migrated = migrate(&self.options) => migrated,
-                () = self.contender.keep(&lease) => {
+                () = self.contender.keep(&lease, || {}) => {
                     tracing::warn!("the lease was lost while the tables were brought up to date");
                     continue;
                 }
@@ -196,9 +196,9 @@ impl Database {
     }
 
     /// Renews the lease, and returns when it is over: it could not be renewed in time, or another
-    /// coordinator leads.
-    pub async fn keep(&mut self, lease: &Lease) {
-        self.contender.keep(lease).await;
+    /// coordinator leads. Calls `reconnected` when the database may have been restarted meanwhile.
+    pub async fn keep(&mut self, lease: &Lease, reconnected: impl Fn()) {
+        self.contender.keep(lease, reconnected).await;
     }
 
     /// Gives the lease back at an orderly stop.

@@ -174,6 +174,15 @@ impl Sessions {
         }
     }
 
+    /// Ends every session. Returns how many there were.
+    pub(crate) fn close_all(&self) -> usize {
+        let entries = std::mem::take(&mut *self.locked());
+        for entry in entries.values() {
+            entry.closed.cancel();
+        }
+        entries.len()
+    }
+
     /// Ends a session; false when it had been replaced or ended already.
     pub(crate) fn close(&self, worker: WorkerId, session: SessionId) -> bool {
         let mut entries = self.locked();
