@@ -504,3 +504,26 @@ fn the_readme_shows_commands_that_exist() {
     }
     assert_none("no such command", &unknown);
 }
+
+#[test]
+fn every_fault_names_a_test_that_exists() {
+    let text = read("docs/faults.md");
+    let mut wrong = Vec::new();
+    for name in text.split('`').filter(|part| part.contains(".rs::")) {
+        let exists = name.split_once("::").is_some_and(|(path, test)| {
+            std::fs::read_to_string(root().join(path))
+                .is_ok_and(|source| source.contains(&format!("fn {test}(")))
+        });
+        if !exists {
+            wrong.push(name.to_owned());
+        }
+    }
+    assert_none("docs/faults.md names tests that are not there", &wrong);
+    // The faults of the machines and of messages to people come with what watches and sends them.
+    let missing: Vec<_> = (1..=34)
+        .chain([39])
+        .map(|number| format!("| F{number} |"))
+        .filter(|row| !text.contains(row.as_str()))
+        .collect();
+    assert_none("docs/faults.md lacks the rows", &missing);
+}

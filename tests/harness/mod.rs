@@ -107,6 +107,19 @@ impl Installation {
         self.qctl(&args)
     }
 
+    /// Waits until the queue answers, asking the keeper not to wait before it starts what ended.
+    #[track_caller]
+    pub(crate) fn until_answering(&self) {
+        self.until("the queue answers", || {
+            if self.qctl(&["list"]).code == 0 {
+                return Some(());
+            }
+            // It fails while the coordinator cannot start, and is asked again.
+            let _ = self.up(&[]);
+            None
+        });
+    }
+
     /// Adds a variable to the environment of every program started from here.
     #[must_use]
     pub(crate) fn env(mut self, name: &str, value: impl Into<String>) -> Self {

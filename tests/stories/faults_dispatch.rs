@@ -42,10 +42,7 @@ fn f01_a_coordinator_killed_at_random_moments_loses_and_doubles_nothing() {
         for pid in qctl.pids("qctl-server") {
             kill(pid, Signal::KILL);
         }
-        qctl.up(&[]).ok();
-        qctl.until("the queue answers", || {
-            (qctl.qctl(&["list"]).code == 0).then_some(())
-        });
+        qctl.until_answering();
         takeovers.push(killed.elapsed());
         assert_eq!(invariants::broken_now(&tables).unwrap(), [""; 0]);
         if let Some(submitting) = submitting {

@@ -82,6 +82,7 @@ fn kill_both(qctl: &Installation, pair: [Part; 2]) {
     }
     // A keeper is started by a person; one that lives is asked not to wait before it starts others.
     qctl.up(&[]).ok();
+    qctl.until_answering();
     let ends = pair.contains(&Shim) || pair.contains(&Job);
     let now = qctl.until(&format!("{pair:?} are back"), || {
         let now = look()?;
@@ -153,6 +154,8 @@ fn parts_killed_under_the_keeper_come_back_by_themselves() {
         [Agent, Shim],
         [Agent, Job],
         [Shim, Job],
+        [Postgres, Shim],
+        [Postgres, Job],
     ] {
         kill_both(&qctl, pair);
     }

@@ -97,6 +97,7 @@ pub(crate) struct Parts {
     pub(crate) done: BTreeMap<Fault, usize>,
     pub(crate) worst_takeover: Duration,
     pub(crate) worst_adoption: Duration,
+    pub(crate) worst_healing: Duration,
 }
 
 impl Parts {
@@ -195,6 +196,9 @@ impl Parts {
         }
         if matches!(fault, KillServer | KillServerAndAgent | KillEverything) {
             self.worst_takeover = self.worst_takeover.max(struck.elapsed());
+        }
+        if matches!(fault, KillPostgres | KillPostgresAndJob) {
+            self.worst_healing = self.worst_healing.max(struck.elapsed());
         }
         let connected = || {
             let workers = self.qctl.qctl(&["--json", "workers"]);

@@ -96,6 +96,7 @@ fn torture(options: &Options) -> ExitCode {
         done: BTreeMap::new(),
         worst_takeover: Duration::ZERO,
         worst_adoption: Duration::ZERO,
+        worst_healing: Duration::ZERO,
     };
     for number in 1..=options.rounds {
         let round = Round::draw(&mut random);
@@ -186,6 +187,10 @@ fn summary(options: &Options, parts: &Parts, watch: &Watch, load: &Load, begun: 
     println!("attempts    {}", watch.counts(attempts));
     println!("takeover    at most {:.1?}", parts.worst_takeover);
     println!("adoption    at most {:.1?}", parts.worst_adoption);
+    println!(
+        "healing     at most {:.1?} after Postgres was killed",
+        parts.worst_healing
+    );
 }
 
 /// Keeps what can tell why.
