@@ -33,6 +33,10 @@ struct State {
     accepted: Vec<Instant>,
     mode: Mode,
     delay: Duration,
+    /// Bytes a second that all connections together carry to the server; none means no limit.
+    rate: Option<u64>,
+    /// When the link has carried what was taken so far.
+    free_at: Instant,
     /// A text whose answer is to be lost, once.
     lose_answer_to: Option<Vec<u8>>,
     lost: usize,
@@ -95,6 +99,8 @@ impl Proxy {
                 accepted: Vec::new(),
                 mode: Mode::Pass,
                 delay: Duration::ZERO,
+                rate: None,
+                free_at: Instant::now(),
                 lose_answer_to: None,
                 lost: 0,
                 over: false,
@@ -166,6 +172,12 @@ impl Proxy {
     /// Holds up what is carried from now on, each piece for so long.
     pub(crate) fn delay(&self, delay: Duration) {
         self.shared.locked().delay = delay;
+    }
+
+    /// Carries at most so many bytes a second to the server, over all connections together: what
+    /// one of them sends waits behind what the others sent before.
+    pub(crate) fn throttle(&self, bytes_per_second: u64) {
+        self.shared.locked().rate = Some(bytes_per_second);
     }
 
     /// The next time a client sends this text, the server gets it and its answer is lost: the
@@ -261,6 +273,18 @@ impl Shared {
         }
     }
 
+    /// Time until a slow link has carried so many bytes more.
+    fn until_carried(&self, length: usize) -> Duration {
+        let mut state = self.locked();
+        let Some(rate) = state.rate else {
+            return Duration::ZERO;
+        };
+        let now = Instant::now();
+        let takes = Duration::from_secs_f64(length as f64 / rate as f64);
+        state.free_at = state.free_at.max(now) + takes;
+        state.free_at - now
+    }
+
     /// Carries one direction until either side ends.
     fn carry(&self, link: &Link, to_server: bool) {
         let (from, to) = match to_server {
@@ -274,6 +298,9 @@ impl Shared {
             }
             let delay = self.locked().delay;
             std::thread::sleep(delay);
+            if to_server {
+                std::thread::sleep(self.until_carried(length));
+            }
             while link.frozen.load(Ordering::SeqCst) {
                 if !link.is_open() {
                     return;

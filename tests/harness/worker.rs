@@ -66,6 +66,11 @@ impl Worker {
         }
     }
 
+    /// Process id of the agent, or of what started it.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// What it logged.
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.home.join("worker.log")).unwrap_or_default()

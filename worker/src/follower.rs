@@ -540,3 +540,190 @@ pub(crate) fn tail_position(tail: &SegmentTail) -> Option<Position> {
 fn wall_time(wall_us: i64) -> Duration {
     Duration::from_micros(wall_us.max(0) as u64)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use qctl_proto::v1::{SegmentFreed, SegmentStarting};
+    use qctl_worker_core::segment;
+
+    use super::*;
+    use crate::tail_files;
+
+    const FENCE: i64 = 7;
+
+    /// A spool's segment and ring: one attempt that printed in both and exited with 3.
+    struct Spool {
+        folder: tempfile::TempDir,
+        pump: Pump,
+        segment: Vec<u8>,
+        ring: Vec<u8>,
+        output: Vec<u8>,
+    }
+
+    impl Spool {
+        fn new() -> Self {
+            let mut segment = segment::header().to_vec();
+            let mut ring = segment::header().to_vec();
+            let mut position = Position::default();
+            let write = |event: Event, bytes: &mut Vec<u8>| {
+                records::encode(FENCE, &event, bytes).unwrap();
+            };
+            write(Event::Assigned(Assignment::default()), &mut segment);
+            write(Event::Starting(SegmentStarting::default()), &mut segment);
+            write(Event::Pid(SegmentPid::default()), &mut segment);
+            print(b"one\n", &mut position, &mut segment);
+            print(b"two\n", &mut position, &mut segment);
+            let tail = Event::Tail(SegmentTail {
+                number: 1,
+                offset: position.offset as i64,
+                lines: position.lines as i64,
+                crc32c: position.crc32c.unwrap(),
+            });
+            write(tail.clone(), &mut segment);
+            write(tail, &mut ring);
+            print(b"three\n", &mut position, &mut ring);
+            print(b"four\n", &mut position, &mut ring);
+            let ended = AttemptEnded {
+                end: attempt_ended::End::Waited.into(),
+                exit_code: Some(3),
+                log_end: position.offset as i64,
+                log_crc32c: position.crc32c.unwrap(),
+                ..AttemptEnded::default()
+            };
+            write(Event::Exit(ended), &mut segment);
+            write(Event::Freed(SegmentFreed {}), &mut segment);
+            Self {
+                folder: tempfile::tempdir().unwrap(),
+                pump: Pump::start(|_| {}).unwrap(),
+                segment,
+                ring,
+                output: b"one\ntwo\nthree\nfour\n".to_vec(),
+            }
+        }
+
+        /// Everything that a fresh agent reads when the files hold this.
+        fn read(&self, segment: &[u8], ring: &[u8]) -> Result<Vec<Note>, FollowError> {
+            let path = self.folder.path().join("1.segment");
+            std::fs::write(&path, segment).unwrap();
+            std::fs::write(tail_files::path(&path, 1), ring).unwrap();
+            let file = Arc::new(File::open(&path).unwrap());
+            let mut follower = Follower::new(file, path, self.pump.clone());
+            let mut notes = Vec::new();
+            follower.read_all(Duration::ZERO, &mut notes)?;
+            Ok(notes)
+        }
+
+        /// What was read is true, as far as it goes. Returns whether the exit was found.
+        fn check(&self, notes: &[Note], what: &str) -> bool {
+            let mut exits = 0;
+            for note in notes {
+                assert_eq!(note.fence, FENCE, "{what}");
+                match &note.fact {
+                    Fact::Ended(ended) => {
+                        exits += 1;
+                        assert_eq!(ended.exit_code, Some(3), "{what}");
+                        assert_eq!(ended.log_end, self.output.len() as i64, "{what}");
+                    }
+                    Fact::Output { end, .. } => {
+                        assert!(*end <= self.output.len() as u64, "{what}: {end}");
+                    }
+                    _ => {}
+                }
+            }
+            assert!(exits <= 1, "{what}");
+            exits == 1
+        }
+    }
+
+    fn print(data: &[u8], position: &mut Position, bytes: &mut Vec<u8>) {
+        let record = Record::Out {
+            fence: FENCE,
+            offset: position.offset,
+            stream: Stream::Stdout,
+            wall_us: 1,
+            data,
+        };
+        segment::encode(&record, bytes).unwrap();
+        position.pass(data);
+    }
+
+    #[test]
+    fn whole_files_tell_everything() {
+        let spool = Spool::new();
+        let notes = spool.read(&spool.segment, &spool.ring).unwrap();
+        assert!(spool.check(&notes, "whole"));
+        let crc = notes.iter().rev().find_map(|note| match note.fact {
+            Fact::Output { end, crc32c, .. } => Some((end, crc32c)),
+            _ => None,
+        });
+        let whole = (spool.output.len() as u64, crc32c::crc32c(&spool.output));
+        assert_eq!(crc, Some(whole));
+    }
+
+    /// F30: whatever is left of the files, what is read of them is true.
+    #[test]
+    fn files_that_are_cut_at_any_byte_tell_no_lie() {
+        let spool = Spool::new();
+        for cut in 0..spool.segment.len() {
+            let what = format!("segment cut at {cut}");
+            let notes = spool.read(&spool.segment[..cut], &spool.ring).unwrap();
+            spool.check(&notes, &what);
+        }
+        for cut in 0..spool.ring.len() {
+            let what = format!("ring cut at {cut}");
+            let notes = spool.read(&spool.segment, &spool.ring[..cut]).unwrap();
+            assert!(spool.check(&notes, &what), "{what}");
+        }
+    }
+
+    #[test]
+    fn files_with_any_bit_flipped_tell_no_lie() {
+        let spool = Spool::new();
+        for byte in 0..spool.segment.len() {
+            let what = format!("bit of byte {byte} of the segment");
+            let mut damaged = spool.segment.clone();
+            damaged[byte] ^= 1 << (byte % 8);
+            let notes = spool.read(&damaged, &spool.ring).unwrap();
+            let is_in_the_exit = byte > spool.segment.len() - 120;
+            assert!(spool.check(&notes, &what) || is_in_the_exit, "{what}");
+        }
+        for byte in 0..spool.ring.len() {
+            let what = format!("bit of byte {byte} of the ring");
+            let mut damaged = spool.ring.clone();
+            damaged[byte] ^= 1 << (byte % 8);
+            let notes = spool.read(&spool.segment, &damaged).unwrap();
+            assert!(spool.check(&notes, &what), "{what}");
+        }
+    }
+
+    #[test]
+    fn a_ring_that_is_gone_leaves_the_exit() {
+        let spool = Spool::new();
+        let path = spool.folder.path().join("1.segment");
+        let mut file = File::create(&path).unwrap();
+        file.write_all(&spool.segment).unwrap();
+        let file = Arc::new(File::open(&path).unwrap());
+        let mut follower = Follower::new(file, path, spool.pump.clone());
+        let mut notes = Vec::new();
+        follower.read_all(Duration::ZERO, &mut notes).unwrap();
+        assert!(spool.check(&notes, "no ring"));
+    }
+
+    #[test]
+    fn another_version_is_refused_once_and_then_left_alone() {
+        let spool = Spool::new();
+        let mut newer = segment::header();
+        newer[8] = 9;
+        let check = crc32c::crc32c(&newer[..12]);
+        newer[12..].copy_from_slice(&check.to_le_bytes());
+        let path = spool.folder.path().join("1.segment");
+        std::fs::write(&path, newer).unwrap();
+        let file = Arc::new(File::open(&path).unwrap());
+        let mut follower = Follower::new(file, path, spool.pump.clone());
+        let mut notes = Vec::new();
+        assert!(follower.read(Duration::ZERO, &mut notes).is_err());
+        assert!(!follower.read(Duration::ZERO, &mut notes).unwrap());
+    }
+}

@@ -48,6 +48,8 @@ pub struct Spool {
     folder: PathBuf,
     segments: PathBuf,
     identity: Identity,
+    /// The highest leadership term that was remembered before.
+    term: i64,
     /// Dropping it lets another agent in.
     _lock: File,
 }
@@ -59,6 +61,17 @@ struct Identity {
     spool_id: Uuid,
     /// The lock file's number in its file system: a copy of the folder has another one.
     inode: u64,
+    /// CRC-32C over both ids: a worker must not become another one by a bit. Absent in files of
+    /// earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    check: Option<u32>,
+}
+
+impl Identity {
+    fn checksum(&self) -> u32 {
+        let check = crc32c::crc32c(self.worker_id.as_bytes());
+        crc32c::crc32c_append(check, self.spool_id.as_bytes())
+    }
 }
 
 /// Why the folder cannot be used.
@@ -81,6 +94,26 @@ pub enum SpoolError {
         path: PathBuf,
         /// Why.
         source: serde_json::Error,
+    },
+    /// The identity is not what was written.
+    #[error(
+        "{path} is damaged: its checksum does not fit who it says this worker is; restore it, or \
+         remove it to begin as a new worker"
+    )]
+    IdentityDamaged {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The highest leadership term cannot be read.
+    #[error(
+        "{path} does not hold a leadership term but `{found}`; remove it once the coordinator in \
+         charge is known to be the right one"
+    )]
+    Term {
+        /// The file.
+        path: PathBuf,
+        /// What it holds.
+        found: String,
     },
     /// The file system refuses.
     #[error("cannot use {path}")]
@@ -109,12 +142,14 @@ impl Spool {
         let lock = take_lock(folder)?;
         let inode = lock.metadata().map_err(io_at(folder))?.ino();
         let identity = identify(folder, inode)?;
+        let term = read_term(&folder.join("term"))?;
         let segments = folder.join("spool").join(identity.spool_id.to_string());
         make_folder(&segments)?;
         Ok(Self {
             folder: folder.to_owned(),
             segments,
             identity,
+            term,
             _lock: lock,
         })
     }
@@ -226,10 +261,9 @@ impl Spool {
             .map_err(io_at(&path))
     }
 
-    /// The highest leadership term seen; 0 when none was.
+    /// The highest leadership term that was seen before this agent; 0 when none was.
     pub fn term(&self) -> i64 {
-        let text = fs::read_to_string(self.folder.join("term")).unwrap_or_default();
-        text.trim().parse().unwrap_or(0)
+        self.term
     }
 
     /// Remembers a term.
@@ -237,7 +271,7 @@ impl Spool {
     /// # Errors
     /// When it cannot be written.
     pub fn set_term(&self, term: i64) -> Result<(), SpoolError> {
-        replace(&self.folder.join("term"), format!("{term}\n").as_bytes())
+        replace(&self.folder.join("term"), term_text(term).as_bytes())
     }
 
     /// Folder for the checkpoints of an attempt.
@@ -337,6 +371,27 @@ fn take_lock(folder: &Path) -> Result<File, SpoolError> {
     Ok(lock)
 }
 
+/// A term with its checksum: one digit less would let a former leader in.
+fn term_text(term: i64) -> String {
+    format!("{term} {:08x}\n", crc32c::crc32c(&term.to_le_bytes()))
+}
+
+/// Reads a term; 0 when there is none. Earlier versions wrote no checksum.
+fn read_term(path: &Path) -> Result<i64, SpoolError> {
+    let text = match fs::read(path) {
+        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        Err(error) => return Err(io_at(path)(error)),
+    };
+    let number = text.split_whitespace().next().and_then(|t| t.parse().ok());
+    number
+        .filter(|term| text == term_text(*term) || text == format!("{term}\n"))
+        .ok_or_else(|| SpoolError::Term {
+            path: path.to_owned(),
+            found: text.trim().chars().take(40).collect(),
+        })
+}
+
 /// Reads who the worker is; a new worker, and a copy of one, get a new spool id.
 fn identify(folder: &Path, inode: u64) -> Result<Identity, SpoolError> {
     let path = folder.join("identity.json");
@@ -347,6 +402,9 @@ fn identify(folder: &Path, inode: u64) -> Result<Identity, SpoolError> {
                     path: path.clone(),
                     source,
                 })?;
+            if known.check.is_some_and(|check| check != known.checksum()) {
+                return Err(SpoolError::IdentityDamaged { path });
+            }
             if known.inode == inode {
                 return Ok(known);
             }
@@ -360,11 +418,13 @@ fn identify(folder: &Path, inode: u64) -> Result<Identity, SpoolError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Uuid::new_v4(),
         Err(error) => return Err(io_at(&path)(error)),
     };
-    let identity = Identity {
+    let mut identity = Identity {
         worker_id,
         spool_id: Uuid::new_v4(),
         inode,
+        check: None,
     };
+    identity.check = Some(identity.checksum());
     let text = serde_json::to_vec_pretty(&identity).map_err(|source| SpoolError::Identity {
         path: path.clone(),
         source,
@@ -529,6 +589,50 @@ mod tests {
         let spool = Spool::open(folder.path()).unwrap();
         assert_eq!(spool.term(), 0);
         spool.set_term(7).unwrap();
-        assert_eq!(spool.term(), 7);
+        drop(spool);
+        assert_eq!(Spool::open(folder.path()).unwrap().term(), 7);
+        fs::write(folder.path().join("term"), "6\n").unwrap();
+        assert_eq!(Spool::open(folder.path()).unwrap().term(), 6);
+    }
+
+    /// F30: a torn or damaged file is what it was, or is refused by its name.
+    #[test]
+    fn state_that_is_cut_or_flipped_anywhere_is_never_taken_for_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = Spool::open(folder.path()).unwrap();
+        spool.set_term(4711).unwrap();
+        let ids = (spool.worker_id(), spool.spool_id());
+        drop(spool);
+        for name in ["identity.json", "term"] {
+            let path = folder.path().join(name);
+            let whole = fs::read(&path).unwrap();
+            let cuts = (0..whole.len()).map(|cut| whole[..cut].to_vec());
+            let flips = (0..whole.len()).flat_map(|byte| {
+                let whole = &whole;
+                (0..8).map(move |bit| {
+                    let mut damaged = whole.clone();
+                    damaged[byte] ^= 1 << bit;
+                    damaged
+                })
+            });
+            for damaged in cuts.chain(flips) {
+                fs::write(&path, &damaged).unwrap();
+                let text = String::from_utf8_lossy(&damaged).into_owned();
+                match Spool::open(folder.path()) {
+                    // A flipped bit may leave the words as they were, such as a space for a tab, or
+                    // make this folder look like a copy, which keeps the worker's id.
+                    Ok(spool) => {
+                        assert_eq!(spool.worker_id(), ids.0, "{name}: {text}");
+                        let is_same = spool.spool_id() == ids.1;
+                        let is_copy = spool.spool_id() != ids.1 && name == "identity.json";
+                        assert!(is_same || is_copy, "{name}: {text}");
+                        let known = spool.term() == 4711 || text == format!("{}\n", spool.term());
+                        assert!(known, "{name}: {text}");
+                    }
+                    Err(error) => assert!(error.to_string().contains(name), "{error}"),
+                }
+                fs::write(&path, &whole).unwrap();
+            }
+        }
     }
 }
