@@ -42,6 +42,8 @@ reasons! {
     JobNotFound = "JOB_NOT_FOUND" => NotFound,
     /// The job has no attempt with this number.
     AttemptNotFound = "ATTEMPT_NOT_FOUND" => NotFound,
+    /// The coordinator has no copy of this checkpoint.
+    CheckpointNotFound = "CHECKPOINT_NOT_FOUND" => NotFound,
     /// No worker has this name.
     WorkerNotFound = "WORKER_NOT_FOUND" => NotFound,
     /// No notice with this number was told.

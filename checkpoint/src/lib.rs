@@ -13,22 +13,25 @@
 //!       manifest.json          what it is and what belongs to it
 //!       files/                 its contents ($QCTL_RESUME_FROM); gone once it is not kept
 //!       hash                   what the worker computed over the contents
+//!       removed                its contents were removed on purpose
 //!       refused                the coordinator did not take it
 //! ```
 //!
 //! A checkpoint appears under its name by one rename, after everything in it has reached the disk.
 //! Whatever is not under such a name was never published, and nobody resumes from it.
 
+mod bundle;
 mod digest;
 mod manifest;
 mod publish;
 mod published;
 mod walk;
 
+pub use bundle::{BundleReader, UnpackError, Unpacker};
 pub use digest::{DamageError, Hash, digest, verify};
 pub use manifest::{Entry, FORMAT, Kind, Manifest, ManifestError};
 pub use publish::{PublishError, Request, publish};
-pub use published::{Found, Published, ReadError, open, published_folder, scan};
+pub use published::{Found, Published, ReadError, is_used, open, published_folder, scan};
 pub use walk::{MAX_DEPTH, MAX_ENTRIES, WalkError, walk};
 
 /// Longest note, in bytes.

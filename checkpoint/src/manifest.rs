@@ -1,5 +1,6 @@
 //! What a checkpoint is and what belongs to it.
 
+use std::collections::HashSet;
 use std::path::{Component, Path};
 
 use chrono::{DateTime, Utc};
@@ -87,6 +88,9 @@ pub enum ManifestError {
     /// Its entries do not follow each other.
     #[error("the manifest's entries are not in order at `{0}`")]
     Order(String),
+    /// One entry lies inside of another that is no folder.
+    #[error("the manifest names `{0}`, which lies inside of a file, a link or an empty folder")]
+    Inside(String),
     /// Its sizes do not add up.
     #[error("the manifest says {said} bytes in all, and its files are {counted} bytes")]
     Bytes {
@@ -127,6 +131,16 @@ impl Manifest {
             last = Some(&entry.path);
             if let Kind::File { bytes, .. } = entry.kind {
                 counted = counted.saturating_add(bytes);
+            }
+        }
+        let paths: HashSet<&str> = manifest.entries.iter().map(|entry| &*entry.path).collect();
+        for entry in &manifest.entries {
+            let mut above = entry
+                .path
+                .match_indices('/')
+                .map(|(at, _)| &entry.path[..at]);
+            if above.any(|above| paths.contains(above)) {
+                return Err(ManifestError::Inside(entry.path.clone()));
             }
         }
         if counted != manifest.bytes {
@@ -229,6 +243,14 @@ pub(crate) mod tests {
             let error = Manifest::decode(&outside.encode()).unwrap_err();
             assert!(matches!(error, ManifestError::Path(_)), "{path}: {error}");
         }
+    }
+
+    #[test]
+    fn a_manifest_that_writes_through_a_link_is_refused() {
+        let mut through = manifest();
+        through.entries[2].path = "latest/weights".to_owned();
+        let error = Manifest::decode(&through.encode()).unwrap_err();
+        assert!(matches!(error, ManifestError::Inside(_)), "{error}");
     }
 
     #[test]

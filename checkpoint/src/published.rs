@@ -12,12 +12,25 @@ pub(crate) const MANIFEST: &str = "manifest.json";
 pub(crate) const FILES: &str = "files";
 const HASH: &str = "hash";
 const REFUSED: &str = "refused";
+const REMOVED: &str = "removed";
 /// Files on their way out.
 const GONE: &str = "gone";
 
 /// Where the published checkpoints of a job are, below the folder with its attempts' folders.
 pub fn published_folder(job_folder: &Path) -> PathBuf {
     job_folder.join("published")
+}
+
+/// True when an attempt has left something in its folder, or has published out of it.
+pub fn is_used(attempt_folder: &Path) -> bool {
+    let has_entries =
+        fs::read_dir(attempt_folder).is_ok_and(|mut entries| entries.next().is_some());
+    let name = attempt_folder.file_name().and_then(|name| name.to_str());
+    let lock = attempt_folder
+        .parent()
+        .zip(name)
+        .map(|(job_folder, name)| published_folder(job_folder).join(format!("{name}.lock")));
+    has_entries || lock.is_some_and(|lock| lock.exists())
 }
 
 /// A published checkpoint.
@@ -193,11 +206,17 @@ impl Published {
         write_durably(&self.folder.join(REFUSED), b"")
     }
 
+    /// True when its contents were removed on purpose. Without them otherwise, it is damaged.
+    pub fn is_removed(&self) -> bool {
+        self.folder.join(REMOVED).exists()
+    }
+
     /// Removes its contents and leaves what it was.
     ///
     /// # Errors
     /// When the file system refuses.
     pub fn remove_files(&self) -> io::Result<()> {
+        write_durably(&self.folder.join(REMOVED), b"")?;
         let gone = self.folder.join(GONE);
         match fs::rename(self.files(), &gone) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -212,7 +231,9 @@ impl Published {
     /// When the file system refuses.
     pub fn remove(&self) -> io::Result<()> {
         // Without its contents it is never taken for a whole one, even if the rest does not succeed.
-        self.remove_files()?;
+        if self.folder.exists() {
+            self.remove_files()?;
+        }
         absent(fs::remove_dir_all(&self.folder))
     }
 }

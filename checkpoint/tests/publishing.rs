@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, Utc};
 use qctl_checkpoint::{
-    DamageError, PublishError, Published, Request, publish, published_folder, scan, verify,
+    BundleReader, DamageError, PublishError, Published, Request, UnpackError, Unpacker, is_used,
+    publish, published_folder, scan, verify,
 };
 
 struct Job {
@@ -266,11 +267,16 @@ fn files_cut_off_anywhere_are_damage() {
 fn what_is_removed_leaves_its_manifest_or_nothing() {
     let job = Job::new();
     job.write("state", "17");
+    assert!(is_used(&job.attempt()));
     let published = job.publish(&[]).unwrap();
+    assert_eq!(names(&job.attempt()), [""; 0]);
+    assert!(is_used(&job.attempt()), "something was published out of it");
+    assert!(!is_used(&job.folder().join("2")));
     assert!(published.has_files());
+    assert!(!published.is_removed());
     published.remove_files().unwrap();
     published.remove_files().unwrap();
-    assert!(!published.has_files());
+    assert!(published.is_removed() && !published.has_files());
     assert_eq!(job.scan(), std::slice::from_ref(&published));
     assert!(!published.is_refused());
     published.refuse().unwrap();
@@ -278,4 +284,67 @@ fn what_is_removed_leaves_its_manifest_or_nothing() {
     published.remove().unwrap();
     published.remove().unwrap();
     assert_eq!(job.scan(), []);
+}
+
+#[test]
+fn a_bundle_makes_the_same_checkpoint_elsewhere() {
+    let job = Job::new();
+    job.write("state", "17");
+    job.write("empty", "");
+    job.write("model/weights", &"w".repeat(10_000));
+    symlink("model/weights", job.attempt().join("latest")).unwrap();
+    fs::create_dir(job.attempt().join("nothing")).unwrap();
+    let published = job.publish(&[]).unwrap();
+    let check = |published: &Published| {
+        verify(
+            &published.files(),
+            &published.manifest.entries,
+            None,
+            &|| true,
+        )
+        .unwrap()
+    };
+    let hash = check(&published);
+
+    let mut whole = Vec::new();
+    let mut reader = BundleReader::new(&published);
+    std::io::Read::read_to_end(&mut reader, &mut whole).unwrap();
+    assert_eq!(reader.total(), whole.len() as u64);
+    for position in [0, 5, 300, whole.len() - 9_000, whole.len()] {
+        let mut rest = Vec::new();
+        reader.go_to(position as u64);
+        std::io::Read::read_to_end(&mut reader, &mut rest).unwrap();
+        assert_eq!(rest, whole[position..], "{position}");
+    }
+    for piece in [1, 7, 1_000, whole.len()] {
+        let folder = job.home.path().join("elsewhere");
+        let mut unpacker = Unpacker::new(folder).unwrap();
+        for piece in whole.chunks(piece) {
+            unpacker.take(piece).unwrap();
+        }
+        let made = unpacker.finish().unwrap();
+        assert_eq!(made.manifest, published.manifest);
+        assert_eq!(check(&made), hash);
+    }
+}
+
+#[test]
+fn a_bundle_cut_off_or_too_long_makes_none() {
+    let job = Job::new();
+    job.write("state", "17");
+    let published = job.publish(&[]).unwrap();
+    let mut whole = Vec::new();
+    std::io::Read::read_to_end(&mut BundleReader::new(&published), &mut whole).unwrap();
+    let folder = job.home.path().join("elsewhere");
+    for length in 0..whole.len() {
+        let mut unpacker = Unpacker::new(folder.clone()).unwrap();
+        unpacker.take(&whole[..length]).unwrap();
+        assert_eq!(unpacker.taken(), length as u64);
+        assert!(unpacker.finish().is_none(), "{length}");
+    }
+    let mut unpacker = Unpacker::new(folder.clone()).unwrap();
+    unpacker.take(&whole).unwrap();
+    assert!(matches!(unpacker.take(b"x"), Err(UnpackError::TooLong)));
+    let mut unpacker = Unpacker::new(folder).unwrap();
+    assert!(unpacker.take(&[0xff; 8]).is_err());
 }

@@ -116,6 +116,8 @@ pub enum Command {
     Why(commands::why::Args),
     /// Show what happened, to one job or to all
     History(commands::history::Args),
+    /// List the checkpoints that a job has published
+    Checkpoints(commands::checkpoints::Args),
     /// Cancel jobs: stop a running one's whole process tree
     #[command(visible_alias = "kill")]
     Cancel(commands::cancel::Args),

@@ -105,6 +105,7 @@ pub async fn dispatch(context: &Context, command: Command) -> Result<ExitCode, E
         Command::Template(args) => c::template::run(context, args).await,
         Command::Progress(args) => c::progress::run(context, args).await,
         Command::Checkpoint(args) => c::checkpoint::run(context, args).await,
+        Command::Checkpoints(args) => c::checkpoints::run(context, args).await,
         Command::Completions(args) => c::completions::run(context, args).await,
         Command::Man(args) => c::man::run(context, args).await,
         Command::Keeper(args) => c::keeper::run(context, args).await,

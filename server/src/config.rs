@@ -69,6 +69,18 @@ pub struct Args {
     #[arg(long, env = "QCTL_LOG_BYTES_KEPT", value_name = "SIZE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     log_bytes_kept: Option<String>,
+    /// How long checkpoints of jobs that did not end well are kept [default: 7days]
+    #[arg(long, env = "QCTL_CHECKPOINTS_KEPT", value_name = "TIME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    checkpoints_kept: Option<String>,
+    /// Checkpoints up to this size are copied here, so that any worker can resume [default: 64MiB]
+    #[arg(long, env = "QCTL_CHECKPOINT_UPLOAD_BYTES", value_name = "SIZE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    checkpoint_upload_bytes: Option<String>,
+    /// Room that the copies of all checkpoints may take [default: 8GiB]
+    #[arg(long, env = "QCTL_CHECKPOINT_BYTES_KEPT", value_name = "SIZE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    checkpoint_bytes_kept: Option<String>,
     /// What to log, such as `info` or `qctl_server=debug,warn` [default: info,sqlx=warn]
     #[arg(long, env = "QCTL_LOG", value_name = "FILTER")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -110,6 +122,9 @@ struct Raw {
     retry_base: Option<String>,
     history_kept: Option<String>,
     log_bytes_kept: Option<String>,
+    checkpoints_kept: Option<String>,
+    checkpoint_upload_bytes: Option<String>,
+    checkpoint_bytes_kept: Option<String>,
     log: String,
     log_format: LogFormat,
 }
@@ -129,6 +144,9 @@ impl Default for Raw {
             retry_base: None,
             history_kept: None,
             log_bytes_kept: None,
+            checkpoints_kept: None,
+            checkpoint_upload_bytes: None,
+            checkpoint_bytes_kept: None,
             // sqlx repeats every notice of the database as information.
             log: "info,sqlx=warn".to_owned(),
             log_format: LogFormat::Compact,
@@ -326,6 +344,21 @@ impl Config {
                 raw.log_bytes_kept,
                 defaults.log_bytes_kept,
             )?,
+            checkpoints_kept: time(
+                "checkpoints-kept",
+                raw.checkpoints_kept,
+                defaults.checkpoints_kept,
+            )?,
+            checkpoint_upload_bytes: size(
+                "checkpoint-upload-bytes",
+                raw.checkpoint_upload_bytes,
+                defaults.checkpoint_upload_bytes,
+            )?,
+            checkpoint_bytes_kept: size(
+                "checkpoint-bytes-kept",
+                raw.checkpoint_bytes_kept,
+                defaults.checkpoint_bytes_kept,
+            )?,
             ..defaults
         };
         if settings.lost_after <= settings.unreachable_after {
@@ -449,11 +482,20 @@ impl fmt::Display for Config {
             ("lost_after", self.settings.lost_after),
             ("retry_base", self.settings.retry_base),
             ("history_kept", self.settings.history_kept),
+            ("checkpoints_kept", self.settings.checkpoints_kept),
         ] {
             writeln!(f, "{name} = {}", text(&shown(time)))?;
         }
-        let size = format!("{} B", self.settings.log_bytes_kept);
-        writeln!(f, "log_bytes_kept = {}", text(&size))?;
+        for (name, size) in [
+            ("log_bytes_kept", self.settings.log_bytes_kept),
+            (
+                "checkpoint_upload_bytes",
+                self.settings.checkpoint_upload_bytes,
+            ),
+            ("checkpoint_bytes_kept", self.settings.checkpoint_bytes_kept),
+        ] {
+            writeln!(f, "{name} = {}", text(&format!("{size} B")))?;
+        }
         writeln!(f, "log = {}", text(&self.log))?;
         let format = match self.log_format {
             LogFormat::Compact => "compact",

@@ -7,6 +7,7 @@ mod phone;
 
 mod bad_input;
 mod batch;
+mod checkpoints;
 mod commands;
 mod faults_agent;
 mod faults_coordinator;

@@ -101,12 +101,17 @@ fn retries_are_spent_on_failures_and_then_the_job_has_failed() {
 fn resumes_are_spent_on_interruptions_and_checkpoints_are_handed_on() {
     let qctl = Installation::start();
     // The first attempt leaves a checkpoint and loses its shim; the second one finds the checkpoint.
+    let publish = format!(
+        "{} checkpoint > /dev/null",
+        qctl.bin().join("qctl").display()
+    );
     let id = qctl.submit(&[
         "--resumes",
         "1",
         "--shell",
-        "if [ -n \"$QCTL_RESUME_FROM\" ]; then cat $QCTL_RESUME_FROM/state; else \
-         echo 17 > $QCTL_CHECKPOINT_DIR/state; echo ready; exec sleep 600; fi",
+        &"if [ -n \"$QCTL_RESUME_FROM\" ]; then cat $QCTL_RESUME_FROM/state; else \
+         echo 17 > $QCTL_CHECKPOINT_DIR/state; PUBLISH; echo ready; exec sleep 600; fi"
+            .replace("PUBLISH", &publish),
     ]);
     qctl.until_state(id, "running");
     qctl.until("the checkpoint is written", || {

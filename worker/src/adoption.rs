@@ -4,9 +4,11 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use qctl_checkpoint::is_used;
 use qctl_worker_core::agent::{Fact, Loss};
 use qctl_worker_core::enforcement::STUCK_AFTER;
 use qctl_worker_core::segment;
@@ -53,7 +55,12 @@ pub(crate) fn conclude(
             None => wall_now(),
         };
         let at_us = i64::try_from(at.as_micros()).unwrap_or(i64::MAX);
-        for mut fact in loss.facts(at_us, used_folder(&loss.checkpoint_dir)) {
+        let used = is_used(Path::new(&loss.checkpoint_dir));
+        let checkpoint = match used {
+            true => loss.checkpoint_dir.clone(),
+            false => String::new(),
+        };
+        for mut fact in loss.facts(at_us, checkpoint) {
             if let Fact::Ended(ended) = &mut fact {
                 ended.gpu_out_of_memory |= follower.tells_of_gpu_memory(fence);
             }
@@ -124,10 +131,4 @@ fn end_processes(loss: &Loss, tell: impl Fn(Vec<(i64, Fact)>)) {
             }
         }
     }
-}
-
-/// The folder, when something is in it.
-fn used_folder(path: &str) -> String {
-    let used = std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some());
-    if used { path.to_owned() } else { String::new() }
 }

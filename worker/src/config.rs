@@ -17,6 +17,10 @@ use serde::{Deserialize, Serialize};
 use crate::shim;
 use crate::watch::nvml;
 
+/// Checkpoints of a job that are kept: the newest may turn out to be damaged.
+const CHECKPOINTS: u32 = 3;
+const MAX_CHECKPOINTS: u32 = 1_000;
+
 /// Longest name of a worker, in bytes.
 const MAX_NAME_BYTES: usize = 100;
 
@@ -50,6 +54,10 @@ pub struct Args {
     #[arg(long, env = "QCTL_LOG_LIMIT", value_name = "SIZE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     log_limit: Option<String>,
+    /// Checkpoints of a job that keep their contents here, the newest ones [default: 3]
+    #[arg(long, env = "QCTL_CHECKPOINTS_PER_JOB", value_name = "NUMBER")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    checkpoints_per_job: Option<u32>,
     /// What to log, such as `info` or `qctl_worker=debug,warn` [default: info]
     #[arg(long, env = "QCTL_LOG", value_name = "FILTER")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -103,6 +111,7 @@ struct Raw {
     name: Option<String>,
     slots: Option<u32>,
     log_limit: Option<String>,
+    checkpoints_per_job: Option<u32>,
     log: Option<String>,
     log_format: Option<LogFormat>,
 }
@@ -124,6 +133,8 @@ pub struct Config {
     pub slots: Option<u32>,
     /// Most bytes of an attempt's output to keep, unless its job says otherwise.
     pub log_limit: u64,
+    /// Checkpoints of a job that keep their contents.
+    pub checkpoints_per_job: usize,
     /// Filter of the log.
     pub log: String,
     /// How log lines look.
@@ -188,6 +199,12 @@ pub enum ConfigError {
         /// What may be.
         expected: String,
     },
+    /// The number of checkpoints is out of its range.
+    #[error("--checkpoints-per-job must be between 1 and {MAX_CHECKPOINTS}, not {given}")]
+    Checkpoints {
+        /// What was given.
+        given: u32,
+    },
     /// The filter of the log cannot be read.
     #[error("--log `{given}` is not a filter such as `info` or `qctl_worker=debug`")]
     Log {
@@ -249,6 +266,12 @@ impl Config {
                 expected,
             })
         });
+        let checkpoints_per_job = raw.checkpoints_per_job.unwrap_or(CHECKPOINTS);
+        if !(1..=MAX_CHECKPOINTS).contains(&checkpoints_per_job) {
+            return Err(ConfigError::Checkpoints {
+                given: checkpoints_per_job,
+            });
+        }
         let log = given(raw.log).unwrap_or_else(|| "info".to_owned());
         tracing_subscriber::EnvFilter::try_new(&log).map_err(|source| ConfigError::Log {
             given: log.clone(),
@@ -262,6 +285,7 @@ impl Config {
             name,
             slots: raw.slots,
             log_limit: log_limit.transpose()?.unwrap_or(DEFAULT_LIMIT_BYTES),
+            checkpoints_per_job: checkpoints_per_job as usize,
             log,
             log_format: raw.log_format.unwrap_or_default(),
             // Survives an upgrade that replaces the file while this agent runs.
@@ -308,6 +332,8 @@ impl fmt::Display for Config {
         line(f, "name", self.name.as_deref().and_then(text))?;
         line(f, "slots", self.slots.map(|slots| slots.to_string()))?;
         line(f, "log_limit", text(&self.log_limit.to_string()))?;
+        let kept = self.checkpoints_per_job.to_string();
+        line(f, "checkpoints_per_job", Some(kept))?;
         line(f, "log", text(&self.log))?;
         let format = match self.log_format {
             LogFormat::Compact => "compact",
@@ -349,6 +375,7 @@ mod tests {
     fn bad_values_are_named() {
         for (flags, file, words) in [
             (&["--slots", "0"][..], "", "between 1 and 1000"),
+            (&["--checkpoints-per-job", "0"], "", "between 1 and 1000"),
             (&["--name", "a b"], "", "`a b`"),
             (&["--log", "a=b=c"], "", "--log"),
             (&["--log-limit", "none"], "", "a size such as"),

@@ -13,6 +13,7 @@ use qctl_proto::v1::{
 use qctl_worker_core::ending::{Contradiction, Ending};
 use qctl_worker_core::position::Position;
 use qctl_worker_core::progress::{Pattern, Reading, Tracker};
+use qctl_worker_core::report;
 use qctl_worker_core::segment::{Corrupt, Found, Reader, Record, Stream};
 
 use crate::chain;
@@ -75,6 +76,8 @@ pub(crate) enum Fact {
     Void(String),
     /// Processes of it do not end although they were killed.
     Stuck(Vec<i32>),
+    /// It says that it has published a checkpoint.
+    Bell,
     /// No process of it is left.
     Freed,
 }
@@ -383,6 +386,7 @@ impl Follower {
             Event::Pid(pid) => Fact::Started(pid),
             Event::Stopping(stopping) => Fact::Stopping(stopping.cause()),
             Event::PauseChanged(change) => Fact::Paused(change.paused),
+            Event::Report(line) if report::is_bell(&line) => Fact::Bell,
             Event::Report(line) => {
                 current?.tracker.report(&line, now);
                 return None;

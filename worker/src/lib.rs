@@ -7,6 +7,7 @@
 
 mod adoption;
 mod charge;
+mod checkpoints;
 mod clock;
 pub mod config;
 mod follower;
@@ -35,6 +36,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
+use checkpoints::Checkpoints;
 use config::{Args, Command, Config, LogFormat};
 use inventory::gpu;
 use inventory::host::Observer;
@@ -125,6 +127,13 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let observer = Observer::new();
     let host = observer.host();
     let (events, session) = mpsc::channel(QUEUED_EVENTS);
+    let (reachable, coordinator) = tokio::sync::watch::channel(None);
+    let (checkpoints, found) = Checkpoints::start(
+        spool.checkpoints_dir(),
+        config.checkpoints_per_job,
+        coordinator,
+    )
+    .context("cannot start the threads that look after checkpoints")?;
     let supervisor = Supervisor::adopt(Surroundings {
         spool: Arc::clone(&spool),
         boot_id: boot_id.clone(),
@@ -132,6 +141,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         slots: config.slots.unwrap_or(1),
         log_limit: config.log_limit,
         pump: pump.clone(),
+        checkpoints,
+        found,
         observer,
         watcher: watcher.clone(),
         stored,
@@ -152,6 +163,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         spool,
         pump,
         supervisor: events,
+        reachable,
     };
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),

@@ -13,18 +13,19 @@ use qctl_proto::v1::worker_session_service_client::WorkerSessionServiceClient;
 use qctl_proto::v1::{Hello, OpenSessionRequest, OpenSessionResponse, Welcome};
 use qctl_proto::{MAX_MESSAGE_BYTES, PROTOCOL_VERSION};
 use qctl_worker_core::session::{Route, redial_delay};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
+use crate::checkpoints::Coordinator;
 use crate::config::Server;
 use crate::inventory::gpu::{self, Gpu};
 use crate::inventory::host::Host;
 use crate::log_pump::{Pump, uplink};
 use crate::spool::Spool;
-use crate::supervisor::{Ending, SessionEvent, Welcomed};
+use crate::supervisor::{Ending, Greeting, SessionEvent, Welcomed};
 use crate::{chain, clock};
 
 /// Messages that wait to be sent. A session that falls further behind is begun anew.
@@ -58,6 +59,8 @@ pub(crate) struct Dialler {
     pub(crate) spool: Arc<Spool>,
     pub(crate) pump: Pump,
     pub(crate) supervisor: mpsc::Sender<SessionEvent>,
+    /// Told where the coordinator is while there is a session.
+    pub(crate) reachable: watch::Sender<Option<Coordinator>>,
 }
 
 /// Why there is no session.
@@ -122,6 +125,7 @@ impl Dialler {
                     Err(error) => error,
                 },
             };
+            self.reachable.send_replace(None);
             if self.supervisor.send(SessionEvent::Closed).await.is_err() {
                 return;
             }
@@ -195,6 +199,7 @@ impl Dialler {
             .await
             .map_err(|_| SessionError::NoWelcome)??;
         let (term, slots) = (welcome.term, welcome.slots);
+        let upload_bytes = welcome.checkpoint_upload_bytes.max(0) as u64;
         let session = welcome.session_id.clone();
         let (accepted, answer) = oneshot::channel();
         let (end, ended) = oneshot::channel();
@@ -216,6 +221,10 @@ impl Dialler {
             "connected to the coordinator at {} (session {session})",
             target.address,
         );
+        self.reachable.send_replace(Some(Coordinator {
+            target: target.clone(),
+            upload_bytes,
+        }));
         memory.connections += 1;
         let first_connection = memory.connections << 32;
         tokio::select! {
@@ -293,7 +302,10 @@ impl Dialler {
     async fn hello(&self, memory: &Memory) -> Result<Hello, SessionError> {
         let (reply, held) = oneshot::channel();
         self.tell(SessionEvent::Greeting(reply)).await?;
-        let attempts = held.await.map_err(|_| SessionError::Stopped)?;
+        let Greeting {
+            attempts,
+            checkpoints,
+        } = held.await.map_err(|_| SessionError::Stopped)?;
         let host = &self.host;
         let worker_id = self.spool.worker_id();
         let name = match &self.name {
@@ -318,6 +330,7 @@ impl Dialler {
             memory_bytes: host.memory_bytes,
             cpus: host.cpus,
             attempts,
+            checkpoints,
         })
     }
 

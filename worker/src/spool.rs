@@ -9,7 +9,7 @@
 //! spool/SPOOL/7.segment     journal of shim 7
 //! spool/SPOOL/7.sock        its socket
 //! spool/SPOOL/7.progress    the pipe on which its jobs report progress
-//! checkpoints/JOB/ATTEMPT/  what attempts leave for their successors
+//! checkpoints/JOB/ATTEMPT/  where attempts write, and beside it what they have published
 //! ```
 
 use std::fs::{self, File, OpenOptions};
@@ -274,25 +274,15 @@ impl Spool {
         replace(&self.folder.join("term"), term_text(term).as_bytes())
     }
 
+    /// Folder of the checkpoints of all jobs.
+    pub fn checkpoints_dir(&self) -> PathBuf {
+        self.folder.join("checkpoints")
+    }
+
     /// Folder for the checkpoints of an attempt.
     pub fn checkpoint_dir(&self, job_id: i64, attempt: i32) -> PathBuf {
-        self.job_checkpoints(job_id).join(attempt.to_string())
-    }
-
-    /// Removes all checkpoints of a job.
-    ///
-    /// # Errors
-    /// When the file system refuses.
-    pub fn remove_checkpoints(&self, job_id: i64) -> Result<(), SpoolError> {
-        let path = self.job_checkpoints(job_id);
-        match fs::remove_dir_all(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_at(&path)(error)),
-            _ => Ok(()),
-        }
-    }
-
-    fn job_checkpoints(&self, job_id: i64) -> PathBuf {
-        self.folder.join("checkpoints").join(job_id.to_string())
+        let job = self.checkpoints_dir().join(job_id.to_string());
+        job.join(attempt.to_string())
     }
 
     /// Removes checkpoints of jobs not in `running`, and spools that nobody owns, once nothing in

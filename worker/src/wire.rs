@@ -7,12 +7,14 @@ use prost_types::Timestamp;
 use qctl_proto::v1::open_session_request::Message as Say;
 use qctl_proto::v1::shim_request::Message as Ask;
 use qctl_proto::v1::{
-    Assignment, AssignmentReturned, AttemptEnded, AttemptStarted, HeldAttempt, PauseChanged,
-    Progress, ProgressReported, ResultCommitted, SegmentFreed, SegmentPid, SegmentStuck, SetPaused,
-    ShimLease, ShimRetire, SlotFreed, SlotStuck, Stop, StopCause as WireCause,
-    Verdict as WireVerdict, Welcome, attempt_ended, held_attempt, verdict,
+    Assignment, AssignmentReturned, AttemptEnded, AttemptStarted, CheckpointPublished, HeldAttempt,
+    PauseChanged, Progress, ProgressReported, ResultCommitted, SegmentFreed, SegmentPid,
+    SegmentStuck, SetPaused, ShimLease, ShimRetire, SlotFreed, SlotStuck, Stop,
+    StopCause as WireCause, Verdict as WireVerdict, Welcome, attempt_ended, checkpoint_answered,
+    held_attempt, verdict,
 };
 use qctl_worker_core::agent::{self, End, Ended, Fact, Holding, Judged, Started, Terms};
+use qctl_worker_core::checkpoint::{Answer, Published};
 use qctl_worker_core::enforcement::{DEFAULT_GRACE, StopCause};
 use qctl_worker_core::progress::Reading;
 use qctl_worker_core::session::{Stage, Verdict};
@@ -94,7 +96,7 @@ pub(crate) fn assignment(assignment: &Assignment) -> agent::Assignment {
         term: assignment.term,
         terms: terms(assignment),
         runnable: spec.is_some_and(|spec| !spec.command.is_empty()),
-        prepare: false,
+        prepare: !assignment.checkpoints.is_empty(),
     }
 }
 
@@ -167,10 +169,37 @@ pub(crate) fn say(say: agent::Say) -> Option<Say> {
             message,
         }),
         agent::Say::Progress { fence, reading } => Say::Progress(progress(fence, reading)),
+        agent::Say::Checkpoint(published) => Say::Checkpoint(checkpoint(*published)),
         agent::Say::PauseChanged { fence, paused } => {
             Say::PauseChanged(PauseChanged { fence, paused })
         }
     })
+}
+
+/// A published checkpoint.
+pub(crate) fn checkpoint(published: Published) -> CheckpointPublished {
+    CheckpointPublished {
+        fence: published.id.fence,
+        number: published.id.number,
+        step: published.step,
+        note: published.note,
+        path: published.path,
+        files: published.files,
+        bytes: i64::try_from(published.bytes).unwrap_or(i64::MAX),
+        hash: published.hash,
+        created_at: timestamp(published.created_us),
+        removed: published.removed,
+    }
+}
+
+/// The coordinator's answer to a checkpoint; `None` for one that this program does not know.
+pub(crate) fn checkpoint_answer(answer: checkpoint_answered::Answer) -> Option<Answer> {
+    match answer {
+        checkpoint_answered::Answer::Unspecified => None,
+        checkpoint_answered::Answer::Recorded => Some(Answer::Recorded),
+        checkpoint_answered::Answer::Refused => Some(Answer::Refused),
+        checkpoint_answered::Answer::Remove => Some(Answer::Remove),
+    }
 }
 
 fn progress(fence: i64, reading: Reading) -> ProgressReported {
@@ -254,6 +283,7 @@ pub(crate) fn fact(fact: follower::Fact) -> Option<Fact> {
         follower::Fact::Ended(wire) => Fact::Ended(Box::new(ended(*wire))),
         follower::Fact::Void(reason) => Fact::Void(reason),
         follower::Fact::Stuck(pids) => Fact::Stuck(pids),
+        follower::Fact::Bell => Fact::Bell,
         follower::Fact::Freed => Fact::Freed,
     })
 }
@@ -286,6 +316,7 @@ pub(crate) fn record(fence: i64, fact: &Fact) -> Option<records::Event> {
         | Fact::Stopping(_)
         | Fact::Paused(_)
         | Fact::Output { .. }
+        | Fact::Bell
         | Fact::Progress(_) => None,
     }
 }

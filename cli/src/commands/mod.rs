@@ -11,6 +11,7 @@ use crate::output::document;
 
 pub mod cancel;
 pub mod checkpoint;
+pub mod checkpoints;
 pub mod cleanup;
 pub mod completions;
 pub mod delete;

@@ -42,6 +42,7 @@ pub struct Job<'a> {
     not_before: Option<String>,
     progress: Option<Progress<'a>>,
     checkpoint: &'a str,
+    checkpoint_name: &'a str,
     retries_left: i32,
     resumes_left: i32,
     retry_on: Vec<String>,
@@ -123,6 +124,25 @@ pub struct Attempt<'a> {
     resumed_from: &'a str,
     unreachable: bool,
     not_enforced: &'a [String],
+}
+
+/// A published checkpoint.
+#[derive(Debug, Serialize)]
+pub struct Checkpoint<'a> {
+    job: i64,
+    attempt: i32,
+    number: i32,
+    state: &'static str,
+    latest: bool,
+    step: Option<i64>,
+    note: &'a str,
+    worker: &'a str,
+    path: &'a str,
+    files: i32,
+    bytes: i64,
+    hash: &'a str,
+    uploaded: bool,
+    created_at: Option<String>,
 }
 
 /// A fact of history.
@@ -321,6 +341,7 @@ impl<'a> From<&'a v1::Job> for Job<'a> {
             not_before: moment(job.not_before.as_ref()),
             progress: job.progress.as_ref().map(Progress::from),
             checkpoint: &job.checkpoint,
+            checkpoint_name: &job.checkpoint_name,
             retries_left: job.retries_left,
             resumes_left: job.resumes_left,
             retry_on: spec.retry_on.iter().map(causes::shown).collect(),
@@ -406,6 +427,33 @@ impl<'a> From<&'a v1::Attempt> for Attempt<'a> {
             resumed_from: &attempt.resumed_from,
             unreachable: attempt.unreachable,
             not_enforced: &attempt.not_enforced,
+        }
+    }
+}
+
+impl<'a> From<&'a v1::Checkpoint> for Checkpoint<'a> {
+    fn from(checkpoint: &'a v1::Checkpoint) -> Self {
+        use v1::checkpoint::State;
+        Self {
+            job: checkpoint.job_id,
+            attempt: checkpoint.attempt,
+            number: checkpoint.number,
+            state: match checkpoint.state() {
+                State::Unspecified => "unknown",
+                State::Kept => "kept",
+                State::Damaged => "damaged",
+                State::Removed => "removed",
+            },
+            latest: checkpoint.latest,
+            step: checkpoint.step,
+            note: &checkpoint.note,
+            worker: &checkpoint.worker,
+            path: &checkpoint.path,
+            files: checkpoint.files,
+            bytes: checkpoint.bytes,
+            hash: &checkpoint.hash,
+            uploaded: checkpoint.uploaded,
+            created_at: moment(checkpoint.created_at.as_ref()),
         }
     }
 }

@@ -328,7 +328,7 @@ pub fn show(
                 "Progress",
                 job.progress.as_ref().map(progress).unwrap_or_default(),
             ),
-            ("Checkpoint", printable(&job.checkpoint)),
+            ("Checkpoint", checkpoint(job)),
             (
                 "Artifacts",
                 spec.artifacts
@@ -360,6 +360,17 @@ pub fn show(
         out.push_str(&history(events, false, view));
     }
     out
+}
+
+fn checkpoint(job: &v1::Job) -> String {
+    match job.checkpoint_name.as_str() {
+        "" => String::new(),
+        name => format!(
+            "{} in {}",
+            text::printable(name),
+            text::printable(&job.checkpoint)
+        ),
+    }
 }
 
 fn known(value: i64, show: impl Fn(i64) -> String) -> String {

@@ -43,8 +43,19 @@ pub struct QueuedJob {
     pub priority: i32,
     /// Worker that must start it now, beside its slots.
     pub run_now_on: Option<WorkerId>,
-    /// Where its latest checkpoint is, and in which directory.
-    pub checkpoint: Option<(WorkerId, String)>,
+    /// The newest checkpoint that it can resume from.
+    pub checkpoint: Option<Newest>,
+}
+
+/// The newest checkpoint that a job can resume from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Newest {
+    /// The worker that has it.
+    pub worker: WorkerId,
+    /// Folder with its contents there.
+    pub folder: String,
+    /// The coordinator has a copy, so that every worker can resume from it.
+    pub uploaded: bool,
 }
 
 /// An assignment to be made.
@@ -64,8 +75,10 @@ pub struct NewAssignment {
     pub gpus: Vec<String>,
     /// It starts beside the slots.
     pub beside_slots: bool,
-    /// Directory to resume from; empty to begin afresh.
+    /// Folder to resume from when it is the worker's own; empty otherwise.
     pub resume_from: String,
+    /// There is a checkpoint somewhere: the worker is told which it may resume from.
+    pub resumable: bool,
     /// One word for why the job is where it is.
     pub reason: &'static str,
     /// The same in a sentence.
@@ -227,7 +240,7 @@ fn assignment(
     beside_slots: bool,
 ) -> NewAssignment {
     let resume_from = match &queued.checkpoint {
-        Some((worker, directory)) if *worker == target.worker => directory.clone(),
+        Some(newest) if newest.worker == target.worker && !newest.uploaded => newest.folder.clone(),
         _ => String::new(),
     };
     NewAssignment {
@@ -239,6 +252,7 @@ fn assignment(
         gpus,
         beside_slots,
         resume_from,
+        resumable: queued.checkpoint.is_some(),
         reason: job::reason::ASSIGNED,
         message: job::assigned_message(&target.name),
     }

@@ -2,6 +2,7 @@
 //! the time and random numbers are arguments.
 
 pub mod attempt;
+pub mod checkpoint;
 pub mod dependency;
 pub mod dispatch;
 pub mod explain;

@@ -68,7 +68,8 @@ impl App {
             if self.stop.is_cancelled() {
                 return Err(Error::ShuttingDown);
             }
-            let batch = self.store.delete_ended_jobs(until, BATCH).await?;
+            let (batch, published) = self.store.delete_ended_jobs(until, BATCH).await?;
+            self.remove_checkpoints(published);
             deleted += batch;
             if batch.jobs == 0 {
                 break;

@@ -248,6 +248,7 @@ impl App {
         if self.replay(key.as_ref()).await?.is_some() {
             return Ok(());
         }
+        let has_published = !self.store.checkpoints(job, None, 1).await?.is_empty();
         // Once it is gone, nobody can tell any more how it ended.
         let app = Arc::clone(self);
         tokio::spawn(async move { app.resolve_dependents(&[job]).await })
@@ -279,6 +280,9 @@ impl App {
             })
         });
         self.once(key.as_ref(), work).await?;
+        if has_published {
+            self.remove_checkpoints(vec![job]);
+        }
         Ok(())
     }
 

@@ -12,6 +12,7 @@ use qctl_server_core::{Fence, JobId, WorkerId};
 use super::transitions::Report;
 use super::{App, Change, Doing, Error};
 use crate::sessions::{Assignment, Connected, ToWorker};
+use crate::store::checkpoints::{self, Place};
 use crate::store::{Dedicated, StoreError, bounded, dispatch};
 
 /// Looks at the queue in one round: a job behind so many that have to wait fills in later.
@@ -127,6 +128,19 @@ impl App {
         connected: &HashMap<WorkerId, Connected>,
     ) -> Result<(), StoreError> {
         let conn = database.get(&self.store).await?;
+        // Nothing is published for a job that waits, so that this is still so when it is assigned.
+        let places: Vec<Place> = picked
+            .iter()
+            .filter(|new| new.resumable)
+            .map(|new| Place {
+                job: new.job,
+                worker: new.worker,
+            })
+            .collect();
+        let mut candidates = match places.is_empty() {
+            true => HashMap::new(),
+            false => bounded(checkpoints::candidates(conn, &places)).await?,
+        };
         let made = dispatch::assign(conn, self.clock.now(), self.term, picked);
         let made = match bounded(made).await {
             Ok(made) => made,
@@ -162,6 +176,7 @@ impl App {
                 resume_from: new.resume_from.clone(),
                 gpus: new.gpus.clone(),
                 beside_slots: new.beside_slots,
+                checkpoints: candidates.remove(&made.job).unwrap_or_default(),
             });
         }
         for (worker, assignments) in by_worker {

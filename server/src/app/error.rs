@@ -32,6 +32,9 @@ pub enum Error {
         /// The attempt.
         number: i32,
     },
+    /// There is no copy of the checkpoint.
+    #[error("the coordinator has no copy of this checkpoint")]
+    CheckpointNotFound,
     /// No worker has this name.
     #[error("there is no worker `{0}`")]
     WorkerNotFound(String),

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use qctl_server_core::checkpoint::Told;
 use qctl_server_core::ledger::{AfterCommit, Answer, Greeted, Present, Which};
 use qctl_server_core::reconcile::Held;
 use qctl_server_core::{Fence, WorkerId};
@@ -17,6 +18,8 @@ use crate::store::workers::{self, KnownWorker, WorkerRow};
 const MAX_NAME: usize = 200;
 /// Most attempts that a worker may hold: the results of a long absence.
 const MAX_HELD: usize = 100_000;
+/// Most checkpoints that a hello may tell of; a worker tells further ones afterwards.
+const MAX_CHECKPOINTS: usize = 500;
 /// Most slots of a worker.
 const MAX_SLOTS: i32 = 1_000;
 
@@ -45,6 +48,8 @@ pub struct Hello {
     pub cpus: i32,
     /// Every attempt it has a record of.
     pub held: Vec<Held>,
+    /// Published checkpoints that it has had no answer for.
+    pub checkpoints: Vec<(Fence, Told)>,
 }
 
 /// The answer to a hello.
@@ -197,8 +202,12 @@ impl App {
             .transaction_then(
                 move |conn| {
                     Box::pin(async move {
-                        let mentioned: Vec<Fence> =
-                            hello.held.iter().map(|held| held.fence).collect();
+                        let mentioned: Vec<Fence> = hello
+                            .held
+                            .iter()
+                            .map(|held| held.fence)
+                            .chain(hello.checkpoints.iter().map(|(fence, _)| *fence))
+                            .collect();
                         let fences = workers::attempts_on(conn, hello.worker, &mentioned).await?;
                         let mut ledger = app.open_ledger(conn, Which::Attempts(&fences)).await?;
                         let greeted = ledger.greet(&Present {
@@ -207,6 +216,7 @@ impl App {
                             boot_id: &hello.boot_id,
                             spool_id: hello.spool_id,
                             held: &hello.held,
+                            checkpoints: &hello.checkpoints,
                         });
                         let after = app.save_ledger(conn, ledger).await?;
                         Ok::<_, Error>((greeted, after))
@@ -275,6 +285,12 @@ fn check(hello: &Hello) -> Result<(), Error> {
         return Err(Error::LimitExceeded {
             what: "the number of attempts that a worker holds".to_owned(),
             limit: MAX_HELD as u64,
+        });
+    }
+    if hello.checkpoints.len() > MAX_CHECKPOINTS {
+        return Err(Error::LimitExceeded {
+            what: "the number of checkpoints in a hello".to_owned(),
+            limit: MAX_CHECKPOINTS as u64,
         });
     }
     Ok(())

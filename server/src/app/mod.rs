@@ -2,6 +2,7 @@
 
 mod caller;
 mod changes;
+pub mod checkpoints;
 pub mod cleanup;
 mod clock;
 mod control;

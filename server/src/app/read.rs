@@ -16,7 +16,7 @@ pub use crate::store::read::{
 };
 
 /// Items on a page unless asked otherwise, and at most.
-const PAGE: usize = 50;
+pub(super) const PAGE: usize = 50;
 const PAGE_EVENTS: usize = 200;
 const PAGE_MOST: usize = 1_000;
 

@@ -17,6 +17,12 @@ pub struct Settings {
     pub retry_most: Duration,
     /// How long a job waits for the worker that has its checkpoint.
     pub checkpoint_wait: Duration,
+    /// How long the checkpoints of a job that did not end well are kept after its end.
+    pub checkpoints_kept: Duration,
+    /// Checkpoints up to this size, in bytes, are copied to the coordinator without being asked for.
+    pub checkpoint_upload_bytes: u64,
+    /// Most bytes that the copies of all checkpoints may take.
+    pub checkpoint_bytes_kept: u64,
     /// How long request ids are remembered.
     pub requests_kept: Duration,
     /// Age at which ended jobs and their output are deleted.
@@ -38,6 +44,9 @@ impl Default for Settings {
             retry_base: Duration::from_secs(5),
             retry_most: Duration::from_secs(10 * 60),
             checkpoint_wait: Duration::from_secs(24 * 60 * 60),
+            checkpoints_kept: Duration::from_secs(7 * 24 * 60 * 60),
+            checkpoint_upload_bytes: 64 * 1024 * 1024,
+            checkpoint_bytes_kept: 8 * 1024 * 1024 * 1024,
             requests_kept: Duration::from_secs(30 * 24 * 60 * 60),
             history_kept: Duration::from_secs(90 * 24 * 60 * 60),
             log_bytes_kept: 1024 * 1024 * 1024,

@@ -254,6 +254,7 @@ fn hello(name: &str, slots: i32) -> Hello {
         memory_bytes: 1 << 30,
         cpus: 2,
         held: Vec::new(),
+        checkpoints: Vec::new(),
     }
 }
 
@@ -264,7 +265,6 @@ fn result(facts: Facts) -> EndedReport {
         ended_at: None,
         duration: Some(Duration::from_millis(3)),
         pid: None,
-        checkpoint: String::new(),
         log_end: 0,
         log_crc32c: 0,
         not_enforced: Vec::new(),

@@ -13,6 +13,7 @@ use qctl_server_core::{
 };
 
 use crate::app::Error;
+use crate::app::checkpoints::{CheckpointRecord, CheckpointState};
 use crate::app::logs::{LogPiece, Run};
 use crate::app::read::{
     AttemptRecord, EventRecord, HeldAttempt, JobFilter, JobView, PageRequest, WorkerState,
@@ -354,6 +355,7 @@ pub(super) fn job(view: JobView) -> v1::Job {
         ended_at: job.ended_at.map(timestamp),
         progress: job.progress.map(progress),
         checkpoint: job.checkpoint,
+        checkpoint_name: job.checkpoint_name,
         retries_left: job.retries_left,
         resumes_left: job.resumes_left,
         url: view.url,
@@ -392,6 +394,32 @@ pub(super) fn attempt(attempt: AttemptRecord) -> v1::Attempt {
         resumed_from: attempt.resumed_from,
         unreachable: attempt.unreachable,
         not_enforced: attempt.not_enforced,
+    }
+}
+
+/// A checkpoint as it is told.
+pub(super) fn checkpoint(record: CheckpointRecord) -> v1::Checkpoint {
+    use v1::checkpoint::State;
+    v1::Checkpoint {
+        job_id: record.job.0,
+        attempt: record.attempt.0,
+        number: record.id.number,
+        step: record.step,
+        note: record.note,
+        worker: record.worker,
+        path: record.path,
+        files: record.files,
+        bytes: record.bytes,
+        hash: record.hash,
+        uploaded: record.uploaded,
+        state: match record.state {
+            CheckpointState::Kept => State::Kept,
+            CheckpointState::Damaged => State::Damaged,
+            CheckpointState::Removed => State::Removed,
+        }
+        .into(),
+        created_at: Some(timestamp(record.created_at)),
+        latest: record.latest,
     }
 }
 

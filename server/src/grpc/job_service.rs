@@ -337,6 +337,28 @@ impl JobService for Jobs {
             next_page_token: page.next_page_token,
         }))
     }
+
+    async fn list_checkpoints(
+        &self,
+        request: Request<v1::ListCheckpointsRequest>,
+    ) -> Result<Response<v1::ListCheckpointsResponse>, Status> {
+        caller(&request, Role::Read)?;
+        let request = request.into_inner();
+        let page = convert::read_page(request.page_size, request.page_token).map_err(status)?;
+        let page = self
+            .app
+            .checkpoints(JobId(request.job_id), &page)
+            .await
+            .map_err(status)?;
+        Ok(Response::new(v1::ListCheckpointsResponse {
+            checkpoints: page
+                .checkpoints
+                .into_iter()
+                .map(convert::checkpoint)
+                .collect(),
+            next_page_token: page.next_page_token,
+        }))
+    }
 }
 
 fn watch_item(item: WatchItem) -> v1::WatchJobsResponse {

@@ -1,5 +1,8 @@
 //! The services of the contract. Wire types live here and in `web` only.
 
+#[cfg(test)]
+mod checkpoint_tests;
+mod checkpoint_transfer;
 mod convert;
 mod job_service;
 #[cfg(test)]
@@ -21,6 +24,7 @@ mod worker_tests;
 use std::sync::Arc;
 
 use qctl_proto::MAX_MESSAGE_BYTES;
+use qctl_proto::v1::checkpoint_transfer_service_server::CheckpointTransferServiceServer;
 use qctl_proto::v1::job_service_server::JobServiceServer;
 use qctl_proto::v1::log_service_server::LogServiceServer;
 use qctl_proto::v1::log_upload_service_server::LogUploadServiceServer;
@@ -51,6 +55,8 @@ pub(crate) fn routes(app: &Arc<App>) -> Routes {
         NoticeServiceServer(notice_service::Notices::new(Arc::clone(app)));
         LogServiceServer(log_service::Logs::new(Arc::clone(app)));
         MeasuresServiceServer(measures_service::Measures::new(Arc::clone(app)));
+        CheckpointTransferServiceServer(
+            checkpoint_transfer::CheckpointTransfer::new(Arc::clone(app)));
         LogUploadServiceServer(log_upload::LogUpload::new(Arc::clone(app)));
     }
     let reflection = tonic_reflection::server::Builder::configure()

@@ -65,6 +65,8 @@ pub(crate) fn fault(error: Error) -> Fault {
         Error::AttemptNotFound { job, .. } => plain(Reason::AttemptNotFound)
             .hint("attempts count from 1")
             .next(format!("qctl show {job}")),
+        Error::CheckpointNotFound => plain(Reason::CheckpointNotFound)
+            .hint("newer ones may have taken its place"),
         Error::WorkerNotFound(_) => plain(Reason::WorkerNotFound)
             .hint("a worker is known once it has connected")
             .next("qctl workers"),

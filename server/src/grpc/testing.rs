@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use qctl_proto::v1::checkpoint_transfer_service_client::CheckpointTransferServiceClient;
 use qctl_proto::v1::job_service_client::JobServiceClient;
 use qctl_proto::v1::log_service_client::LogServiceClient;
 use qctl_proto::v1::log_upload_service_client::LogUploadServiceClient;
@@ -93,6 +94,10 @@ impl Coordinator {
 
     pub(crate) fn upload(&self) -> LogUploadServiceClient<Channel> {
         LogUploadServiceClient::new(self.channel.clone())
+    }
+
+    pub(crate) fn transfers(&self) -> CheckpointTransferServiceClient<Channel> {
+        CheckpointTransferServiceClient::new(self.channel.clone())
     }
 
     pub(crate) fn workers(&self) -> WorkerSessionServiceClient<Channel> {

@@ -11,10 +11,11 @@ use qctl_proto::v1::open_session_request::Message as FromWorker;
 use qctl_proto::v1::open_session_response::Message as ToWire;
 use qctl_proto::v1::worker_session_service_server::WorkerSessionService;
 use qctl_proto::{PROTOCOL_VERSION, v1};
+use qctl_server_core::checkpoint::{Answer, CheckpointId, Damaged, MAX_CANDIDATES, Resumes, Told};
 use qctl_server_core::ledger::{EndedReport, Message, What};
 use qctl_server_core::outcome::End;
 use qctl_server_core::reconcile::{Action, Held};
-use qctl_server_core::{AttemptState, Facts, Fence, StopCause, WorkerId};
+use qctl_server_core::{AttemptNumber, AttemptState, Facts, Fence, StopCause, WorkerId};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -229,6 +230,13 @@ impl Session {
                 let pids = stuck.pids.into_iter().take(ITEMS).collect();
                 (stuck.fence, What::SlotStuck { pids })
             }
+            FromWorker::Checkpoint(told) => {
+                let (fence, told) = checkpoint_from(told)?;
+                (fence.0, What::Checkpoint(Box::new(told)))
+            }
+            FromWorker::Resume(chosen) => {
+                (chosen.fence, What::Resumes(Box::new(resumes_from(chosen))))
+            }
         };
         self.app
             .report(Report {
@@ -291,7 +299,67 @@ fn hello_from(hello: v1::Hello) -> Result<Hello, Error> {
         memory_bytes: hello.memory_bytes,
         cpus: hello.cpus,
         held,
+        checkpoints: hello
+            .checkpoints
+            .into_iter()
+            .map(checkpoint_from)
+            .collect::<Result<_, _>>()?,
     })
+}
+
+fn checkpoint_from(told: v1::CheckpointPublished) -> Result<(Fence, Told), Error> {
+    let impossible = |field: &str, problem: &str| Error::InvalidField {
+        field: format!("checkpoint.{field}"),
+        problem: problem.to_owned(),
+        hint: "update the worker".to_owned(),
+    };
+    if told.number <= 0 {
+        return Err(impossible("number", "is not positive"));
+    }
+    if told.bytes < 0 || told.files < 0 {
+        return Err(impossible("bytes", "is a negative size"));
+    }
+    let created_at = time(told.created_at.as_ref())
+        .ok_or_else(|| impossible("created_at", "is missing or not a time"))?;
+    let fence = Fence(told.fence);
+    let told = Told {
+        number: told.number,
+        step: told.step,
+        note: clean(told.note, SENTENCE),
+        path: clean(told.path, WORD),
+        files: told.files,
+        bytes: told.bytes,
+        hash: clean(told.hash, WORD),
+        created_at,
+        removed: told.removed,
+    };
+    Ok((fence, told))
+}
+
+fn resumes_from(chosen: v1::ResumeChosen) -> Resumes {
+    let id = |fence, number| CheckpointId {
+        fence: Fence(fence),
+        number,
+    };
+    Resumes {
+        from: (chosen.from_fence > 0).then(|| {
+            (
+                id(chosen.from_fence, chosen.from_number),
+                AttemptNumber(chosen.from_attempt),
+            )
+        }),
+        path: clean(chosen.path, WORD),
+        damaged: chosen
+            .damaged
+            .into_iter()
+            .take(MAX_CANDIDATES)
+            .map(|damaged| Damaged {
+                id: id(damaged.fence, damaged.number),
+                attempt: AttemptNumber(damaged.attempt),
+                message: clean(damaged.message, SENTENCE),
+            })
+            .collect(),
+    }
 }
 
 fn welcome(app: &App, greeting: &Greeting) -> v1::Welcome {
@@ -319,6 +387,8 @@ fn welcome(app: &App, greeting: &Greeting) -> v1::Welcome {
         heartbeat_interval: Some(convert::duration(app.settings.heartbeat_interval)),
         lost_after: Some(convert::duration(app.settings.lost_after)),
         slots: greeting.slots,
+        checkpoint_upload_bytes: i64::try_from(app.settings.checkpoint_upload_bytes)
+            .unwrap_or(i64::MAX),
     }
 }
 
@@ -369,7 +439,6 @@ fn ended_from(ended: v1::AttemptEnded) -> Result<EndedReport, Error> {
             .duration
             .and_then(|length| Duration::try_from(length).ok()),
         pid: (ended.pid > 0).then_some(ended.pid),
-        checkpoint: clean(ended.checkpoint, WORD),
         log_end: ended.log_end.max(0),
         log_crc32c: ended.log_crc32c,
         not_enforced: clean_all(ended.not_enforced),
@@ -403,6 +472,11 @@ fn to_wire(message: ToWorker) -> Vec<v1::OpenSessionResponse> {
             term: term.0,
         })),
         ToWorker::Assign(assignments) => assign(assignments),
+        ToWorker::RemoveCheckpoints(jobs) => {
+            one(ToWire::RemoveCheckpoints(v1::RemoveCheckpoints {
+                job_ids: jobs.into_iter().map(|job| job.0).collect(),
+            }))
+        }
         ToWorker::SetSlots(slots) => one(ToWire::SetSlots(v1::SetSlots { slots })),
         ToWorker::Attempt(message) => one(about_attempt(message)),
     }
@@ -422,6 +496,19 @@ fn about_attempt(message: Message) -> ToWire {
         }),
         Message::ResultCommitted(fence) => {
             ToWire::ResultCommitted(v1::ResultCommitted { fence: fence.0 })
+        }
+        Message::CheckpointAnswered { id, answer } => {
+            use v1::checkpoint_answered::Answer as Wire;
+            ToWire::CheckpointAnswered(v1::CheckpointAnswered {
+                fence: id.fence.0,
+                number: id.number,
+                answer: match answer {
+                    Answer::Recorded => Wire::Recorded,
+                    Answer::Refused => Wire::Refused,
+                    Answer::Remove => Wire::Remove,
+                }
+                .into(),
+            })
         }
         Message::SetPaused { fence, paused } => ToWire::SetPaused(v1::SetPaused {
             fence: fence.0,
@@ -463,6 +550,19 @@ fn assignment_to_wire(assignment: Assignment) -> v1::Assignment {
         resume_from: assignment.resume_from,
         gpus: assignment.gpus,
         beside_slots: assignment.beside_slots,
+        checkpoints: assignment
+            .checkpoints
+            .into_iter()
+            .map(|candidate| v1::ResumeCandidate {
+                fence: candidate.id.fence.0,
+                attempt: candidate.attempt.0,
+                number: candidate.id.number,
+                hash: candidate.hash,
+                here: candidate.here,
+                uploaded: candidate.uploaded,
+                job_id: candidate.job.0,
+            })
+            .collect(),
     }
 }
 

@@ -53,6 +53,7 @@ pub(crate) fn start(app: &Arc<App>) {
         SLOW,
         |app| async move {
             app.hold_for_checkpoints().await?;
+            app.give_up_checkpoints().await?;
             app.forget_requests().await
         },
     );

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use qctl_server_core::checkpoint::ResumeCandidate;
 use qctl_server_core::ledger::Message;
 use qctl_server_core::{AttemptNumber, Fence, JobId, JobSpec, Term, WorkerId};
 use tokio::sync::mpsc;
@@ -42,6 +43,8 @@ pub enum ToWorker {
     Attempt(Message),
     /// How many slots to keep ready.
     SetSlots(i32),
+    /// The checkpoints of these jobs are not wanted any more.
+    RemoveCheckpoints(Vec<JobId>),
 }
 
 /// One attempt to run.
@@ -67,6 +70,8 @@ pub struct Assignment {
     pub gpus: Vec<String>,
     /// Start at once, beside the slots.
     pub beside_slots: bool,
+    /// Checkpoints to resume from, the newest first.
+    pub checkpoints: Vec<ResumeCandidate>,
 }
 
 /// Who is connected.

@@ -1,7 +1,7 @@
 //! What the dispatcher reads, and the one statement with which it assigns.
 
 use chrono::{DateTime, TimeDelta, Utc};
-use qctl_server_core::dispatch::{Fleet, MadeAssignment, NewAssignment, QueuedJob, Window};
+use qctl_server_core::dispatch::{Fleet, MadeAssignment, NewAssignment, Newest, QueuedJob, Window};
 use qctl_server_core::placement::{Candidate, Holding, Order, Worker};
 use qctl_server_core::{AttemptNumber, Demand, Fence, JobId, JobSpec, Term, WorkerId};
 use sqlx::PgConnection;
@@ -110,7 +110,7 @@ pub(crate) async fn fleet(
 
 /// Queued jobs that no worker has, in order, leaving out those that none of `workers` could take
 /// even when it is empty, and exclusive ones of which an ended attempt has left processes behind. A
-/// job with a checkpoint is bound to the worker that has it, unless a
+/// job with a checkpoint is bound to the worker that has it, unless the coordinator has a copy or a
 /// person let it go on anywhere.
 pub(crate) async fn queued_jobs(
     conn: &mut PgConnection,
@@ -135,13 +135,13 @@ pub(crate) async fn queued_jobs(
     let rows = sqlx::query!(
         r#"select j.id, j.priority, j.pinned_worker, j.slots, j.gpus, j.memory_bytes, j.anywhere,
                   j.time_limit_us, j.run_now_on, c.worker_id as "checkpoint_worker?",
-                  c.checkpoint as "checkpoint?"
+                  c.path as "checkpoint_path?", c.uploaded as "uploaded?"
            from jobs j
            left join lateral (
-             select a.worker_id, a.checkpoint from attempts a
-             where a.job_id = j.id and a.checkpoint <> ''
-             order by a.number desc limit 1
-           ) c on j.attempts > 0
+             select k.worker_id, k.path, k.uploaded from usable_checkpoints k
+             where k.for_job = j.id and (j.attempts > 0 or j.resume_fence is not null)
+             order by k.rank, k.fence desc, k.number desc limit 1
+           ) c on true
            where j.state = 'queued'
              and (j.attempts = 0
                   or not exists (select 1 from attempts a
@@ -170,7 +170,7 @@ pub(crate) async fn queued_jobs(
     Ok(rows
         .into_iter()
         .map(|row| {
-            let checkpoint = row.checkpoint_worker.map(WorkerId).zip(row.checkpoint);
+            let checkpoint = newest(row.checkpoint_worker, row.checkpoint_path, row.uploaded);
             QueuedJob {
                 candidate: Candidate {
                     job: JobId(row.id),
@@ -183,8 +183,8 @@ pub(crate) async fn queued_jobs(
                     pinned: Some(row.pinned_worker).filter(|name| !name.is_empty()),
                     checkpoint_on: checkpoint
                         .as_ref()
-                        .filter(|_| !row.anywhere)
-                        .map(|(worker, _)| *worker),
+                        .filter(|newest| !row.anywhere && !newest.uploaded)
+                        .map(|newest| newest.worker),
                     time_limit: row.time_limit_us.map(TimeDelta::microseconds),
                 },
                 priority: row.priority,
@@ -195,17 +195,26 @@ pub(crate) async fn queued_jobs(
         .collect())
 }
 
+fn newest(worker: Option<Uuid>, folder: Option<String>, uploaded: Option<bool>) -> Option<Newest> {
+    Some(Newest {
+        worker: WorkerId(worker?),
+        folder: folder?,
+        uploaded: uploaded.unwrap_or_default(),
+    })
+}
+
 /// Queued jobs that a person wants to start now, and that no worker has.
 pub(crate) async fn run_now_jobs(conn: &mut PgConnection) -> Result<Vec<QueuedJob>, StoreError> {
     let rows = sqlx::query!(
         r#"select j.id, j.priority, j.slots, j.gpus, j.memory_bytes, j.run_now_on,
-                  c.worker_id as "checkpoint_worker?", c.checkpoint as "checkpoint?"
+                  c.worker_id as "checkpoint_worker?", c.path as "checkpoint_path?",
+                  c.uploaded as "uploaded?"
            from jobs j
            left join lateral (
-             select a.worker_id, a.checkpoint from attempts a
-             where a.job_id = j.id and a.checkpoint <> ''
-             order by a.number desc limit 1
-           ) c on j.attempts > 0
+             select k.worker_id, k.path, k.uploaded from usable_checkpoints k
+             where k.for_job = j.id and (j.attempts > 0 or j.resume_fence is not null)
+             order by k.rank, k.fence desc, k.number desc limit 1
+           ) c on true
            where j.run_now_on is not null and j.state = 'queued'
              and not exists (select 1 from attempts a
                              where a.job_id = j.id
@@ -233,7 +242,7 @@ pub(crate) async fn run_now_jobs(conn: &mut PgConnection) -> Result<Vec<QueuedJo
             },
             priority: row.priority,
             run_now_on: row.run_now_on.map(WorkerId),
-            checkpoint: row.checkpoint_worker.map(WorkerId).zip(row.checkpoint),
+            checkpoint: newest(row.checkpoint_worker, row.checkpoint_path, row.uploaded),
         })
         .collect())
 }

@@ -14,7 +14,7 @@ use sqlx::PgConnection;
 use sqlx::types::Json;
 use uuid::Uuid;
 
-use super::{StoreError, notices};
+use super::{StoreError, checkpoints, notices};
 
 /// Locks jobs and loads them with their attempts: the current ones and those asked for.
 pub(crate) async fn load(
@@ -98,6 +98,8 @@ async fn attempts_of(
                   a.boot_id, a.spool_id, a.slot_held, a.unreachable, a.paused, a.stop_requested,
                   a.assigned_at, a.started_at, a.ended_at, a.duration_us, a.pid, a.outcome_kind,
                   a.outcome_cause, a.outcome_message, a.exit_code, a.signal, a.checkpoint,
+                  coalesce((select max(c.number) from checkpoints c where c.fence = a.fence), 0)
+                    as "published!",
                   a.not_enforced, a.log_end, a.log_crc32c, l.log_stored as "log_stored?",
                   exists (select from dependencies d where d.on_job_id = a.job_id and not d.met)
                     as "has_dependents!",
@@ -148,6 +150,7 @@ async fn attempts_of(
                 duration_us: row.duration_us,
                 pid: row.pid,
                 outcome,
+                published: row.published,
                 checkpoint: row.checkpoint,
                 not_enforced: row.not_enforced,
                 log_end: row.log_end,
@@ -365,7 +368,8 @@ pub(crate) async fn save(
     if written.jobs != jobs.len() as i64 || written.attempts != attempts.len() as i64 {
         return Err(StoreError::Stale);
     }
-    notices::insert(conn, now, &changes.notices).await
+    notices::insert(&mut *conn, now, &changes.notices).await?;
+    checkpoints::write(conn, changes).await
 }
 
 /// Writes history on its own.

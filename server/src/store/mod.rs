@@ -1,6 +1,8 @@
 //! All SQL. Nothing here decides: callers read, decide with the core, and write guarded by what
 //! they read.
 
+pub mod checkpoint_copies;
+pub mod checkpoints;
 pub(crate) mod dependencies;
 pub(crate) mod dispatch;
 pub mod events;

@@ -64,8 +64,10 @@ pub struct JobRecord {
     pub ended_at: Option<DateTime<Utc>>,
     /// Progress of the latest attempt.
     pub progress: Option<Progress>,
-    /// Latest checkpoint directory; empty when none.
+    /// Folder with the newest checkpoint that it can resume from; empty when there is none.
     pub checkpoint: String,
+    /// How people call that checkpoint, such as `1.7`; empty when there is none.
+    pub checkpoint_name: String,
     /// Name of the worker that has it; empty when none.
     pub checkpoint_worker: String,
     /// Failures it may still survive.
@@ -302,7 +304,8 @@ impl Store {
                       a.unreachable as "unreachable?", a.paused as "paused?", w.name as "worker?",
                       l.progress as "progress: Json<Progress>",
                       e.outcome_kind, e.outcome_cause, e.outcome_message, e.exit_code, e.signal,
-                      c.checkpoint as "checkpoint?", c.worker as "checkpoint_worker?"
+                      c.path as "checkpoint?", c.worker as "checkpoint_worker?",
+                      c.attempt as "checkpoint_attempt?", c.number as "checkpoint_number?"
                from jobs j
                join job_specs s on s.job_id = j.id
                left join attempts a on a.fence = j.fence
@@ -313,10 +316,11 @@ impl Store {
                    from attempts where job_id = j.id and state = 'ended'
                    order by number desc limit 1) e on true
                left join lateral (
-                   select t.checkpoint, cw.name as worker
-                   from attempts t join workers cw on cw.id = t.worker_id
-                   where t.job_id = j.id and t.checkpoint <> ''
-                   order by t.number desc limit 1) c on true
+                   select k.path, case when k.uploaded then '' else cw.name end as worker,
+                          k.attempt, k.number
+                   from usable_checkpoints k join workers cw on cw.id = k.worker_id
+                   where k.for_job = j.id
+                   order by k.rank, k.fence desc, k.number desc limit 1) c on true
                where j.id = any($1)
                order by j.id desc"#,
             &ids,
@@ -741,6 +745,8 @@ struct JobRow {
     signal: Option<i32>,
     checkpoint: Option<String>,
     checkpoint_worker: Option<String>,
+    checkpoint_attempt: Option<i32>,
+    checkpoint_number: Option<i32>,
 }
 
 impl TryFrom<JobRow> for JobRecord {
@@ -777,6 +783,11 @@ impl TryFrom<JobRow> for JobRecord {
             progress: row.progress.map(|progress| progress.0),
             checkpoint: row.checkpoint.unwrap_or_default(),
             checkpoint_worker: row.checkpoint_worker.unwrap_or_default(),
+            checkpoint_name: row
+                .checkpoint_attempt
+                .zip(row.checkpoint_number)
+                .map(|(attempt, number)| format!("{attempt}.{number}"))
+                .unwrap_or_default(),
             retries_left: row.retries_left,
             resumes_left: row.resumes_left,
             retry_of: row.retry_of.map(JobId),

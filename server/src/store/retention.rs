@@ -1,7 +1,7 @@
 //! Deleting what is old: ended jobs with everything about them, output alone, and events of nobody.
 
 use chrono::{DateTime, NaiveDate, Utc};
-use qctl_server_core::Fence;
+use qctl_server_core::{Fence, JobId};
 use sqlx::PgConnection;
 
 use super::{Store, StoreError};
@@ -85,12 +85,13 @@ async fn delete_chunks(
 
 impl Store {
     /// Deletes the oldest jobs that ended at or before a time, at most `limit` of them. A job whose
-    /// processes are not all gone is left for later, because its slot is still taken.
+    /// processes are not all gone is left for later, because its slot is still taken. Returns also
+    /// those of them that had published checkpoints.
     pub(crate) async fn delete_ended_jobs(
         &self,
         until: DateTime<Utc>,
         limit: i64,
-    ) -> Result<Deleted, StoreError> {
+    ) -> Result<(Deleted, Vec<JobId>), StoreError> {
         self.transaction(move |conn| {
             Box::pin(async move {
                 let jobs = sqlx::query_scalar!(
@@ -106,9 +107,16 @@ impl Store {
                 .fetch_all(&mut *conn)
                 .await?;
                 if jobs.is_empty() {
-                    return Ok(Deleted::default());
+                    return Ok((Deleted::default(), Vec::new()));
                 }
-                delete_locked(conn, &jobs).await
+                let published = sqlx::query_scalar!(
+                    "select distinct job_id from checkpoints where job_id = any($1)",
+                    &jobs,
+                )
+                .fetch_all(&mut *conn)
+                .await?;
+                let deleted = delete_locked(conn, &jobs).await?;
+                Ok((deleted, published.into_iter().map(JobId).collect()))
             })
         })
         .await

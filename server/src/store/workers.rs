@@ -290,15 +290,17 @@ impl Store {
         before: DateTime<Utc>,
     ) -> Result<Vec<(JobId, WorkerId, String)>, StoreError> {
         let rows = sqlx::query!(
-            r#"select j.id, c.worker_id, w.name
+            r#"select j.id, c.worker_id as "worker_id!", w.name
                from jobs j
                join lateral (
-                 select a.worker_id, a.ended_at from attempts a
-                 where a.job_id = j.id and a.checkpoint <> ''
-                 order by a.number desc limit 1
-               ) c on c.ended_at < $1
+                 select k.worker_id, k.uploaded from usable_checkpoints k
+                 where k.for_job = j.id
+                 order by k.rank, k.fence desc, k.number desc limit 1
+               ) c on not c.uploaded
                join workers w on w.id = c.worker_id
-               where j.state = 'queued' and j.attempts > 0 and not j.anywhere
+               left join attempts a on a.fence = j.fence
+               where j.state = 'queued' and (j.attempts > 0 or j.resume_fence is not null)
+                 and coalesce(a.ended_at, j.created_at) < $1 and not j.anywhere
                limit 1000"#,
             before,
         )

@@ -16,7 +16,7 @@ use super::artifacts::{self, Listing};
 use super::layout::{self, Every, Live};
 use super::{PageError, Pages, format, parts, terminal, text};
 use crate::app::logs::LogText;
-use crate::app::read::{AttemptRecord, JobDetail, JobRecord};
+use crate::app::read::{AttemptRecord, JobDetail, JobRecord, PageRequest};
 
 /// Lines of output that are shown, and bytes of it at most.
 const LINES: u32 = 200;
@@ -24,6 +24,9 @@ const BYTES: usize = 128 * 1024;
 
 /// Declared paths that are shown.
 const DECLARED: usize = 16;
+
+/// Checkpoints that are shown.
+const CHECKPOINTS: usize = 5;
 
 /// Bytes of a picture sent at a time.
 const PIECE: usize = 64 * 1024;
@@ -91,6 +94,7 @@ async fn live(pages: &Pages, id: JobId, attempt: Option<i32>) -> Result<Live, Pa
             ("output", output(job, log.as_ref())),
             ("results", results),
             ("attempts", attempts(&detail.attempts, attempt)),
+            ("checkpoints", checkpoints(pages, job).await?),
             ("facts", facts(job)),
         ],
     })
@@ -188,7 +192,7 @@ fn facts(job: &JobRecord) -> Markup {
             }
             @if !job.checkpoint.is_empty() {
                 dt { (text::CHECKPOINT) }
-                dd { code { (job.checkpoint) } }
+                dd { (job.checkpoint_name) " " code { (job.checkpoint) } }
             }
         }
     }
@@ -226,6 +230,49 @@ fn attempts(attempts: &[AttemptRecord], chosen: Option<i32>) -> Markup {
             }
         }
     }
+}
+
+/// The newest checkpoints of a job that has published any.
+async fn checkpoints(pages: &Pages, job: &JobRecord) -> Result<Markup, PageError> {
+    let request = PageRequest {
+        size: CHECKPOINTS,
+        token: String::new(),
+    };
+    let page = pages.app.checkpoints(job.id, &request).await?;
+    if page.checkpoints.is_empty() {
+        return Ok(html! {});
+    }
+    Ok(html! {
+        h2 { (text::CHECKPOINTS) }
+        table {
+            thead {
+                tr {
+                    th { (text::CHECKPOINT) }
+                    th { (text::STEP) }
+                    th { (text::PUBLISHED) }
+                    th { (text::SIZE) }
+                    th { (text::STATE) }
+                }
+            }
+            tbody {
+                @for checkpoint in &page.checkpoints {
+                    tr {
+                        td { (checkpoint.attempt) "." (checkpoint.id.number) }
+                        td {
+                            @if let Some(step) = checkpoint.step { (step) }
+                            @if !checkpoint.note.is_empty() { " " (checkpoint.note) }
+                        }
+                        td { (format::time(checkpoint.created_at)) }
+                        td { (format::size(checkpoint.bytes.unsigned_abs())) }
+                        td {
+                            (text::checkpoint(checkpoint.state, checkpoint.latest))
+                            @if checkpoint.uploaded { ", " (text::UPLOADED) }
+                        }
+                    }
+                }
+            }
+        }
+    })
 }
 
 fn how_it_ended(attempt: &AttemptRecord) -> Markup {

@@ -2,6 +2,7 @@
 
 use qctl_server_core::{FailureCause, HoleCause, JobSpec, JobState, OutcomeKind};
 
+use crate::app::checkpoints::CheckpointState;
 use crate::app::read::WorkerState;
 
 /// A page that says one thing.
@@ -90,6 +91,23 @@ pub(super) const ATTEMPT: &str = "Attempt";
 pub(super) const HOW_IT_ENDED: &str = "How it ended";
 pub(super) const STILL_RUNNING: &str = "running";
 pub(super) const ABOUT_TO_START: &str = "about to start";
+
+pub(super) const CHECKPOINTS: &str = "Checkpoints";
+pub(super) const STEP: &str = "Step";
+pub(super) const PUBLISHED: &str = "Published";
+pub(super) const SIZE: &str = "Size";
+pub(super) const STATE: &str = "State";
+pub(super) const UPLOADED: &str = "uploaded";
+
+/// What became of a checkpoint.
+pub(super) fn checkpoint(state: CheckpointState, latest: bool) -> &'static str {
+    match state {
+        CheckpointState::Kept if latest => "latest",
+        CheckpointState::Kept => "kept",
+        CheckpointState::Damaged => "damaged",
+        CheckpointState::Removed => "removed",
+    }
+}
 
 pub(super) const OUTPUT: &str = "Output";
 pub(super) const NO_OUTPUT: &str = "No output yet.";

@@ -2,6 +2,7 @@
 
 pub mod adoption;
 pub mod agent;
+pub mod checkpoint;
 pub mod colours;
 pub mod ending;
 pub mod enforcement;

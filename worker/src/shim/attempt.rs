@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use qctl_checkpoint::is_used;
 use qctl_proto::v1::{AttemptEnded, attempt_ended::End};
 use qctl_worker_core::enforcement::Enforcement;
 use rustix::process::{Pid, Signal, WaitStatus, kill_process_group};
@@ -201,14 +202,11 @@ impl CheckpointDir {
         })
     }
 
-    /// Removes what was made as far as it is empty. Returns the directory when something is in it.
+    /// Removes what was made as far as it is empty. Returns the directory when something is in it or
+    /// was published out of it.
     pub(super) fn finish(&self) -> Option<String> {
-        let is_empty = std::fs::read_dir(&self.path).is_ok_and(|mut dir| dir.next().is_none());
-        if !is_empty {
-            return self
-                .path
-                .exists()
-                .then(|| self.path.to_string_lossy().into_owned());
+        if is_used(&self.path) {
+            return Some(self.path.to_string_lossy().into_owned());
         }
         for folder in &self.made {
             if std::fs::remove_dir(folder).is_err() {

@@ -9,17 +9,21 @@ use qctl_proto::v1::{Heartbeat, OpenSessionRequest, ShimRequest, ShimRun};
 use qctl_worker_core::agent::{Effect, Event, Say};
 use qctl_worker_core::roster::ShimId;
 
-use super::{Ending, Supervisor};
+use super::{Ending, Greeting, Supervisor};
+use crate::checkpoints::Look;
 use crate::wire;
 use crate::{chain, clock};
 
 impl Supervisor {
     pub(super) fn carry_out(&mut self, effect: Effect) {
         match effect {
-            Effect::Greet(held) => {
+            Effect::Greet { held, checkpoints } => {
                 if let Some(reply) = self.greeting.take() {
                     // Without a listener there is no greeting, and the next one asks again.
-                    let _ = reply.send(held.iter().map(wire::held).collect());
+                    let _ = reply.send(Greeting {
+                        attempts: held.iter().map(wire::held).collect(),
+                        checkpoints: checkpoints.into_iter().map(wire::checkpoint).collect(),
+                    });
                 }
             }
             Effect::RememberTerm(term) => {
@@ -30,10 +34,18 @@ impl Supervisor {
             }
             Effect::Say(say) => self.say(say),
             Effect::Close(close) => self.end_session(Ending::Decided(close)),
-            // Nothing has to be prepared so far, so nothing is asked to be.
-            Effect::Prepare(fence) => self.followed.push_back(Event::Prepared(fence)),
+            Effect::Prepare(fence) => {
+                if let Some(assignment) = self.assignments.get_mut(&fence) {
+                    let candidates = std::mem::take(&mut assignment.checkpoints);
+                    self.with
+                        .checkpoints
+                        .prepare(fence, assignment.job_id, candidates);
+                }
+            }
             Effect::Discard(fence) => {
                 self.assignments.remove(&fence);
+                self.chosen.remove(&fence);
+                self.with.checkpoints.discard(fence);
             }
             Effect::Spawn(shim) => self.spawn(shim),
             Effect::PauseSpawning { shim, pause } => tracing::error!(
@@ -80,18 +92,23 @@ impl Supervisor {
             }
             Effect::ResumeLog { fence, stored } => self.with.pump.resume(fence, stored),
             Effect::ForgetLog(fence) => self.with.pump.forget(fence),
-            Effect::RemoveCheckpoints(job) => {
-                let spool = Arc::clone(&self.with.spool);
-                tokio::task::spawn_blocking(move || {
-                    if let Err(error) = spool.remove_checkpoints(job) {
-                        tracing::warn!(
-                            job,
-                            "checkpoints of job {job} could not be removed: {}",
-                            chain(&error)
-                        );
-                    }
-                });
+            Effect::LookForCheckpoints {
+                fence,
+                job_id,
+                attempt,
+                ended,
+                publish,
+            } => self.with.checkpoints.look(Look {
+                fence,
+                job: job_id,
+                attempt,
+                ended,
+                publish,
+            }),
+            Effect::CheckpointAnswered { published, answer } => {
+                self.with.checkpoints.answered(published, answer);
             }
+            Effect::RemoveCheckpoints(job) => self.with.checkpoints.remove_job(job),
             Effect::RemoveOld(running) => {
                 let spool = Arc::clone(&self.with.spool);
                 tokio::task::spawn_blocking(move || {
@@ -154,12 +171,29 @@ impl Supervisor {
                 None => return,
             },
         };
+        self.send(message);
+    }
+
+    fn send(&mut self, message: Wire) {
+        let Some(session) = &self.session else {
+            return;
+        };
         let message = OpenSessionRequest {
             message: Some(message),
         };
         if session.outbox.try_send(message).is_err() {
             self.end_session(Ending::Overflow);
             self.followed.push_back(Event::Closed);
+        }
+    }
+
+    /// Tells what attempts resume from, as far as that was not told.
+    pub(super) fn tell_chosen(&mut self) {
+        if self.session.is_none() {
+            return;
+        }
+        for (_, chosen) in std::mem::take(&mut self.chosen) {
+            self.send(Wire::Resume(chosen));
         }
     }
 

@@ -12,15 +12,18 @@ use std::time::Duration;
 
 use qctl_proto::v1::open_session_response::Message as Said;
 use qctl_proto::v1::{
-    Assignment, HeldAttempt, OpenSessionRequest, ResultCommitted, Revoke, SetPaused, Welcome,
+    Assignment, CheckpointPublished, HeldAttempt, OpenSessionRequest, ResultCommitted,
+    ResumeChosen, Revoke, SetPaused, Welcome,
 };
 use qctl_worker_core::agent::{Agent, Close, Effect, Event, Fact};
+use qctl_worker_core::checkpoint::CheckpointId;
 use qctl_worker_core::enforcement::StopCause;
 use qctl_worker_core::roster::ShimId;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use crate::checkpoints::{Checkpoints, Told};
 use crate::clock::{self, JumpWatch};
 use crate::follower::Follower;
 use crate::inventory::host::Observer;
@@ -44,13 +47,22 @@ const QUEUED_EVENTS: usize = 1024;
 #[derive(Debug)]
 pub(crate) enum SessionEvent {
     /// A greeting is about to be sent; everything that is held must be in it.
-    Greeting(oneshot::Sender<Vec<HeldAttempt>>),
+    Greeting(oneshot::Sender<Greeting>),
     /// The coordinator has answered the greeting.
     Welcomed(Box<Welcomed>),
     /// The coordinator says something.
     Said(Said),
     /// The session is over.
     Closed,
+}
+
+/// Everything that is held.
+#[derive(Debug)]
+pub(crate) struct Greeting {
+    /// The attempts.
+    pub(crate) attempts: Vec<HeldAttempt>,
+    /// Checkpoints that the coordinator has not answered for.
+    pub(crate) checkpoints: Vec<CheckpointPublished>,
 }
 
 /// A session that begins.
@@ -92,6 +104,9 @@ pub(crate) struct Surroundings {
     /// Most bytes of an attempt's output to keep, unless the job says otherwise.
     pub(crate) log_limit: u64,
     pub(crate) pump: Pump,
+    pub(crate) checkpoints: Checkpoints,
+    /// What is found out about checkpoints.
+    pub(crate) found: mpsc::UnboundedReceiver<Told>,
     pub(crate) observer: Observer,
     pub(crate) watcher: Watcher,
     /// Attempts whose output is stored to its end.
@@ -129,7 +144,9 @@ pub(crate) struct Supervisor {
     concluded: mpsc::UnboundedReceiver<Vec<(i64, Fact)>>,
     session: Option<Session>,
     /// Who waits for the greeting.
-    greeting: Option<oneshot::Sender<Vec<HeldAttempt>>>,
+    greeting: Option<oneshot::Sender<Greeting>>,
+    /// What attempts resume from, until it is told.
+    chosen: BTreeMap<i64, ResumeChosen>,
     /// What effects have brought about, in order.
     followed: VecDeque<Event>,
 }
@@ -168,12 +185,15 @@ impl Supervisor {
             concluded,
             session: None,
             greeting: None,
+            chosen: BTreeMap::new(),
             followed: VecDeque::new(),
             with,
         };
         for shim in found {
             supervisor.adopt_shim(shim).await?;
         }
+        let published = supervisor.with.checkpoints.scan();
+        supervisor.step(Event::Published(published));
         supervisor.step(Event::Began);
         Ok(supervisor)
     }
@@ -193,6 +213,7 @@ impl Supervisor {
                     Some(Event::Facts { shim: None, facts })
                 }
                 Some(fence) = self.with.stored.recv() => Some(Event::Stored(fence)),
+                Some(told) = self.with.found.recv() => Some(self.checkpoint_event(told)),
             };
             if self.clocks.has_jumped() {
                 tracing::warn!("the machine slept or its clock was set; agreeing everything anew");
@@ -234,11 +255,32 @@ impl Supervisor {
             }
             next = self.followed.pop_front();
         }
+        self.tell_chosen();
         if let Some(session) = &mut self.session
             && let Some(accepted) = session.accepted.take()
         {
             // Nobody listens when the agent is ending.
             let _ = accepted.send(Ok(()));
+        }
+    }
+
+    fn checkpoint_event(&mut self, told: Told) -> Event {
+        match told {
+            Told::Event(event) => event,
+            Told::NotNow { fence, reason } => Event::Unprepared { fence, reason },
+            Told::Chosen {
+                resume_from,
+                chosen,
+            } => {
+                let fence = chosen.fence;
+                if let Some(assignment) = self.assignments.get_mut(&fence) {
+                    assignment.resume_from = resume_from;
+                    self.chosen.insert(fence, chosen);
+                    // Before its start, which follows.
+                    self.tell_chosen();
+                }
+                Event::Prepared(fence)
+            }
         }
     }
 
@@ -285,6 +327,14 @@ impl Supervisor {
                 grace: stop.grace.and_then(wire::duration),
             },
             Said::ResultCommitted(ResultCommitted { fence }) => Event::Committed(fence),
+            Said::CheckpointAnswered(answered) => Event::CheckpointAnswered {
+                id: CheckpointId {
+                    fence: answered.fence,
+                    number: answered.number,
+                },
+                answer: wire::checkpoint_answer(answered.answer())?,
+            },
+            Said::RemoveCheckpoints(remove) => Event::RemoveCheckpoints(remove.job_ids),
             Said::SetSlots(slots) => Event::SetSlots(wire::slots(slots.slots)),
             Said::SetPaused(SetPaused { fence, paused }) => Event::SetPaused { fence, paused },
             // A second greeting has no meaning.
@@ -292,8 +342,10 @@ impl Supervisor {
         })
     }
 
-    fn assign(&mut self, assignment: Assignment) {
+    fn assign(&mut self, mut assignment: Assignment) {
         let told = wire::assignment(&assignment);
+        // Only what was verified here is handed to a job.
+        assignment.resume_from.clear();
         if self.agent.stage(assignment.fence).is_none() {
             self.assignments.insert(assignment.fence, assignment);
         }

@@ -375,6 +375,7 @@ impl WorkerSessionService for Coordinator {
                 heartbeat_interval: Duration::from_millis(500).try_into().ok(),
                 lost_after: state.lost_after.try_into().ok(),
                 slots: state.slots,
+                ..Welcome::default()
             };
             outbox.try_send(answer(Said::Welcome(welcome))).unwrap();
             state.session = Some(outbox.clone());

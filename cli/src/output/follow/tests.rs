@@ -159,6 +159,7 @@ refused! {
     cleanup_jobs(CleanupJobsRequest) -> CleanupJobsResponse;
     execute_next(ExecuteNextRequest) -> ExecuteNextResponse;
     list_events(ListEventsRequest) -> ListEventsResponse;
+    list_checkpoints(ListCheckpointsRequest) -> ListCheckpointsResponse;
 }
 
 fn job(state: State, attempt: i32) -> v1::Job {

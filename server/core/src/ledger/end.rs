@@ -22,8 +22,6 @@ pub struct EndReport {
     pub duration: Option<Duration>,
     /// Process id.
     pub pid: Option<i32>,
-    /// Directory with its checkpoint; empty when it left none.
-    pub checkpoint: String,
     /// Bytes of its whole output and the checksum over them; `None` when nobody knows.
     pub log: Option<(i64, u32)>,
     /// Limits that could not be enforced.
@@ -72,13 +70,13 @@ impl Ledger {
                 slot_held: !never_started,
             },
         );
-        let checkpoint = !report.checkpoint.is_empty();
+        let mut checkpoint = false;
         if let Some(row) = self.attempts.get_mut(&fence) {
             row.ended_at = Some(ended_at);
             row.duration_us = report.duration.map(micros);
             row.pid = report.pid.or(row.pid);
             row.outcome = Some(outcome.clone());
-            row.checkpoint = report.checkpoint;
+            checkpoint = row.published > 0;
             if !report.not_enforced.is_empty() {
                 row.not_enforced = report.not_enforced;
             }

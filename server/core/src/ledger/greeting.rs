@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::{COORDINATOR, EndReport, Ledger, Message, NewEvent};
 use crate::attempt::{AttemptEvent, AttemptState};
+use crate::checkpoint::Told;
 use crate::id::{Fence, JobId, WorkerId};
 use crate::outcome::{Facts, StopCause};
 use crate::reconcile::{Action, Finding, Held, Recorded, verdict};
@@ -23,6 +24,8 @@ pub struct Present<'a> {
     pub spool_id: Uuid,
     /// Every attempt it has a record of.
     pub held: &'a [Held],
+    /// Checkpoints that it has had no answer for, in the order of their numbers.
+    pub checkpoints: &'a [(Fence, Told)],
 }
 
 /// The verdict on one attempt that a worker holds.
@@ -67,6 +70,15 @@ impl Ledger {
         fences.sort_unstable();
         fences.dedup();
         let mut greeted = Greeted::default();
+        // Published before they ended, and told only now: they count before any verdict ends them.
+        for (fence, told) in present.checkpoints {
+            let is_its_own = self
+                .attempt(*fence)
+                .is_none_or(|row| row.worker == present.worker);
+            if is_its_own {
+                self.checkpoint(present.worker, *fence, told);
+            }
+        }
         for fence in fences {
             let settled = self.settle(present, held.get(&fence), fence);
             greeted.verdicts.extend(settled);

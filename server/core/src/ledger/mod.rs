@@ -2,6 +2,7 @@
 //! done once everything is committed is gathered. The shell loads the rows under lock, writes back
 //! what [`Ledger::close`] returns guarded by what was read, and only then acts.
 
+mod checkpoint;
 mod end;
 mod greeting;
 mod report;
@@ -24,6 +25,7 @@ pub use silence::{Current, Holder, Lapsed, lapsed};
 pub use waiting::Settled;
 
 use crate::attempt::{self, AttemptEvent, AttemptRefusal, AttemptState};
+use crate::checkpoint::{Answer as CheckpointAnswer, CheckpointId, CheckpointRow, Damaged};
 use crate::id::{Fence, JobId, WorkerId};
 use crate::job::{self, JobEffect, JobEvent, JobRefusal, JobState};
 use crate::notice::{self, Notice};
@@ -56,6 +58,9 @@ pub struct Ledger {
     events: Vec<NewEvent>,
     notices: Vec<Notice>,
     success_after: TimeDelta,
+    checkpoints: Vec<CheckpointRow>,
+    damaged: Vec<Damaged>,
+    resumed: Vec<(Fence, String)>,
     /// Overrides the time between the stop signal and force of what is stopped here.
     grace: Option<Duration>,
     after: AfterCommit,
@@ -77,6 +82,13 @@ pub enum Message {
     },
     /// Its result is committed.
     ResultCommitted(Fence),
+    /// Answers what was told of a checkpoint.
+    CheckpointAnswered {
+        /// The checkpoint.
+        id: CheckpointId,
+        /// What became of it here.
+        answer: CheckpointAnswer,
+    },
     /// Freeze or thaw it.
     SetPaused {
         /// The attempt.
@@ -127,6 +139,12 @@ pub struct Closed {
     pub events: Vec<NewEvent>,
     /// What people are to be told, in order.
     pub notices: Vec<Notice>,
+    /// Checkpoints that are new or of which more is known, in order.
+    pub checkpoints: Vec<CheckpointRow>,
+    /// Checkpoints that turned out to be damaged.
+    pub damaged: Vec<Damaged>,
+    /// Attempts of which it is known now what they resume from: the folder, empty to begin afresh.
+    pub resumed: Vec<(Fence, String)>,
     /// What to do after the commit, and only then.
     pub after: AfterCommit,
 }
@@ -138,6 +156,8 @@ impl Closed {
             && self.attempts.is_empty()
             && self.events.is_empty()
             && self.notices.is_empty()
+            && self.checkpoints.is_empty()
+            && self.resumed.is_empty()
     }
 }
 
@@ -159,6 +179,9 @@ impl Ledger {
             events: Vec::new(),
             notices: Vec::new(),
             success_after: notice::job::SUCCESS_AFTER,
+            checkpoints: Vec::new(),
+            damaged: Vec::new(),
+            resumed: Vec::new(),
             grace: None,
             after: AfterCommit::default(),
         }
@@ -411,6 +434,9 @@ impl Ledger {
                 .collect(),
             events: self.events,
             notices: self.notices,
+            checkpoints: self.checkpoints,
+            damaged: self.damaged,
+            resumed: self.resumed,
             after: self.after,
         }
     }

@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 
 use super::{Applied, EndReport, Ledger, Message, NewEvent, worker_actor};
 use crate::attempt::{AttemptEvent, AttemptState};
+use crate::checkpoint::{Resumes, Told};
 use crate::id::{Fence, WorkerId};
 use crate::outcome::{End, Facts, StopCause};
 
@@ -39,6 +40,10 @@ pub enum What {
         /// Their process ids.
         pids: Vec<i32>,
     },
+    /// It published a checkpoint, or more is known of one.
+    Checkpoint(Box<Told>),
+    /// What it resumes from.
+    Resumes(Box<Resumes>),
     /// It could not be handed to its worker, which had gone: it never started.
     NotSent,
 }
@@ -56,8 +61,6 @@ pub struct EndedReport {
     pub duration: Option<Duration>,
     /// Process id.
     pub pid: Option<i32>,
-    /// Directory with its checkpoint; empty when it left none.
-    pub checkpoint: String,
     /// Bytes of its whole output.
     pub log_end: i64,
     /// Checksum over them.
@@ -118,7 +121,6 @@ impl Ledger {
                     ended_at: ended.ended_at,
                     duration: ended.duration,
                     pid: ended.pid,
-                    checkpoint: ended.checkpoint.clone(),
                     log: Some((ended.log_end, ended.log_crc32c)),
                     not_enforced: ended.not_enforced.clone(),
                     refused: false,
@@ -157,6 +159,12 @@ impl Ledger {
                 returned: false, ..
             } => {
                 self.attempt_event(fence, AttemptEvent::ReturnRefused);
+            }
+            What::Checkpoint(told) => {
+                self.checkpoint(worker, fence, told);
+            }
+            What::Resumes(resumes) => {
+                self.resumes(fence, resumes);
             }
             What::NotSent => {
                 self.ended(fence, &Facts::of(End::NeverStarted), EndReport::default());

@@ -53,7 +53,9 @@ pub struct AttemptRow {
     pub pid: Option<i32>,
     /// How it ended.
     pub outcome: Option<Outcome>,
-    /// Directory with its checkpoint; empty when there is none.
+    /// Number of the newest checkpoint that it has published; 0 when it has published none.
+    pub published: i32,
+    /// Folder of that checkpoint; empty when there is none.
     pub checkpoint: String,
     /// Limits that could not be enforced.
     pub not_enforced: Vec<String>,

@@ -12,17 +12,17 @@ use crate::outcome::{Cause, End, Facts, OutcomeKind};
 use crate::reconcile::{Action, Held};
 use crate::spec::JobSpec;
 
-const JOB: JobId = JobId(1);
-const WORKER: WorkerId = WorkerId(Uuid::from_u128(1));
-const OTHER: WorkerId = WorkerId(Uuid::from_u128(2));
+pub(super) const JOB: JobId = JobId(1);
+pub(super) const WORKER: WorkerId = WorkerId(Uuid::from_u128(1));
+pub(super) const OTHER: WorkerId = WorkerId(Uuid::from_u128(2));
 const SPOOL: Uuid = Uuid::from_u128(10);
 const NEW_SPOOL: Uuid = Uuid::from_u128(11);
 
-fn at(seconds: i64) -> DateTime<Utc> {
+pub(super) fn at(seconds: i64) -> DateTime<Utc> {
     DateTime::from_timestamp(1_800_000_000 + seconds, 0).unwrap()
 }
 
-fn attempt(fence: i64, state: AttemptState) -> AttemptRow {
+pub(super) fn attempt(fence: i64, state: AttemptState) -> AttemptRow {
     let ended = state == AttemptState::Ended;
     AttemptRow {
         fence: Fence(fence),
@@ -45,6 +45,7 @@ fn attempt(fence: i64, state: AttemptState) -> AttemptRow {
         duration_us: None,
         pid: None,
         outcome: ended.then(|| crate::outcome::outcome(&Facts::of(End::GivenUp))),
+        published: 0,
         checkpoint: String::new(),
         not_enforced: Vec::new(),
         log_end: None,
@@ -56,7 +57,7 @@ fn attempt(fence: i64, state: AttemptState) -> AttemptRow {
     }
 }
 
-fn ledger(attempts: Vec<AttemptRow>) -> Ledger {
+pub(super) fn ledger(attempts: Vec<AttemptRow>) -> Ledger {
     let mut job = Job::submitted(&JobSpec::default(), 0);
     let current = attempts
         .iter()
@@ -88,6 +89,7 @@ fn greet(ledger: &mut Ledger, spool_id: Uuid, held: &[Held]) -> Greeted {
         boot_id: "boot",
         spool_id,
         held,
+        checkpoints: &[],
     })
 }
 

@@ -173,6 +173,8 @@ pub enum Fact {
     Void(String),
     /// Processes of it do not end although they were killed.
     Stuck(Vec<i32>),
+    /// It says that it has published a checkpoint.
+    Bell,
     /// No process of it is left.
     Freed,
 }
@@ -184,6 +186,7 @@ pub(super) enum Change {
     Progress,
     Started,
     Paused,
+    Bell,
     Ended,
     Stuck,
     Freed,
@@ -218,6 +221,8 @@ pub(super) struct Held {
     pub(super) stuck: Option<Vec<i32>>,
     /// The last greeting said that processes of it may be left.
     greeted_with_slot: bool,
+    /// It has ended, and what it published is still being looked for: its end is not told before.
+    pub(super) looking: bool,
     /// The coordinator has the result.
     pub(super) committed: bool,
     /// The coordinator has this much of the output.
@@ -248,6 +253,7 @@ impl Held {
             freed: false,
             stuck: None,
             greeted_with_slot: false,
+            looking: false,
             committed: false,
             log_stored: 0,
             settled_at: None,
@@ -289,7 +295,9 @@ impl Held {
                 self.progress = Some(reading);
                 return Change::Progress;
             }
+            Fact::Bell => return Change::Bell,
             Fact::Ended(ended) if self.ended.is_none() => {
+                self.looking = !ended.checkpoint.is_empty();
                 self.ended = Some(ended);
                 return Change::Ended;
             }

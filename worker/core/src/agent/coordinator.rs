@@ -33,7 +33,9 @@ impl Agent {
             log_end: held.log_end,
             slot_held: held.greet(),
         });
-        self.effects.push(Effect::Greet(held.collect()));
+        let held = held.collect();
+        let checkpoints = self.checkpoints_to_greet();
+        self.effects.push(Effect::Greet { held, checkpoints });
     }
 
     pub(super) fn welcomed(&mut self, welcome: Welcome) {
@@ -59,6 +61,7 @@ impl Agent {
         self.answered = Some(welcome.greeted_at);
         self.lost_after = welcome.lost_after.unwrap_or(LOST_AFTER);
         self.roster.set_slots(welcome.slots);
+        self.tell_checkpoints();
         for judged in welcome.verdicts {
             self.reconcile(judged);
         }
@@ -136,10 +139,14 @@ impl Agent {
     }
 
     /// Tells everything about an attempt that has ended.
-    fn tell_ended(&mut self, fence: i64) {
+    pub(super) fn tell_ended(&mut self, fence: i64) {
         let Some(held) = self.attempts.get(&fence) else {
             return;
         };
+        // What it has published counts only before its end.
+        if held.ended.is_none() || !self.may_tell_end(fence) {
+            return;
+        }
         let ended = held.ended.clone().map(|ended| Say::Ended { fence, ended });
         let freed = (!held.slot_held()).then_some(Say::SlotFreed(fence));
         let says = [ended, freed].into_iter().flatten();
@@ -284,7 +291,7 @@ impl Agent {
         held.committed = true;
         if held.succeeded() && held.may_have_checkpoints() {
             let job = held.terms.job_id;
-            self.effects.push(Effect::RemoveCheckpoints(job));
+            self.remove_checkpoints(job);
         }
         self.ask_about(fence, Ask::Committed);
         self.settle(fence);

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::agent::attempt::{Ended, Fact, Loss, Started, Terms};
+use crate::checkpoint::{Answer, CheckpointId, Published};
 use crate::enforcement::StopCause;
 use crate::progress::Reading;
 use crate::roster::ShimId;
@@ -134,6 +135,20 @@ pub enum Event {
         /// Why, for people.
         reason: String,
     },
+    /// Checkpoints were published, or more is known of some. At the start, before
+    /// [`Event::Began`]: all that there are.
+    Published(Vec<Published>),
+    /// Everything that an ended attempt published has been told as [`Event::Published`].
+    Looked(i64),
+    /// The coordinator's answer to a published checkpoint.
+    CheckpointAnswered {
+        /// Which.
+        id: CheckpointId,
+        /// What became of it there.
+        answer: Answer,
+    },
+    /// Nobody wants the checkpoints of these jobs any more.
+    RemoveCheckpoints(Vec<i64>),
     /// An attempt's output is stored to its end.
     Stored(i64),
     /// The machine has slept or its clock was set: nobody knows how much time has passed.
@@ -148,7 +163,12 @@ pub enum Event {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
     /// Put this into the greeting.
-    Greet(Vec<Holding>),
+    Greet {
+        /// The attempts.
+        held: Vec<Holding>,
+        /// Checkpoints that were not answered for.
+        checkpoints: Vec<Published>,
+    },
     /// Remember the term durably, before any other effect of the same step. If that fails, end the
     /// session instead.
     RememberTerm(i64),
@@ -207,7 +227,30 @@ pub enum Effect {
     },
     /// Send no more of an attempt's output.
     ForgetLog(i64),
-    /// Remove all checkpoints of a job: it succeeded.
+    /// Look for checkpoints that an attempt has published and tell new ones as
+    /// [`Event::Published`], then, if it has ended, [`Event::Looked`].
+    LookForCheckpoints {
+        /// The attempt.
+        fence: i64,
+        /// Its job.
+        job_id: i64,
+        /// Its number within the job.
+        attempt: i32,
+        /// It has ended.
+        ended: bool,
+        /// It exited with the code that means "checkpointed": what is in its folder is published
+        /// first.
+        publish: bool,
+    },
+    /// The coordinator has answered for a checkpoint. One that it refuses must not be told again;
+    /// one that nobody wants, or whose contents are gone, is removed.
+    CheckpointAnswered {
+        /// Which.
+        published: Published,
+        /// The answer.
+        answer: Answer,
+    },
+    /// Remove all checkpoints of a job: nobody wants them.
     RemoveCheckpoints(i64),
     /// Look for checkpoints and spools that are old and belong to none of these jobs.
     RemoveOld(Vec<i64>),
@@ -266,6 +309,8 @@ pub enum Say {
         /// Why, for people.
         message: String,
     },
+    /// An attempt has published a checkpoint, or more is known of one.
+    Checkpoint(Box<Published>),
     /// An attempt is so far.
     Progress {
         /// The attempt.

@@ -16,6 +16,7 @@
 //! is known of one attempt.
 
 mod attempt;
+mod checkpoints;
 mod coordinator;
 mod message;
 mod shims;
@@ -28,10 +29,12 @@ use std::time::Duration;
 pub use attempt::{End, Ended, Fact, Loss, Started, Terms};
 pub use message::{Ask, Assignment, Close, Effect, Event, Holding, Judged, Say, Welcome};
 
+use crate::checkpoint::CheckpointId;
 use crate::lease_guard;
 use crate::roster::{self, Roster, ShimId};
 use crate::session::Stage;
 use attempt::Held;
+use checkpoints::Unanswered;
 use coordinator::Session;
 
 /// Silence after which a coordinator gives attempts away, until it says how long it waits.
@@ -65,6 +68,8 @@ pub struct Agent {
     roster: Roster,
     attempts: BTreeMap<i64, Held>,
     shims: BTreeMap<ShimId, Shim>,
+    /// Published checkpoints that the coordinator has not answered for.
+    checkpoints: BTreeMap<CheckpointId, Unanswered>,
     session: Option<Session>,
     /// A greeting was sent and not answered: the coordinator may be taking back what waits.
     greeting: bool,
@@ -118,6 +123,7 @@ impl Agent {
             roster: Roster::new(slots, 1),
             attempts: BTreeMap::new(),
             shims: BTreeMap::new(),
+            checkpoints: BTreeMap::new(),
             session: None,
             greeting: false,
             answered: None,
@@ -160,6 +166,13 @@ impl Agent {
             Event::SpawnFailed(shim) => self.spawn_failed(shim),
             Event::Prepared(fence) => self.roster.prepared(fence),
             Event::Unprepared { fence, reason } => self.unprepared(fence, reason),
+            Event::Published(found) => self.published(found),
+            Event::Looked(fence) => self.looked(fence),
+            Event::CheckpointAnswered { id, answer } => self.checkpoint_answered(id, answer),
+            Event::RemoveCheckpoints(jobs) => {
+                jobs.into_iter()
+                    .for_each(|job| self.remove_checkpoints(job));
+            }
             Event::Stored(fence) => self.stored(fence),
             Event::ClockJumped => self.clock_jumped(),
             Event::Tick => self.tick(),

@@ -196,11 +196,24 @@ impl Agent {
             Change::Paused => held
                 .paused
                 .map(|paused| Say::PauseChanged { fence, paused }),
-            Change::Ended => held.ended.clone().map(|ended| Say::Ended { fence, ended }),
+            // Who has just begun looks at everything anyway.
+            Change::Bell if self.phase == Phase::Adopting => None,
+            Change::Bell => return self.look_for_checkpoints(fence),
+            Change::Ended if held.looking => {
+                self.look_for_checkpoints(fence);
+                None
+            }
+            Change::Ended => {
+                let ended = held.ended.clone();
+                ended
+                    .filter(|_| self.may_tell_end(fence))
+                    .map(|ended| Say::Ended { fence, ended })
+            }
             Change::Stuck => return self.tell_stuck(fence),
             Change::Freed => return self.freed(fence),
         };
-        let freed = change == Change::Ended && !held.slot_held();
+        let held = self.attempts.get(&fence);
+        let freed = change == Change::Ended && held.is_some_and(|held| !held.slot_held());
         say.into_iter().for_each(|say| self.say(say));
         if freed {
             self.freed(fence);
@@ -218,7 +231,10 @@ impl Agent {
 
     fn freed(&mut self, fence: i64) {
         self.roster.freed(fence);
-        self.say(Say::SlotFreed(fence));
+        // Told with the end where that waits.
+        if self.may_tell_end(fence) {
+            self.say(Say::SlotFreed(fence));
+        }
         self.settle(fence);
     }
 

@@ -91,7 +91,7 @@ impl World {
         let reasked = matches!(event, Event::Connected(_));
         for effect in self.agent.step(event, self.now) {
             match effect {
-                Effect::Greet(held) => {
+                Effect::Greet { held, .. } => {
                     self.answered = None;
                     self.greeted = Some((self.now, held));
                 }

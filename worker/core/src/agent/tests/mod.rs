@@ -5,9 +5,9 @@ use crate::enforcement::StopCause;
 use crate::lease_guard::START_WITHIN;
 use crate::session::{TermPassed, Verdict};
 
-const SECOND: Duration = Duration::from_secs(1);
+pub(super) const SECOND: Duration = Duration::from_secs(1);
 
-fn terms() -> Terms {
+pub(super) fn terms() -> Terms {
     Terms {
         job_id: 40,
         attempt: 1,
@@ -41,7 +41,7 @@ fn welcome(verdicts: Vec<Judged>, greeted_at: Duration) -> Welcome {
     }
 }
 
-fn judged(fence: i64, verdict: Verdict) -> Judged {
+pub(super) fn judged(fence: i64, verdict: Verdict) -> Judged {
     Judged {
         fence,
         verdict,
@@ -49,7 +49,7 @@ fn judged(fence: i64, verdict: Verdict) -> Judged {
     }
 }
 
-fn started() -> Fact {
+pub(super) fn started() -> Fact {
     Fact::Started(Started {
         pid: 99,
         start_ticks: 7,
@@ -58,7 +58,7 @@ fn started() -> Fact {
     })
 }
 
-fn starting() -> Fact {
+pub(super) fn starting() -> Fact {
     Fact::Starting {
         checkpoint_dir: String::new(),
         wall_us: 1_000_000,
@@ -74,14 +74,14 @@ fn ended(exit_code: i32, log_end: u64) -> Fact {
 }
 
 /// An agent, and the clock that it is told.
-struct Driver {
-    agent: Agent,
+pub(super) struct Driver {
+    pub(super) agent: Agent,
     now: Duration,
 }
 
 impl Driver {
     /// A new worker's agent.
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let (boot, spool) = ("boot".to_owned(), "spool".to_owned());
         let mut driver = Self {
             agent: Agent::new(boot, spool, 0, 1, 100 * SECOND),
@@ -92,7 +92,7 @@ impl Driver {
     }
 
     /// One in a session, with warm shims 1 and 2.
-    fn connected() -> Self {
+    pub(super) fn connected() -> Self {
         let mut driver = Self::new();
         driver.greet(Vec::new());
         [1, 2].into_iter().for_each(|shim| {
@@ -103,7 +103,7 @@ impl Driver {
     }
 
     /// One that runs attempt 7 in shim 1.
-    fn running(terms: Terms) -> Self {
+    pub(super) fn running(terms: Terms) -> Self {
         let mut driver = Self::connected();
         driver.tell(Event::Assign(Assignment {
             terms: terms.clone(),
@@ -113,21 +113,25 @@ impl Driver {
         driver
     }
 
-    fn tell(&mut self, event: Event) -> Vec<Effect> {
+    pub(super) fn tell(&mut self, event: Event) -> Vec<Effect> {
         self.agent.step(event, self.now)
     }
 
-    fn later(&mut self, by: Duration) -> Vec<Effect> {
+    pub(super) fn later(&mut self, by: Duration) -> Vec<Effect> {
         self.now += by;
         self.tell(Event::Tick)
     }
 
-    fn greet(&mut self, verdicts: Vec<Judged>) -> Vec<Effect> {
+    pub(super) fn greet(&mut self, verdicts: Vec<Judged>) -> Vec<Effect> {
         self.tell(Event::Greeting);
         self.tell(Event::Welcomed(welcome(verdicts, self.now)))
     }
 
-    fn facts(&mut self, shim: ShimId, facts: impl IntoIterator<Item = Fact>) -> Vec<Effect> {
+    pub(super) fn facts(
+        &mut self,
+        shim: ShimId,
+        facts: impl IntoIterator<Item = Fact>,
+    ) -> Vec<Effect> {
         self.tell(Event::Facts {
             shim: Some(shim),
             facts: facts.into_iter().map(|fact| (7, fact)).collect(),
@@ -251,7 +255,7 @@ fn a_greeting_says_everything_and_holds_back_what_waits() {
         }],
     );
     let effects = driver.tell(Event::Greeting);
-    let Effect::Greet(held) = &effects[0] else {
+    let Effect::Greet { held, .. } = &effects[0] else {
         panic!("{effects:?}");
     };
     let told = |holding: &Holding| (holding.fence, holding.stage, holding.log_end);
