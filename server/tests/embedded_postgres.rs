@@ -411,7 +411,7 @@ async fn a_second_coordinator_stands_by_and_leads_at_once_when_the_lease_is_give
 }
 
 #[tokio::test]
-async fn f6_another_term_begins_only_when_nothing_is_written_in_the_one_before() {
+async fn f06_another_term_begins_only_when_nothing_is_written_in_the_one_before() {
     let (folder, own) = (data_folder(), data_folder());
     let mut first = lead(folder.path()).await;
     let mut writing = first.pool.begin().await.unwrap();
@@ -446,7 +446,7 @@ async fn f6_another_term_begins_only_when_nothing_is_written_in_the_one_before()
 }
 
 #[tokio::test]
-async fn f3_the_lease_is_kept_through_a_crash_of_the_database() {
+async fn f03_the_lease_is_kept_through_a_crash_of_the_database() {
     let folder = data_folder();
     let mut led = lead(folder.path()).await;
     let killed = postmaster(folder.path()).unwrap();
@@ -480,7 +480,7 @@ async fn renewals(pool: &sqlx::PgPool) -> Option<i64> {
 }
 
 #[tokio::test]
-async fn f6_a_term_that_another_began_is_over_at_the_next_renewal() {
+async fn f06_a_term_that_another_began_is_over_at_the_next_renewal() {
     let folder = data_folder();
     let mut led = lead(folder.path()).await;
     sqlx::query("update coordinator set term = term + 1")

@@ -140,7 +140,7 @@ fn until_it_leads(installation: &Installation, coordinator: &Coordinator) -> Dur
 }
 
 #[test]
-fn f6_a_standby_takes_over_and_a_leader_that_was_stopped_writes_nothing() {
+fn f06_a_standby_takes_over_and_a_leader_that_was_stopped_writes_nothing() {
     let postgres = Postgres::start();
     let installation = Installation::prepare();
     let first = Coordinator::start(&installation, "first", &postgres.url);

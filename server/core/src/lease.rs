@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unhealthy_or_paused_coordinator_counts_nothing_against_anyone() {
+    fn f34_an_unhealthy_or_paused_coordinator_counts_nothing_against_anyone() {
         let mut leases = Leases::new(LIMITS);
         for _ in 0..5_000 {
             assert_eq!(leases.tick([(1, false)], SECOND, false), []);

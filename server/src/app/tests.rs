@@ -1,5 +1,13 @@
 //! The writing side on a real Postgres, with workers played by the test.
 
+mod faults;
+#[allow(
+    dead_code,
+    reason = "several test programs share it, and none uses all of it"
+)]
+#[path = "../../../tests/harness/proxy.rs"]
+mod proxy;
+
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -1218,7 +1226,7 @@ async fn reports_of_strangers_and_old_sessions_are_ignored(pool: PgPool) {
 }
 
 #[sqlx::test]
-async fn callers_who_go_away_leave_no_transaction_open(pool: PgPool) {
+async fn f07_callers_who_go_away_leave_no_transaction_open(pool: PgPool) {
     let queue = Coordinator::start(pool);
     for number in 0..200_u64 {
         let call = queue.app.submit(&queue.user, "", vec![spec("a")]);
