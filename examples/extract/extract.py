@@ -10,8 +10,8 @@ whole or not at all, a checkpoint follows each picture, and a later run does onl
 
 It knows these variables, which qctl sets for a job, and needs none of them:
 
-    QCTL_CHECKPOINT_DIR   folder for this attempt's checkpoint
-    QCTL_RESUME_FROM      checkpoint folder of an earlier attempt
+    QCTL_CHECKPOINT_DIR   folder for this attempt's checkpoint, published by `qctl checkpoint`
+    QCTL_RESUME_FROM      the checkpoint that an earlier attempt published last
     QCTL_PROGRESS         where reports of progress go, a JSON object a line
     TRACKER_WORKSPACE     a bare --batch reads images/ and writes extracted/ below it
 """
@@ -23,6 +23,8 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -319,6 +321,20 @@ class Progress:
             pass
 
 
+def publish(step: int) -> None:
+    """Publishes what is in the checkpoint folder. Without qctl the file stays there for who looks at it."""
+    qctl = shutil.which("qctl")
+    if qctl is None:
+        return
+    ran = subprocess.run(
+        [qctl, "checkpoint", "--step", str(step), "--quiet-outside"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False,
+    )
+    if ran.returncode:
+        # An interruption would cost a little more then; the pictures are not worth less.
+        print(f"warning: no checkpoint is published: {ran.stderr.strip()}", file=sys.stderr)
+
+
 # --- one picture, many pictures -----------------------------------------------------------------
 
 
@@ -410,6 +426,8 @@ def batch(pictures_folder: Path, results: Path, size: int, again: bool) -> int:
         # A crash before this line does the picture again; a crash after it does not.
         for path in checkpoints:
             write_whole(path, as_json(records + [earlier[p.name] for p in pictures[number:] if p.name in earlier]))
+        if checkpoint_dir:
+            publish(number)
         print(f"[{number:{width}}/{len(pictures)}] {source.name}: {what}", flush=True)
         progress.report(number, len(pictures), source.name)
 
