@@ -123,6 +123,8 @@ pub enum Command {
     Cancel(commands::cancel::Args),
     /// Submit ended jobs again, as new jobs
     Retry(commands::retry::Args),
+    /// Interrupt a copy of a job on purpose, and report whether it really resumes
+    Drill(Box<commands::drill::Args>),
     /// Keep waiting jobs from starting
     Hold(commands::hold::Args),
     /// Let held jobs go on

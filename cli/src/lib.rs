@@ -89,6 +89,7 @@ pub async fn dispatch(context: &Context, command: Command) -> Result<ExitCode, E
         Command::History(args) => c::history::run(context, args).await,
         Command::Cancel(args) => c::cancel::run(context, args).await,
         Command::Retry(args) => c::retry::run(context, args).await,
+        Command::Drill(args) => c::drill::run(context, *args).await,
         Command::Hold(args) => c::hold::run(context, args).await,
         Command::Release(args) => c::release::run(context, args).await,
         Command::Pause(args) => c::pause::run(context, args).await,

@@ -9,6 +9,7 @@ mod bad_input;
 mod batch;
 mod checkpoints;
 mod commands;
+mod drill;
 mod faults_agent;
 mod faults_coordinator;
 mod faults_database;

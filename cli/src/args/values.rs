@@ -131,6 +131,31 @@ pub fn attempt(text: &str) -> Result<Attempt, String> {
     Ok(Attempt { job, number })
 }
 
+/// A checkpoint of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// The attempt that published it.
+    pub attempt: i32,
+    /// Its number within that attempt.
+    pub number: i32,
+}
+
+/// Reads `1.7`: the seventh checkpoint of the first attempt.
+///
+/// # Errors
+/// When it is no such name.
+pub fn checkpoint(text: &str) -> Result<Checkpoint, String> {
+    let positive = |text: &str| text.parse::<i32>().ok().filter(|number| *number > 0);
+    text.split_once('.')
+        .and_then(|(attempt, number)| {
+            Some(Checkpoint {
+                attempt: positive(attempt)?,
+                number: positive(number)?,
+            })
+        })
+        .ok_or_else(|| "expected a checkpoint such as 1.7 (attempt 1, number 7)".to_owned())
+}
+
 /// A job that must have ended first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct After {
@@ -418,6 +443,18 @@ mod tests {
         assert!(read("7:done").unwrap_err().contains("`done`"));
         assert!(read("-1").is_err());
         assert_eq!(after_in_batch("-1:any").unwrap().job, -1);
+    }
+
+    #[test]
+    fn checkpoints_are_an_attempt_and_a_number() {
+        let expected = Checkpoint {
+            attempt: 1,
+            number: 7,
+        };
+        assert_eq!(checkpoint("1.7"), Ok(expected));
+        for bad in ["", "7", "1.", "0.1", "1.0", "-1.2", "1.2.3", "a.b"] {
+            assert!(checkpoint(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

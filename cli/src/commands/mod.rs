@@ -16,6 +16,7 @@ pub mod cleanup;
 pub mod completions;
 pub mod delete;
 pub mod down;
+pub mod drill;
 pub mod edit;
 pub mod enqueue;
 pub mod errors;

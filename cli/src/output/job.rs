@@ -122,7 +122,8 @@ fn short_progress(job: &v1::Job) -> String {
     }
 }
 
-fn number(value: f64) -> String {
+/// A count as people read it.
+pub fn number(value: f64) -> String {
     if value.fract() == 0.0 {
         format!("{value:.0}")
     } else {

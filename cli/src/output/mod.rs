@@ -13,6 +13,7 @@ use crate::error::Error;
 
 pub mod checkpoint;
 pub mod document;
+pub mod drill;
 pub mod follow;
 pub mod job;
 pub mod lines;

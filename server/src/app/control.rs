@@ -10,7 +10,7 @@ use qctl_server_core::ledger::{AfterCommit, COORDINATOR, Ledger, Message, NewEve
 use qctl_server_core::{AttemptState, JobId, JobSpec, JobState, WorkerId};
 use tokio::sync::broadcast;
 
-use super::submit::{RequestKey, check_batch};
+use super::submit::{Again, FromCheckpoint, RequestKey, check_batch};
 use super::{App, Caller, Change, Error, Role};
 use crate::sessions::ToWorker;
 use crate::store::dispatch;
@@ -186,18 +186,20 @@ impl App {
         .await
     }
 
-    /// Submits an ended job again as a new one. Dependencies are not repeated: they were met once.
+    /// Submits an ended job again as a new one, which begins afresh or from a checkpoint of the ended
+    /// one. Dependencies are not repeated: they were met once.
     ///
     /// # Errors
-    /// [`Error::JobNotFound`], [`Error::JobNotEnded`].
+    /// [`Error::JobNotFound`], [`Error::JobNotEnded`], [`Error::NothingToResume`].
     pub async fn retry(
         self: &Arc<Self>,
         caller: &Caller,
         request_id: &str,
         job: JobId,
+        from: Option<FromCheckpoint>,
     ) -> Result<JobId, Error> {
         caller.require(Role::Submit)?;
-        let key = RequestKey::new(caller, request_id, "retry", &job)?;
+        let key = RequestKey::new(caller, request_id, "retry", &(job, from))?;
         if let Some(jobs) = self.replay(key.as_ref()).await? {
             return first(&jobs);
         }
@@ -225,7 +227,7 @@ impl App {
         let (jobs, _) = self
             .once(
                 key.as_ref(),
-                self.store_batch(caller, key.clone(), specs, Some(job)),
+                self.store_batch(caller, key.clone(), specs, Some(Again { of: job, from })),
             )
             .await?;
         self.wake.dispatch();

@@ -35,6 +35,14 @@ pub enum Error {
     /// There is no copy of the checkpoint.
     #[error("the coordinator has no copy of this checkpoint")]
     CheckpointNotFound,
+    /// The job left no checkpoint that could be resumed from, or not this one.
+    #[error("{}", nothing_to_resume(*.job, .checkpoint.as_deref()))]
+    NothingToResume {
+        /// The job.
+        job: JobId,
+        /// The checkpoint that was asked for, such as `1.7`; `None` for the newest.
+        checkpoint: Option<String>,
+    },
     /// No worker has this name.
     #[error("there is no worker `{0}`")]
     WorkerNotFound(String),
@@ -158,6 +166,13 @@ pub enum Error {
     /// A bug; logged where it is found.
     #[error("{0}")]
     Internal(String),
+}
+
+fn nothing_to_resume(job: JobId, checkpoint: Option<&str>) -> String {
+    match checkpoint {
+        Some(name) => format!("checkpoint {name} of job {job} is not kept"),
+        None => format!("no checkpoint of job {job} is kept"),
+    }
 }
 
 impl Error {

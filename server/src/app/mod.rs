@@ -48,7 +48,7 @@ pub use greeting::{Greeting, Hello};
 pub use live::LiveProgress;
 pub use read::About;
 pub use settings::Settings;
-pub use submit::Submitted;
+pub use submit::{FromCheckpoint, Submitted};
 pub use transitions::Report;
 pub(crate) use trouble::Doing;
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use qctl_server_core::dependency::{Standing, standing};
 use qctl_server_core::explain::never;
 use qctl_server_core::job::Job;
-use qctl_server_core::ledger::AfterCommit;
+use qctl_server_core::ledger::{AfterCommit, NewEvent};
 use qctl_server_core::spec::MAX_BATCH;
 use qctl_server_core::{Demand, JobId, JobSpec, JobState};
 use serde::Serialize;
@@ -15,6 +15,8 @@ use sqlx::PgConnection;
 
 use super::{App, Caller, Error, Role};
 use crate::store::StoreError;
+use crate::store::checkpoints::{begin_from, usable};
+use crate::store::ledger::tell;
 use crate::store::requests::remember;
 use crate::store::submit::{NewJob, insert_jobs, lock_states};
 
@@ -244,7 +246,7 @@ impl App {
         caller: &Caller,
         key: Option<RequestKey>,
         mut specs: Vec<JobSpec>,
-        retry_of: Option<JobId>,
+        again: Option<Again>,
     ) -> Result<Vec<JobId>, Error> {
         let ids = self.store.reserve_ids(specs.len()).await?;
         for spec in &mut specs {
@@ -284,11 +286,20 @@ impl App {
                             job,
                             spec,
                             met,
-                            retry_of,
+                            retry_of: again.map(|again| again.of),
                         })
                     })
                     .collect::<Result<Vec<_>, Error>>()?;
                 insert_jobs(conn, app.clock.now(), &submitter, &jobs).await?;
+                if let Some(Again {
+                    of,
+                    from: Some(from),
+                }) = again
+                {
+                    for new in &jobs {
+                        app.begin_from(conn, new.id, of, from, &submitter).await?;
+                    }
+                }
                 let after = AfterCommit {
                     changed: ids.iter().copied().collect(),
                     dispatch: true,
@@ -298,6 +309,66 @@ impl App {
             })
         })
         .await
+    }
+}
+
+/// Where the first attempt of a job that repeats another one begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum FromCheckpoint {
+    /// At the newest checkpoint that is kept.
+    Newest,
+    /// At this one.
+    Named {
+        /// Number of the attempt that published it.
+        attempt: i32,
+        /// Its number within that attempt.
+        number: i32,
+    },
+}
+
+/// What new jobs repeat.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Again {
+    /// The job that they repeat.
+    pub(super) of: JobId,
+    /// Where they begin; `None` at the beginning.
+    pub(super) from: Option<FromCheckpoint>,
+}
+
+impl App {
+    /// Has a new job resume from a checkpoint of another one.
+    async fn begin_from(
+        &self,
+        conn: &mut PgConnection,
+        job: JobId,
+        of: JobId,
+        from: FromCheckpoint,
+        actor: &str,
+    ) -> Result<(), Error> {
+        let named = match from {
+            FromCheckpoint::Newest => None,
+            FromCheckpoint::Named { attempt, number } => Some((attempt, number)),
+        };
+        let Some((id, publisher, attempt)) = usable(conn, of, named).await? else {
+            return Err(Error::NothingToResume {
+                job: of,
+                checkpoint: named.map(|(attempt, number)| format!("{attempt}.{number}")),
+            });
+        };
+        begin_from(conn, job, id).await?;
+        let event = NewEvent {
+            job: Some(job),
+            attempt: None,
+            worker: String::new(),
+            kind: "from_checkpoint",
+            message: format!(
+                "its first attempt resumes from checkpoint {attempt}.{} of job {publisher}",
+                id.number
+            ),
+            actor: actor.to_owned(),
+        };
+        tell(conn, self.clock.now(), &[event]).await?;
+        Ok(())
     }
 }
 

@@ -769,20 +769,20 @@ async fn a_retry_names_the_old_job_and_is_made_once(pool: PgPool) {
     let queue = Coordinator::start(pool);
     let mut worker = queue.worker("w", 1).await;
     let job = queue.one(spec("a")).await;
-    let early = queue.app.retry(&queue.user, "r", job).await;
+    let early = queue.app.retry(&queue.user, "r", job, None).await;
     assert!(matches!(early, Err(Error::JobNotEnded { .. })));
     let assignment = worker.assigned().await;
     worker.run(assignment.fence, exit(0)).await;
     queue.becomes(job, JobState::Succeeded).await;
     let again = queue
         .app
-        .retry(&queue.user, "r", job)
+        .retry(&queue.user, "r", job, None)
         .await
         .expect("retried");
     assert_eq!(
         queue
             .app
-            .retry(&queue.user, "r", job)
+            .retry(&queue.user, "r", job, None)
             .await
             .expect("replayed"),
         again

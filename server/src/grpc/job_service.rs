@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status};
 use super::convert;
 use super::status::{caller, status};
 use crate::app::watch::WatchItem;
-use crate::app::{App, Error, Role};
+use crate::app::{App, Error, FromCheckpoint, Role};
 
 /// Room that an answer leaves for what is around it.
 const MARGIN: usize = 64 * 1024;
@@ -172,9 +172,26 @@ impl JobService for Jobs {
     ) -> Result<Response<v1::RetryJobResponse>, Status> {
         let caller = caller(&request, Role::Submit)?;
         let request = request.into_inner();
+        let from = match request.from_checkpoint {
+            None => None,
+            Some(v1::FromCheckpoint {
+                attempt: 0,
+                number: 0,
+            }) => Some(FromCheckpoint::Newest),
+            Some(v1::FromCheckpoint { attempt, number }) if attempt > 0 && number > 0 => {
+                Some(FromCheckpoint::Named { attempt, number })
+            }
+            Some(_) => {
+                return Err(status(Error::field(
+                    "from_checkpoint",
+                    "names half a checkpoint",
+                    "give attempt and number, or neither for the newest",
+                )));
+            }
+        };
         let id = self
             .app
-            .retry(&caller, &request.request_id, JobId(request.id))
+            .retry(&caller, &request.request_id, JobId(request.id), from)
             .await
             .map_err(status)?;
         let job = self.now(id).await?;

@@ -67,6 +67,9 @@ pub(crate) fn fault(error: Error) -> Fault {
             .next(format!("qctl show {job}")),
         Error::CheckpointNotFound => plain(Reason::CheckpointNotFound)
             .hint("newer ones may have taken its place"),
+        Error::NothingToResume { job, .. } => plain(Reason::CheckpointNotFound)
+            .hint("without --from-checkpoint it begins afresh")
+            .next(format!("qctl checkpoints {job}")),
         Error::WorkerNotFound(_) => plain(Reason::WorkerNotFound)
             .hint("a worker is known once it has connected")
             .next("qctl workers"),

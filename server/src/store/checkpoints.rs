@@ -178,6 +178,51 @@ pub(crate) async fn candidates(
     Ok(found)
 }
 
+/// The newest checkpoint that a job can resume from, or the one with these numbers, with the job and
+/// the attempt that published it.
+pub(crate) async fn usable(
+    conn: &mut PgConnection,
+    job: JobId,
+    named: Option<(i32, i32)>,
+) -> Result<Option<(CheckpointId, JobId, AttemptNumber)>, StoreError> {
+    let row = sqlx::query!(
+        r#"select fence as "fence!", number as "number!", job_id as "job_id!", attempt as "attempt!"
+           from usable_checkpoints
+           where for_job = $1
+             and ($2::integer is null or (job_id = $1 and attempt = $2 and number = $3))
+           order by rank, fence desc, number desc limit 1"#,
+        job.0,
+        named.map(|(attempt, _)| attempt),
+        named.map_or(0, |(_, number)| number),
+    )
+    .fetch_optional(conn)
+    .await?;
+    Ok(row.map(|row| {
+        let id = CheckpointId {
+            fence: Fence(row.fence),
+            number: row.number,
+        };
+        (id, JobId(row.job_id), AttemptNumber(row.attempt))
+    }))
+}
+
+/// Has a new job's first attempt resume from a checkpoint of another job.
+pub(crate) async fn begin_from(
+    conn: &mut PgConnection,
+    job: JobId,
+    checkpoint: CheckpointId,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "update jobs set resume_fence = $2, resume_number = $3 where id = $1",
+        job.0,
+        checkpoint.fence.0,
+        checkpoint.number,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
 impl Store {
     /// A job's checkpoints, newest first, at most `limit`, older than `before`.
     pub(crate) async fn checkpoints(
@@ -233,7 +278,7 @@ impl Store {
     }
 
     /// Gives up the contents of checkpoints that nobody needs: of jobs that ended well, and of those
-    /// that ended before a time. Returns the jobs, at most `limit`.
+    /// that ended before a time, unless another job was submitted to resume from them. Returns the jobs, at most `limit`.
     pub(crate) async fn give_up_checkpoints(
         &self,
         ended_before: DateTime<Utc>,
@@ -246,6 +291,9 @@ impl Store {
                        join jobs j on j.id = c.job_id
                        where (c.on_disk or c.uploaded) and not c.damaged
                          and (j.state = 'succeeded' or j.ended_at < $1)
+                         and not exists (select from jobs other
+                                         where other.resume_fence = c.fence
+                                           and other.ended_at is null)
                        limit $2"#,
                     ended_before,
                     limit,
