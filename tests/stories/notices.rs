@@ -545,3 +545,66 @@ fn a_database_that_hangs_is_told_without_it_and_its_return_ends_the_repetition()
     assert_eq!(phone.shown().len(), 2);
     phone.assert_rules_kept();
 }
+
+/// A fault of the worker or of the keeper is told by the coordinator of the machine.
+#[test]
+fn a_fault_of_the_worker_or_the_keeper_is_told() {
+    let phone = Phone::start();
+    let qctl = prepared(&phone, "");
+    let switches = qctl.folder().join("panic");
+    std::fs::create_dir(&switches).unwrap();
+    let qctl = qctl.env("QCTL_TEST_PANIC", switches.display().to_string());
+    qctl.up(&[]).ok();
+    let programs = [
+        ("agent", "qctl-worker"),
+        ("pump", "qctl-worker"),
+        ("dead-man", "qctl-worker"),
+        ("keeper", "qctl keeper"),
+    ];
+    for (part, program) in programs {
+        std::fs::write(switches.join(part), "").unwrap();
+        let words = format!("provoked in {part}");
+        qctl.until(&format!("the fault in {part} is told"), || {
+            phone
+                .shown()
+                .iter()
+                .any(|push| {
+                    push.title == format!("A fault inside qctl: {program}")
+                        && push.message.contains(&words)
+                })
+                .then_some(())
+        });
+    }
+    let id = qctl.submit(&["true"]);
+    assert_eq!(qctl.until_ended(id)["state"], "succeeded");
+}
+
+/// Nobody restarts the coordinator: the worker tells.
+#[test]
+fn a_coordinator_that_stays_away_is_told_by_the_worker_and_its_return_by_itself() {
+    let phone = Phone::start();
+    let qctl = started(&phone, "dead_man_after = \"2s\"");
+    let worker = worker(&qctl);
+    for pid in qctl.pids("qctl keeper") {
+        kill(pid, Signal::KILL);
+    }
+    for pid in qctl.pids("qctl-server") {
+        kill(pid, Signal::KILL);
+    }
+    let shown = until_shown(&qctl, &phone, 1);
+    assert_eq!(shown[0].title, "qctl's coordinator cannot be reached");
+    assert_eq!(
+        without_times(&shown[0].message),
+        format!(
+            "Worker {worker} has heard nothing of it since HH:MM.\n\
+             Jobs that run go on, and their results are kept. No new ones are started. It is tried again all the time.\n\
+             Look whether the machine of the coordinator is on. There: qctl status, or qctl up"
+        )
+    );
+    assert_eq!(shown[0].priority, 1);
+    qctl.up(&[]).ok();
+    let shown = until_shown(&qctl, &phone, 2);
+    assert_eq!(shown[1].title, "qctl's coordinator is back");
+    settled(&qctl);
+    assert_eq!(phone.shown().len(), 2, "{:#?}", phone.shown());
+}

@@ -10,6 +10,7 @@ mod charge;
 mod checkpoints;
 mod clock;
 pub mod config;
+mod dead_man;
 mod follower;
 pub mod inventory;
 mod log_pump;
@@ -31,6 +32,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Parser;
+use qctl_notify::outbox::Outbox;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -79,6 +81,11 @@ fn agent(args: &Args) -> anyhow::Result<()> {
         return Ok(());
     }
     log_to_stderr(&config)?;
+    qctl_notify::panics::end(
+        "qctl-worker",
+        host_name(),
+        Outbox::of(config.home.data_dir()),
+    );
     // Only fails when a provider is installed already, which is just as well.
     let _ = rustls::crypto::ring::default_provider().install_default();
     // One thread: everything heavy has a thread of its own, and what is left is a few messages a
@@ -150,6 +157,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     })
     .await?;
     let gpus = watcher.watch_gpus(config.shim_program.clone(), stop.clone());
+    let (link, connected) = tokio::sync::watch::channel(false);
+    let watching = watch_coordinator(&config, host.name.clone(), connected, stop.clone());
     let dialler = Dialler {
         server: config.server,
         address_file: config.home.address_file(),
@@ -164,6 +173,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         pump,
         supervisor: events,
         reachable,
+        link,
     };
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -180,9 +190,38 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         ending,
         supervisor.run(stop.clone()),
         dialler.run(stop.clone()),
+        watching,
         gpus,
     );
     Ok(())
+}
+
+/// Tells people when the coordinator is away. A mistake in the settings is logged: jobs do not wait
+/// for it, and the coordinator of this machine refuses them anyway.
+fn watch_coordinator(
+    config: &Config,
+    host: String,
+    connected: tokio::sync::watch::Receiver<bool>,
+    stop: CancellationToken,
+) -> impl Future<Output = ()> + use<> {
+    let name = config.name.clone().unwrap_or(host);
+    let data = config.home.data_dir().to_owned();
+    let settings = qctl_notify::Settings::load(config.home.config_dir())
+        .inspect_err(|error| tracing::error!("nobody is told from here: {}", chain(error)))
+        .ok();
+    async move {
+        if let Some(settings) = settings {
+            dead_man::run(settings, &data, name, connected, stop).await;
+        }
+    }
+}
+
+/// The name of this machine.
+fn host_name() -> String {
+    rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned()
 }
 
 fn log_to_stderr(config: &Config) -> anyhow::Result<()> {

@@ -61,6 +61,8 @@ pub(crate) struct Dialler {
     pub(crate) supervisor: mpsc::Sender<SessionEvent>,
     /// Told where the coordinator is while there is a session.
     pub(crate) reachable: watch::Sender<Option<Coordinator>>,
+    /// Says whether there is a session.
+    pub(crate) link: watch::Sender<bool>,
 }
 
 /// Why there is no session.
@@ -126,6 +128,7 @@ impl Dialler {
                 },
             };
             self.reachable.send_replace(None);
+            self.link.send_replace(false);
             if self.supervisor.send(SessionEvent::Closed).await.is_err() {
                 return;
             }
@@ -213,6 +216,7 @@ impl Dialler {
         .await?;
         answer.await.map_err(|_| SessionError::Stopped)??;
         *welcomed = Some(Instant::now());
+        self.link.send_replace(true);
         tracing::info!(
             address = %target.address,
             %session,

@@ -131,10 +131,17 @@ pub async fn run(home: &Home, programs: &Path) -> Result<(), KeeperError> {
     let path = home.keeper_lock();
     let lock = Lock::take(&path).map_err(|source| KeeperError::Lock { path, source })?;
     let _lock = lock.ok_or(KeeperError::AlreadyRuns)?;
+    let host = rustix::system::uname();
+    qctl_notify::panics::tell(
+        "qctl keeper",
+        host.nodename().to_string_lossy().into_owned(),
+        qctl_notify::outbox::Outbox::of(home.data_dir()),
+    );
     let settings = Settings::load(home).map_err(KeeperError::Settings)?;
     let mut keeper = Keeper::new(home.clone(), programs.to_owned(), settings);
     keeper.begin();
     while !keeper.is_done() {
+        qctl_notify::panics::provoked("keeper");
         let event = keeper.next_event(&mut signals).await;
         keeper.handle(event);
     }

@@ -85,6 +85,8 @@ pub(crate) fn start(notifier: &Arc<Notifier>, app: &Arc<App>) {
         spawn(app, work);
     }
     spawn(app, outbox::run(Arc::clone(&teller)));
+    // Outlives the term on purpose.
+    tokio::spawn(second_path::after_term(Arc::clone(&teller)));
     spawn(app, second_path::run(teller));
 }
 

@@ -49,6 +49,18 @@ pub(super) async fn run(teller: Arc<Teller>) {
     }
 }
 
+/// A database that does not answer may end the term before that was told: then it is told now.
+pub(super) async fn after_term(teller: Arc<Teller>) {
+    teller.app.stop().cancelled().await;
+    let mut watch = teller.notifier.database.lock().await;
+    if let Some(since) = watch.away
+        && !watch.told
+    {
+        let text = "it did not answer until the coordinator had to stop leading";
+        watch.tell_away(&teller, since, text).await;
+    }
+}
+
 /// Whether a disk is nearly full, with room between the two answers so that it does not flap.
 /// `None` while neither is known.
 fn is_nearly_full(was: Option<bool>, used: f64) -> Option<bool> {
@@ -120,6 +132,10 @@ impl DatabaseWatch {
         if now - since < facts::delta(teller.settings.database_away_after) {
             return;
         }
+        self.tell_away(teller, since, text).await;
+    }
+
+    async fn tell_away(&mut self, teller: &Teller, since: DateTime<Utc>, text: &str) {
         if !self.told {
             self.told = true;
             let details = Details {

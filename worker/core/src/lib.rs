@@ -4,6 +4,7 @@ pub mod adoption;
 pub mod agent;
 pub mod checkpoint;
 pub mod colours;
+pub mod dead_man;
 pub mod ending;
 pub mod enforcement;
 pub mod lease_guard;

@@ -210,6 +210,7 @@ impl Worker {
     fn run(mut self) {
         let mut next = Next::Wait(LOOK_FOR_OVERDUE);
         loop {
+            qctl_notify::panics::provoked("pump");
             let message = match next {
                 Next::Again => self.messages.try_recv().ok(),
                 Next::Wait(time) => match self.messages.recv_timeout(time) {

@@ -201,6 +201,7 @@ impl Supervisor {
     /// Works until `stop`. Jobs and their shims live on; shims without a job are sent home.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         loop {
+            qctl_notify::panics::provoked("agent");
             let due = self.agent.deadline().saturating_sub(clock::now());
             let event = tokio::select! {
                 biased;
