@@ -24,7 +24,7 @@ use crate::config::Server;
 use crate::inventory::gpu::{self, Gpu};
 use crate::inventory::host::Host;
 use crate::log_pump::{Pump, uplink};
-use crate::spool::Spool;
+use crate::spool::{Spool, SpoolError};
 use crate::supervisor::{Ending, Greeting, SessionEvent, Welcomed};
 use crate::{chain, clock};
 
@@ -68,6 +68,8 @@ pub(crate) struct Dialler {
 /// Why there is no session.
 #[derive(Debug, thiserror::Error)]
 enum SessionError {
+    #[error("the greeting cannot be numbered")]
+    Greeting(#[from] SpoolError),
     #[error("cannot read the token file {path}")]
     Token {
         path: PathBuf,
@@ -335,6 +337,7 @@ impl Dialler {
             cpus: host.cpus,
             attempts,
             checkpoints,
+            greeting: self.spool.next_greeting()?,
         })
     }
 

@@ -4,6 +4,7 @@
 //! lock                      held by the agent for as long as it lives
 //! identity.json             worker id and spool id
 //! term                      highest leadership term seen
+//! greeting                  number of the latest greeting
 //! shim.log                  what shims say on standard error; shim.log.1 what they said before
 //! spool/SPOOL/charge        which agent is in charge of the shims
 //! spool/SPOOL/7.segment     journal of shim 7
@@ -277,6 +278,21 @@ impl Spool {
     /// Folder of the checkpoints of all jobs.
     pub fn checkpoints_dir(&self) -> PathBuf {
         self.folder.join("checkpoints")
+    }
+
+    /// The number of the next greeting: above every one before. Copies of a machine that was set
+    /// back do not fall behind for long, because it is never below the wall clock in milliseconds.
+    ///
+    /// # Errors
+    /// When it cannot be remembered.
+    pub fn next_greeting(&self) -> Result<i64, SpoolError> {
+        let path = self.folder.join("greeting");
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        let latest: i64 = text.trim().parse().unwrap_or(0);
+        let wall = crate::clock::wall_us() / 1_000;
+        let next = latest.saturating_add(1).max(wall);
+        replace(&path, format!("{next}\n").as_bytes())?;
+        Ok(next)
     }
 
     /// Folder for the checkpoints of an attempt.

@@ -152,6 +152,12 @@ pub enum Error {
         /// The worker.
         name: String,
     },
+    /// A later greeting of this worker was answered before.
+    #[error("worker `{name}` has connected anew since it said this")]
+    GreetingOvertaken {
+        /// The worker.
+        name: String,
+    },
     /// The token's role does not allow it.
     #[error("this token has the role {}, and {} is needed", have.as_str(), needed.as_str())]
     PermissionDenied {

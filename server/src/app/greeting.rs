@@ -46,6 +46,8 @@ pub struct Hello {
     pub memory_bytes: i64,
     /// Its logical processors.
     pub cpus: i32,
+    /// Its number among the greetings of its spool; 0 when the worker counts none.
+    pub greeting: i64,
     /// Every attempt it has a record of.
     pub held: Vec<Held>,
     /// Published checkpoints that it has had no answer for.
@@ -69,7 +71,7 @@ impl App {
     ///
     /// # Errors
     /// [`Error::InvalidField`] for a hello that makes no sense, [`Error::SpoolInUse`] for a copy of a
-    /// connected worker, [`Error::WorkerNameTaken`].
+    /// connected worker, [`Error::WorkerNameTaken`], [`Error::GreetingOvertaken`].
     pub async fn greet(self: &Arc<Self>, hello: Hello) -> Result<Greeting, Error> {
         check(&hello)?;
         // A caller who goes away in the middle must not leave half a greeting behind.
@@ -101,9 +103,9 @@ impl App {
         {
             return Err(Error::SpoolInUse { name: hello.name });
         }
-        self.sessions.close_any(hello.worker);
         let hello = Arc::new(hello);
         let (slots, renamed) = self.record_worker(&hello).await?;
+        self.sessions.close_any(hello.worker);
         if let Some(name) = renamed {
             tracing::info!(worker = %hello.name, "worker `{}` takes over its name; the former one is now called `{name}`", hello.name);
         }
@@ -168,6 +170,16 @@ impl App {
                         renamed = Some(name);
                     }
                     let former = known.iter().find(|known| known.id == hello.worker);
+                    // A connection that was given up long ago may still carry a greeting, and what
+                    // that one held says nothing about now.
+                    if let Some(former) = former
+                        && former.spool_id == hello.spool_id
+                        && (1..=former.greeting).contains(&hello.greeting)
+                    {
+                        return Err(Error::GreetingOvertaken {
+                            name: hello.name.clone(),
+                        });
+                    }
                     let slots = hello
                         .slots
                         .or(former.map(|former| former.slots))
@@ -183,6 +195,7 @@ impl App {
                         gpus: hello.gpus.clone(),
                         memory_bytes: hello.memory_bytes,
                         cpus: hello.cpus,
+                        greeting: hello.greeting,
                     };
                     workers::upsert(conn, now, &row).await?;
                     Ok((slots, renamed))

@@ -261,6 +261,7 @@ fn hello(name: &str, slots: i32) -> Hello {
         gpus: Vec::new(),
         memory_bytes: 1 << 30,
         cpus: 2,
+        greeting: 0,
         held: Vec::new(),
         checkpoints: Vec::new(),
     }

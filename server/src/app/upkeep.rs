@@ -33,6 +33,8 @@ pub(super) struct SignsOfLife(Mutex<HashMap<WorkerId, SignOfLife>>);
 pub(crate) struct LeaseWatch {
     leases: Leases<Holder>,
     last: Option<tokio::time::Instant>,
+    /// The last look, by the clock that signs of life are told by.
+    looked_at: Option<DateTime<Utc>>,
 }
 
 impl App {
@@ -172,6 +174,7 @@ impl App {
                 lost_after: self.settings.lost_after,
             }),
             last: None,
+            looked_at: None,
         }
     }
 
@@ -195,10 +198,14 @@ impl App {
             .map_or(Duration::ZERO, |last| looked - last);
         let now = self.clock.now();
         let silent_after = self.silent_after();
+        let looked_at = watch.looked_at.replace(now);
         let heard = |worker: WorkerId| {
-            self.sessions.get(worker).is_some_and(|session| {
+            let in_session = self.sessions.get(worker).is_some_and(|session| {
                 (now - session.last_contact).to_std().unwrap_or_default() <= silent_after
-            })
+            });
+            // A session may have come and gone between two looks.
+            let since = self.sessions.last_contact(worker);
+            in_session || looked_at.is_some_and(|before| since > Some(before))
         };
         let lapsed = lapsed(&mut watch.leases, &current, heard, elapsed, true);
         let after = self.settings.unreachable_after;

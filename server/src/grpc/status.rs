@@ -122,6 +122,7 @@ pub(crate) fn fault(error: Error) -> Fault {
             .next("qctl-worker --name OTHER"),
         Error::SpoolInUse { .. } => plain(Reason::SpoolInUse)
             .hint("a copied machine needs a worker folder of its own; remove the copied one"),
+        Error::GreetingOvertaken { .. } => plain(Reason::Fenced),
         Error::PermissionDenied { .. } => {
             plain(Reason::PermissionDenied).hint("use a token with the role that is needed")
         }

@@ -298,6 +298,7 @@ fn hello_from(hello: v1::Hello) -> Result<Hello, Error> {
             .collect(),
         memory_bytes: hello.memory_bytes,
         cpus: hello.cpus,
+        greeting: hello.greeting,
         held,
         checkpoints: hello
             .checkpoints

@@ -129,6 +129,9 @@ struct Entry {
 #[derive(Clone, Debug, Default)]
 pub struct Sessions {
     entries: Arc<Mutex<HashMap<WorkerId, Entry>>>,
+    /// When each worker was last heard of, in whichever session: one that lived between two looks at
+    /// the silence counts as well.
+    contacts: Arc<Mutex<HashMap<WorkerId, DateTime<Utc>>>>,
     opened: Arc<AtomicU64>,
 }
 
@@ -160,6 +163,7 @@ impl Sessions {
         if let Some(former) = self.locked().insert(worker, entry) {
             former.closed.cancel();
         }
+        self.contacts().insert(worker, now);
         Outbox {
             session,
             messages,
@@ -215,6 +219,7 @@ impl Sessions {
             .get_mut(&worker)
             .filter(|entry| entry.connected.session == session)?;
         let last = std::mem::replace(&mut entry.connected.last_contact, now);
+        self.contacts().insert(worker, now);
         Some((now - last).to_std().unwrap_or_default())
     }
 
@@ -223,6 +228,11 @@ impl Sessions {
         self.locked()
             .get(&worker)
             .is_some_and(|entry| entry.connected.session == session)
+    }
+
+    /// When a worker was last heard of, whether or not it still has that session.
+    pub(crate) fn last_contact(&self, worker: WorkerId) -> Option<DateTime<Utc>> {
+        self.contacts().get(&worker).copied()
     }
 
     /// True while the worker has a session.
@@ -277,6 +287,10 @@ impl Sessions {
             entry.closed.cancel();
         }
         false
+    }
+
+    fn contacts(&self) -> MutexGuard<'_, HashMap<WorkerId, DateTime<Utc>>> {
+        self.contacts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn locked(&self) -> MutexGuard<'_, HashMap<WorkerId, Entry>> {

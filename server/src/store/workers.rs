@@ -32,6 +32,8 @@ pub(crate) struct WorkerRow {
     pub(crate) memory_bytes: i64,
     /// Its logical processors.
     pub(crate) cpus: i32,
+    /// Number of the greeting that says so, among those of its spool.
+    pub(crate) greeting: i64,
 }
 
 /// A sign of life.
@@ -56,6 +58,8 @@ pub(crate) struct KnownWorker {
     pub(crate) slots: i32,
     /// The spool it owned.
     pub(crate) spool_id: Uuid,
+    /// Number of the latest greeting of that spool.
+    pub(crate) greeting: i64,
     /// It holds attempts.
     pub(crate) holds: bool,
 }
@@ -67,7 +71,7 @@ pub(crate) async fn known(
     name: &str,
 ) -> Result<Vec<KnownWorker>, StoreError> {
     let rows = sqlx::query!(
-        r#"select w.id, w.name, w.slots, w.spool_id,
+        r#"select w.id, w.name, w.slots, w.spool_id, w.greeting,
                   exists (select from attempts a where a.worker_id = w.id and a.slot_held)
                     as "holds!"
            from workers w
@@ -86,6 +90,7 @@ pub(crate) async fn known(
             name: row.name,
             slots: row.slots,
             spool_id: row.spool_id,
+            greeting: row.greeting,
             holds: row.holds,
         })
         .collect())
@@ -112,12 +117,13 @@ pub(crate) async fn upsert(
     sqlx::query!(
         "with w as (
            insert into workers (id, name, hostname, boot_id, spool_id, version, slots, gpus,
-                                memory_bytes, cpus, first_seen)
-           values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+                                memory_bytes, cpus, first_seen, greeting)
+           values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
            on conflict (id) do update
            set name = excluded.name, hostname = excluded.hostname, boot_id = excluded.boot_id,
                spool_id = excluded.spool_id, version = excluded.version, slots = excluded.slots,
-               gpus = excluded.gpus, memory_bytes = excluded.memory_bytes, cpus = excluded.cpus
+               gpus = excluded.gpus, memory_bytes = excluded.memory_bytes, cpus = excluded.cpus,
+               greeting = excluded.greeting
            returning id
          )
          insert into workers_live (worker_id, last_seen)
@@ -134,6 +140,7 @@ pub(crate) async fn upsert(
         worker.memory_bytes,
         worker.cpus,
         now,
+        worker.greeting,
     )
     .execute(conn)
     .await?;
