@@ -232,6 +232,13 @@ impl Enforcement {
             Event::ClockJumped => {
                 self.unconfirmed = self.lease_until.is_some();
                 self.settle_pause(now, &mut actions);
+                // Its grace period may have been over long ago, and another one may run by now.
+                if self.unconfirmed && matches!(self.ladder, Ladder::Terminating { .. }) {
+                    self.ladder = Ladder::Killing {
+                        stuck_at: Some(now.saturating_add(STUCK_AFTER)),
+                    };
+                    actions.push(Action::Kill);
+                }
             }
             Event::Frozen { whole } => self.frozen(now, whole, &mut actions),
             Event::Exited { survivors } => self.exited(now, survivors, &mut actions),
@@ -538,6 +545,11 @@ mod tests {
         apply(&mut attempt, s(1), Event::ClockJumped);
         let actions = attempt.apply(s(60), Event::Tick);
         assert_eq!(actions, killed(StopCause::Lease));
+
+        // Nor does it get the rest of a grace period that the machine slept through.
+        let mut attempt = Enforcement::start(s(0), leased);
+        attempt.apply(s(1), cancel());
+        assert_eq!(attempt.apply(s(2), Event::ClockJumped), [Action::Kill]);
 
         let mut attempt = Enforcement::start(s(0), NO_LIMITS);
         let actions = attempt.apply(s(1), superseded);
