@@ -77,7 +77,7 @@ impl Tokens {
 
     /// Whose token the headers carry.
     async fn caller(&self, app: &App, headers: &HeaderMap) -> Result<Caller, Fault> {
-        let token = bearer(headers)?;
+        let token = bearer(headers).map_err(|(message, hint)| unauthenticated(message, hint))?;
         let hash: Hash = Sha256::digest(token).into();
         if let Some(owner) = self.own(&hash) {
             return Ok(Caller {
@@ -183,25 +183,22 @@ impl OwnToken {
     }
 }
 
-fn bearer(headers: &HeaderMap) -> Result<&str, Fault> {
-    let value = headers.get(header::AUTHORIZATION).ok_or_else(|| {
-        unauthenticated(
-            "the call carries no token",
-            "qctl reads it from the token file of its home; name another with QCTL_TOKEN_FILE",
-        )
-    })?;
+/// The token that the headers carry; otherwise what is wrong, and a hint.
+fn bearer(headers: &HeaderMap) -> Result<&str, (&'static str, &'static str)> {
+    let value = headers.get(header::AUTHORIZATION).ok_or((
+        "the call carries no token",
+        "qctl reads it from the token file of its home; name another with QCTL_TOKEN_FILE",
+    ))?;
     value
         .to_str()
         .ok()
         .and_then(|value| value.split_once(' '))
         .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
         .map(|(_, token)| token.trim())
-        .ok_or_else(|| {
-            unauthenticated(
-                "the call's authorization is not a token",
-                "send `authorization: Bearer TOKEN`",
-            )
-        })
+        .ok_or((
+            "the call's authorization is not a token",
+            "send `authorization: Bearer TOKEN`",
+        ))
 }
 
 fn unauthenticated(message: &str, hint: &str) -> Fault {
@@ -284,8 +281,8 @@ mod tests {
         assert!(with("Basic abc").is_err());
         assert!(with("abc").is_err());
         assert_eq!(
-            bearer(&HeaderMap::new()).unwrap_err().reason,
-            Reason::Unauthenticated
+            bearer(&HeaderMap::new()).unwrap_err().0,
+            "the call carries no token"
         );
     }
 }

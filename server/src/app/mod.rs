@@ -115,8 +115,6 @@ pub struct App {
     edits: Edits,
     reports: Reports,
     signs: SignsOfLife,
-    /// When the database's server was started, as far as it was looked at.
-    database_started: Mutex<Option<DateTime<Utc>>>,
     measures: Measures,
     greetings: tokio::sync::Mutex<()>,
     stop: CancellationToken,
@@ -166,7 +164,6 @@ impl App {
             edits: Edits::default(),
             reports,
             signs: SignsOfLife::default(),
-            database_started: Mutex::default(),
             measures: Measures::default(),
             greetings: tokio::sync::Mutex::new(()),
             stop,

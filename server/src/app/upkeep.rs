@@ -146,26 +146,6 @@ impl App {
         .await
     }
 
-    /// Closes all sessions when the database was started anew since the last look. Output is
-    /// acknowledged before it is safe from a crash of the database, and a worker whose job writes
-    /// nothing more would never hear that some of it is gone: greeting again, it is asked for it.
-    pub(crate) async fn look_for_restart(&self) -> Result<(), Error> {
-        let started = self.store.database_started().await?;
-        let before = self
-            .database_started
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .replace(started);
-        if before.is_none_or(|before| before == started) {
-            return Ok(());
-        }
-        tracing::warn!("the database was started anew; agreeing with all workers what it has");
-        for connected in self.sessions.connected() {
-            self.sessions.close(connected.worker, connected.session);
-        }
-        Ok(())
-    }
-
     /// Begins to count silence.
     pub(crate) fn lease_watch(&self) -> LeaseWatch {
         LeaseWatch {

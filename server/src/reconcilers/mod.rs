@@ -15,9 +15,6 @@ const LEASES: Duration = Duration::from_secs(1);
 const LIVE: Duration = Duration::from_secs(1);
 /// Between two searches for overlooked dependents.
 const DEPENDENTS: Duration = Duration::from_secs(30);
-/// Between two looks at whether the database was started anew. Workers keep what was acknowledged for
-/// ten times as long.
-const RESTARTS: Duration = Duration::from_secs(3);
 /// Between two writes of what was measured.
 const MEASURES: Duration = Duration::from_secs(10);
 /// Between two deletions of old measures.
@@ -32,12 +29,6 @@ pub(crate) fn start(app: &Arc<App>) {
     every(app, "heartbeats and progress", LIVE, |app| async move {
         app.save_live().await
     });
-    every(
-        app,
-        "restarts of the database",
-        RESTARTS,
-        |app| async move { app.look_for_restart().await },
-    );
     every(app, "measures", MEASURES, |app| async move {
         app.save_measures().await
     });
