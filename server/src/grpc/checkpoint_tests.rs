@@ -219,7 +219,9 @@ async fn a_copy_goes_on_where_it_ended_and_comes_back_whole(pool: PgPool) {
     let fault = Fault::from_status(&missing).expect("a fault");
     assert_eq!(fault.reason, Reason::CheckpointNotFound);
 
-    let upload = published.upload(&coordinator, 1, &contents, [0..400]).await;
+    let upload = published
+        .upload(&coordinator, 1, &contents, std::iter::once(0..400))
+        .await;
     let stored: Vec<_> = upload.unwrap().iter().map(|answer| answer.stored).collect();
     assert_eq!(stored, [0, 400]);
     // One that is not the next is answered with where to go on.
@@ -291,7 +293,7 @@ async fn copies_are_bounded_in_size_and_number(pool: PgPool) {
     for number in 2..=4 {
         published.tell(&coordinator, told(number)).await;
         let whole = published
-            .upload(&coordinator, number, &contents, [0..1_000])
+            .upload(&coordinator, number, &contents, std::iter::once(0..1_000))
             .await;
         assert!(whole.unwrap().pop().unwrap().complete);
     }
@@ -311,7 +313,7 @@ async fn checkpoints_go_when_their_job_has_ended_well_or_long_ago(pool: PgPool) 
     published.tell(&coordinator, told(1)).await;
     let contents = vec![7; 1_000];
     let whole = published
-        .upload(&coordinator, 1, &contents, [0..1_000])
+        .upload(&coordinator, 1, &contents, std::iter::once(0..1_000))
         .await;
     assert!(whole.unwrap().pop().unwrap().complete);
     let kept = async || {
