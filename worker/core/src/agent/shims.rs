@@ -60,7 +60,9 @@ impl Agent {
                 continue;
             };
             let lease_until = self.lease_until(fence);
-            if held.is_on_its_way() {
+            // Without an answer since a clock jumped there is no lease to start an exclusive attempt
+            // with: it is handed out again with the next answer.
+            if held.is_on_its_way() && (lease_until.is_some() || !held.terms.exclusive) {
                 self.effects.push(Effect::Run {
                     shim,
                     fence,
