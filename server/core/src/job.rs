@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::attempt::AttemptState;
 use crate::failure::RetryRules;
+use crate::guard::{Guard, is_broken};
 use crate::outcome::{Cause, Outcome, OutcomeKind, words};
 use crate::retry::{self, Backoff, Budget, Ended, Next, Verdict};
 use crate::spec::JobSpec;
@@ -554,7 +555,7 @@ fn follow(
 }
 
 fn late_result(job: &Job, late: &Late, now: DateTime<Utc>) -> Result<JobStep, JobRefusal> {
-    if job.attempt == Some(AttemptState::Running) {
+    if job.attempt == Some(AttemptState::Running) && !is_broken(Guard::LateResult) {
         return Err(JobRefusal::Running);
     }
     match late.outcome.kind {
@@ -562,7 +563,7 @@ fn late_result(job: &Job, late: &Late, now: DateTime<Utc>) -> Result<JobStep, Jo
         OutcomeKind::Failed if !late.is_superseded => {}
         _ => return Err(JobRefusal::NotReady),
     }
-    if job.attempt.is_some() {
+    if job.attempt.is_some() && !is_broken(Guard::LateResult) {
         // Its successor is ready at a worker: once that one is back, the late result decides.
         let mut next = job.clone();
         next.late = Some(late.outcome.clone());

@@ -5,6 +5,8 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::time::Duration;
 
+use crate::guard::{Guard, is_broken};
+
 /// Longest time that one tick may count. A coordinator that was paused for longer (a suspended
 /// machine, a stopped process) could not have heard anything in between.
 const MOST_PER_TICK: Duration = Duration::from_secs(5);
@@ -64,9 +66,10 @@ impl<K: Copy + Eq + Hash + Ord> Leases<K> {
             }
             let so_far = self.silent.get(&holder).copied().unwrap_or_default() + counted;
             silent.insert(holder, so_far);
-            if so_far >= self.limits.lost_after {
+            let is_unreachable = so_far >= self.limits.unreachable_after;
+            if so_far >= self.limits.lost_after || is_unreachable && is_broken(Guard::LostAfter) {
                 lapses.push(Lapse::Lost(holder));
-            } else if so_far >= self.limits.unreachable_after {
+            } else if is_unreachable {
                 lapses.push(Lapse::Unreachable(holder));
             }
         }

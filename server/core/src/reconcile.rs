@@ -1,6 +1,7 @@
 //! What a worker says it holds against what is recorded: a verdict for each attempt.
 
 use crate::attempt::AttemptState;
+use crate::guard::{Guard, is_broken};
 use crate::id::Fence;
 use crate::outcome::End;
 
@@ -99,7 +100,9 @@ fn both(held: Held, recorded: Recorded) -> (Action, Option<Finding>) {
     match (recorded.state, held.state) {
         (S::Ended, S::Ended) => {
             let freed = recorded.slot_held && !held.slot_held;
-            let action = match (recorded.has_result, recorded.log_complete) {
+            let unverified = is_broken(Guard::Forget);
+            let (result, log) = (recorded.has_result, recorded.log_complete);
+            let action = match (result || unverified, log || unverified) {
                 (true, true) => Action::Forget,
                 (true, false) => Action::Continue,
                 (false, _) => Action::SendResult,

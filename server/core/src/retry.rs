@@ -7,6 +7,7 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::failure::RetryRules;
+use crate::guard::{Guard, is_broken};
 use crate::job::JobState;
 use crate::outcome::{Cause, Outcome, OutcomeKind};
 
@@ -169,7 +170,7 @@ pub fn after(
         OutcomeKind::Succeeded => end(JobState::Succeeded, survived, outcome.message.clone()),
         OutcomeKind::Cancelled => end(JobState::Cancelled, survived, outcome.message.clone()),
         OutcomeKind::Failed => {
-            if ended.cancel_requested || budget.retries_left <= 0 {
+            if ended.cancel_requested || budget.retries_left <= 0 && !is_broken(Guard::Budget) {
                 return end(JobState::Failed, survived, outcome.message.clone());
             }
             if let Some(refusal) = rules.refusal(outcome) {
@@ -258,7 +259,7 @@ fn after_interruption(ended: &Ended, budget: Budget) -> Verdict {
             ),
         );
     }
-    if budget.resumes_left <= 0 {
+    if budget.resumes_left <= 0 && !is_broken(Guard::Budget) {
         return verdict(
             Next::End(JobState::Failed),
             budget,

@@ -1,5 +1,7 @@
 //! What became of an attempt whose shim is gone, judged from its segment.
 
+use crate::guard::{Guard, is_broken};
+
 /// What the segment tells about an attempt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Evidence {
@@ -38,7 +40,7 @@ pub fn judge(evidence: Evidence) -> Finding {
     } else if evidence.exit {
         // After a restart there is nothing to sweep, but that its slot is free is not recorded yet.
         Finding::SweepRest
-    } else if !evidence.same_boot {
+    } else if !evidence.same_boot && !is_broken(Guard::MissingRecord) {
         // Records are not synced before a start: that one is missing proves nothing now.
         Finding::MachineLost
     } else if !evidence.starting {

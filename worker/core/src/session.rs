@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use crate::guard::{Guard, is_broken};
+
 /// Bounds of the time before dialling again.
 const FIRST_DELAY: Duration = Duration::from_millis(500);
 const LONGEST_DELAY: Duration = Duration::from_secs(30);
@@ -112,7 +114,9 @@ pub fn accept_assignment(
     me: Identity<'_>,
     waiting: usize,
 ) -> Result<(), Refusal> {
-    if made.spool_id != me.spool_id {
+    if is_broken(Guard::Identity) {
+        Ok(())
+    } else if made.spool_id != me.spool_id {
         Err(Refusal::Spool)
     } else if made.boot_id != me.boot_id {
         Err(Refusal::Boot)

@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 
 use super::{Applied, Ledger, NewEvent, Over, worker_actor};
 use crate::attempt::{Asked, AttemptEvent, AttemptState};
+use crate::guard::{Guard, is_broken};
 use crate::id::Fence;
 use crate::job::{JobEvent, Late};
 use crate::outcome::{End, Facts, Outcome, OutcomeKind, outcome};
@@ -38,7 +39,7 @@ impl Ledger {
             return Applied::Fenced;
         };
         let outcome = outcome(facts);
-        if row.attempt.state == AttemptState::Ended {
+        if row.attempt.state == AttemptState::Ended && !is_broken(Guard::Fence) {
             return self.ended_late(fence, outcome, &report);
         }
         let (job, worker, actor) = (row.job, row.worker, worker_actor(&row.worker_name));

@@ -6,6 +6,7 @@ use super::{Agent, HEARTBEAT, LOST_AFTER, SHORTEST_HEARTBEAT};
 use crate::agent::attempt::Held;
 use crate::agent::message::{Ask, Assignment, Close, Effect, Holding, Judged, Say, Welcome};
 use crate::enforcement::StopCause;
+use crate::guard::{Guard, is_broken};
 use crate::lease_guard::{self, Heartbeats};
 use crate::roster::Waiting;
 use crate::session::{
@@ -239,7 +240,7 @@ impl Agent {
     pub(super) fn revoke(&mut self, fence: i64) {
         let (returned, message) = match self.stage(fence) {
             Some(Stage::Waiting) => (true, "it had not started"),
-            Some(Stage::Running) => (false, "it has started"),
+            Some(Stage::Running) => (is_broken(Guard::Revocation), "it has started"),
             Some(Stage::Ended) => (false, "it has ended"),
             None => (true, "the worker does not hold it"),
         };
@@ -324,7 +325,9 @@ impl Agent {
     /// When an exclusive attempt's lease ends. `None` for others, and while nothing was answered.
     pub(super) fn lease_until(&self, fence: i64) -> Option<Duration> {
         let terms = &self.attempts.get(&fence)?.terms;
-        let answered = self.answered.filter(|_| terms.exclusive)?;
+        let answered = self
+            .answered
+            .filter(|_| terms.exclusive && !is_broken(Guard::ExclusiveLease))?;
         Some(lease_guard::lease_until(
             answered,
             self.lost_after,
