@@ -13,6 +13,8 @@ pub(crate) struct Doing {
     what: &'static str,
     failures: u32,
     told: bool,
+    /// Whoever ran it before may have told that it fails.
+    begins: bool,
 }
 
 impl Doing {
@@ -22,6 +24,7 @@ impl Doing {
             what,
             failures: 0,
             told: false,
+            begins: true,
         }
     }
 
@@ -31,8 +34,10 @@ impl Doing {
         match result {
             Ok(_) => {
                 self.failures = 0;
-                if self.told && self.tell(app, Class::TroubleOver, String::new()).await {
+                let over = self.told || self.begins;
+                if over && self.tell(app, Class::TroubleOver, String::new()).await {
                     self.told = false;
+                    self.begins = false;
                 }
             }
             Err(error) => {

@@ -187,6 +187,10 @@ impl Teller {
             let detail = "given up: it could not be sent for two days".to_owned();
             return Ok(Some((Fate::Rejected, detail)));
         }
+        // Who was held up for long may not lead any more: whoever leads now settles this one.
+        if !self.app.store.lease().holds() {
+            return Ok(None);
+        }
         qctl_notify::panics::provoked("before-send");
         let outcome = channel.send(&message(delivery)).await;
         qctl_notify::panics::provoked("after-send");

@@ -145,9 +145,20 @@ impl Teller {
                     .await;
                 match read {
                     Ok(text) => text.map(|text| text.data).unwrap_or_default(),
-                    // It was deleted; what happened is told all the same.
-                    Err(Error::JobNotFound(_)) => Vec::new(),
-                    Err(error) => return Err(error),
+                    Err(Error::Store(store)) if store.is_transient() => {
+                        return Err(Error::Store(store));
+                    }
+                    // What happened is told all the same, whatever became of the output.
+                    Err(error) => {
+                        if !matches!(error, Error::JobNotFound(_)) {
+                            tracing::warn!(
+                                error = &error as &dyn std::error::Error,
+                                %job,
+                                "job {job} is told without its last line: {error}"
+                            );
+                        }
+                        Vec::new()
+                    }
                 }
             }
             None => Vec::new(),

@@ -291,9 +291,9 @@ impl Store {
                        join jobs j on j.id = c.job_id
                        where (c.on_disk or c.uploaded) and not c.damaged
                          and (j.state = 'succeeded' or j.ended_at < $1)
-                         and not exists (select from jobs other
-                                         where other.resume_fence = c.fence
-                                           and other.ended_at is null)
+                         and not exists (select from checkpoints k
+                                         join jobs other on other.resume_fence = k.fence
+                                         where k.job_id = c.job_id and other.ended_at is null)
                        limit $2"#,
                     ended_before,
                     limit,

@@ -320,6 +320,9 @@ impl Store {
     }
 
     /// Notices in a state (`new` or `waiting`), oldest first.
+    ///
+    /// One kind's notices that have to wait do not hide those of another; one that this version
+    /// cannot read is left for a newer one.
     pub(crate) async fn open_notices(
         &self,
         state: &str,
@@ -334,21 +337,28 @@ impl Store {
                       a.outcome_cause as "outcome_cause?", a.outcome_message as "outcome_message?",
                       a.exit_code as "exit_code?", a.signal as "signal?", a.log_end as "log_end?",
                       l.log_stored as "log_stored?"
-               from notices n
+               from (select o.*, row_number() over (partition by o.class
+                                                    order by o.created_at, o.id) as place
+                     from notices o where o.state in ('new', 'waiting') and o.state = $1) n
                left join jobs j on j.id = n.job_id
                left join attempts a on a.job_id = n.job_id
                  and a.number = coalesce(n.attempt, nullif(j.attempts, 0))
                left join attempts_live l on l.fence = a.fence
                left join workers w on w.id = a.worker_id
-               where n.state in ('new', 'waiting') and n.state = $1
-               order by n.created_at, n.id
-               limit $2"#,
+               where n.place <= $2
+               order by n.created_at, n.id"#,
             state,
             limit,
         )
         .fetch_all(self.pool())
         .await?;
-        rows.into_iter().map(OpenRow::read).collect()
+        let read = |row: OpenRow| {
+            let id = row.id;
+            row.read()
+                .inspect_err(|error| tracing::error!(id, "notice {id} is left alone: {error}"))
+                .ok()
+        };
+        Ok(rows.into_iter().filter_map(read).collect())
     }
 
     /// Makes a new notice wait to be told, with what was found out about it; without a signature it

@@ -193,7 +193,8 @@ impl Class {
         self.ends().is_some()
             || matches!(
                 self,
-                Self::CoordinatorCrashed | Self::DatabaseRestarted | Self::Test
+                // A job that is held again after its release stands still again.
+                Self::JobHeld | Self::CoordinatorCrashed | Self::DatabaseRestarted | Self::Test
             )
     }
 }

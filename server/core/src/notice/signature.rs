@@ -136,7 +136,7 @@ pub fn normalised(line: &str) -> String {
             words.push(word);
         }
     }
-    words.join(" ")
+    words.join(" ").chars().take(MAX_SIGNATURE).collect()
 }
 
 const AROUND: &[char] = &[
