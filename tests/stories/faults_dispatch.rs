@@ -80,6 +80,30 @@ fn processes_of(qctl: &Installation, jobs: &[i64]) -> (Vec<i32>, BTreeMap<i64, i
     (qctl.shims(), pids)
 }
 
+/// True once a process has an established connection.
+fn has_connected(pid: u32) -> bool {
+    let links = std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .into_iter()
+        .flatten();
+    let sockets: Vec<String> = links
+        .flatten()
+        .filter_map(|entry| {
+            let link = std::fs::read_link(entry.path()).ok()?;
+            let inode = link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?;
+            Some(inode.to_owned())
+        })
+        .collect();
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap_or_default();
+    table.lines().skip(1).any(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        // State and inode, as proc(5) numbers them; 01 is ESTABLISHED.
+        fields.get(3) == Some(&"01")
+            && fields
+                .get(9)
+                .is_some_and(|inode| sockets.iter().any(|one| one == inode))
+    })
+}
+
 #[test]
 fn f02_a_planned_restart_leaves_twenty_jobs_and_their_followers_alone() {
     let qctl = Installation::start_with(&["--slots", "20"]);
@@ -98,6 +122,12 @@ fn f02_a_planned_restart_leaves_twenty_jobs_and_their_followers_alone() {
     let (first, second) = (jobs[0].to_string(), jobs[1].to_string());
     let following = start(&qctl, &["logs", "-f", &first]);
     let waiting = start(&qctl, &["wait", &second]);
+    // One that finds no coordinator at its start says so and ends, which is another story.
+    for child in [&following, &waiting] {
+        qctl.until("it has connected", || {
+            has_connected(child.id()).then_some(())
+        });
+    }
     let server = qctl.pids("qctl-server");
     for pid in &server {
         kill(*pid, Signal::TERM);

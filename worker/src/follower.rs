@@ -91,6 +91,13 @@ pub(crate) enum FollowError {
     Corrupt(#[from] Corrupt),
 }
 
+impl FollowError {
+    /// True when reading again may work: no file handle was free, say, or no memory.
+    pub(crate) fn is_passing(&self) -> bool {
+        matches!(self, Self::Io(_))
+    }
+}
+
 /// Follows one segment and the ring of files beside it.
 #[derive(Debug)]
 pub(crate) struct Follower {

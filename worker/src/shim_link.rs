@@ -25,6 +25,9 @@ const MAX_EVENT_BYTES: usize = 1024;
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
+/// Time after which a segment that could not be read is tried again.
+const READ_AGAIN: Duration = Duration::from_secs(1);
+
 /// What a link tells the supervisor.
 #[derive(Debug)]
 pub(crate) enum LinkEvent {
@@ -97,6 +100,14 @@ struct Runner {
     inbox: Vec<u8>,
 }
 
+/// What reading a piece of the segment led to.
+enum Piece {
+    More,
+    End,
+    /// It could not be read now.
+    Failed,
+}
+
 /// Why a connection is over.
 #[derive(Debug, thiserror::Error)]
 enum LinkError {
@@ -161,13 +172,18 @@ impl Runner {
     /// Reads what is left and tells that the shim is gone.
     async fn gone(mut self) {
         let mut notes = Vec::new();
-        if let Err(error) = self.follower.read_all(wall_now(), &mut notes) {
+        let mut told = false;
+        while let Err(error) = self.follower.read_all(wall_now(), &mut notes) {
             let shim = self.shim;
-            tracing::error!(
-                shim,
-                "segment {shim} is read up to its last good record: {}",
-                chain(&error)
-            );
+            if !told {
+                tracing::error!(shim, "segment {shim} cannot be read on: {}", chain(&error));
+            }
+            if !error.is_passing() {
+                break;
+            }
+            // What could not be read may be an end. Judged without it, the job would run again.
+            told = true;
+            tokio::time::sleep(READ_AGAIN).await;
         }
         if !notes.is_empty() && self.tell(LinkEvent::Notes(notes)).await.is_err() {
             return;
@@ -188,6 +204,7 @@ impl Runner {
         // The latest bell, until the segment is read to its end. A job that floods may never let
         // that happen, so requests have their turn between two pieces.
         let mut bell = None;
+        let mut read_again: Option<Instant> = None;
         loop {
             let monotonic = self.clock.elapsed();
             let progress = self.follower.progress_wait(monotonic);
@@ -201,12 +218,20 @@ impl Runner {
                         bell = Some(event);
                     }
                 }
-                () = tokio::task::yield_now(), if bell.is_some() => {
-                    if !self.follow().await?
-                        && let Some(bell) = bell.take()
-                    {
-                        self.rung(bell).await?;
+                () = tokio::task::yield_now(), if bell.is_some() && read_again.is_none() => {
+                    match self.follow().await? {
+                        Piece::More => {}
+                        Piece::End => {
+                            if let Some(bell) = bell.take() {
+                                self.rung(bell).await?;
+                            }
+                        }
+                        // The shim does not ring twice for the same.
+                        Piece::Failed => read_again = Some(Instant::now() + READ_AGAIN),
                     }
+                }
+                () = tokio::time::sleep_until(read_again.unwrap_or(self.clock)), if read_again.is_some() => {
+                    read_again = None;
                 }
                 written = writer.write_buf(&mut outbox), if !outbox.is_empty() => {
                     written?;
@@ -236,19 +261,26 @@ impl Runner {
         Ok(())
     }
 
-    /// Reads a piece of the segment and tells what it says. False when the end was reached.
-    async fn follow(&mut self) -> Result<bool, LinkError> {
+    /// Reads a piece of the segment and tells what it says.
+    async fn follow(&mut self) -> Result<Piece, LinkError> {
         let mut notes = Vec::new();
         let more = self.follower.read(wall_now(), &mut notes);
         notes.extend(self.follower.progress(self.clock.elapsed()));
         if !notes.is_empty() {
             self.tell(LinkEvent::Notes(notes)).await?;
         }
-        Ok(more.unwrap_or_else(|error| {
-            let shim = self.shim;
-            tracing::error!(shim, "segment {shim} cannot be read on: {}", chain(&error));
-            false
-        }))
+        Ok(match more {
+            Ok(true) => Piece::More,
+            Ok(false) => Piece::End,
+            Err(error) => {
+                let shim = self.shim;
+                tracing::error!(shim, "segment {shim} cannot be read on: {}", chain(&error));
+                match error.is_passing() {
+                    true => Piece::Failed,
+                    false => Piece::End,
+                }
+            }
+        })
     }
 
     async fn tell(&self, event: LinkEvent) -> Result<(), LinkError> {

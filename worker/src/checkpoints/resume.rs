@@ -1,7 +1,7 @@
 //! Finds the newest checkpoint that is whole, before an attempt starts.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -153,9 +153,10 @@ impl Search {
     /// Fetches the coordinator's copy, again and again while it cannot be reached.
     async fn fetch(&self, id: CheckpointId) -> Option<Result<PathBuf, FetchError>> {
         let folder = self.folders.fetched(self.job, id);
-        if let Some(others) = folder.parent() {
-            // Copies for earlier attempts; none of them runs any more.
-            let _ = fs::remove_dir_all(others);
+        if let Some(others) = folder.parent().map(Path::to_owned) {
+            // Copies for earlier attempts; none of them runs any more. They may be large, and this
+            // thread carries the heartbeats.
+            let _ = tokio::task::spawn_blocking(move || fs::remove_dir_all(others)).await;
         }
         let mut pause = FIRST_PAUSE;
         for tried in 1.. {

@@ -7,6 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use qctl_worker_core::agent::{Event, Fact, Loss};
 use qctl_worker_core::roster::ShimId;
@@ -31,6 +32,8 @@ pub(crate) enum AdoptError {
          version again, or a newer one"
     )]
     Unknown { path: PathBuf, source: FollowError },
+    #[error("cannot read the segment {path}, whose jobs may have ended or still run")]
+    Unread { path: PathBuf, source: FollowError },
 }
 
 /// Why a shim cannot be started.
@@ -41,6 +44,10 @@ enum SpawnError {
     #[error("its program cannot be run")]
     Program(#[from] io::Error),
 }
+
+/// How often a segment that cannot be read is tried again, and after how long.
+const READ_TRIES: u32 = 10;
+const READ_AGAIN: Duration = Duration::from_secs(1);
 
 impl Supervisor {
     pub(super) async fn adopt_shim(&mut self, shim: ShimId) -> Result<(), AdoptError> {
@@ -59,6 +66,7 @@ impl Supervisor {
         let length = file.metadata().map_err(failed)?.len();
         let mut follower = Follower::new(Arc::new(file), path.clone(), self.with.pump.clone());
         self.step(Event::Found(shim));
+        let mut failures = 0;
         loop {
             let mut notes = Vec::new();
             let read = follower.read(wall_now(), &mut notes);
@@ -74,14 +82,13 @@ impl Supervisor {
                 Err(source @ FollowError::Corrupt(_)) => {
                     return Err(AdoptError::Unknown { path, source });
                 }
-                Err(error) => {
-                    tracing::warn!(
-                        shim,
-                        "segment {shim} is read up to its last good record: {}",
-                        chain(&error)
-                    );
-                    break;
+                Err(error) if error.is_passing() && failures < READ_TRIES => {
+                    failures += 1;
+                    tracing::warn!(shim, "segment {shim} cannot be read on: {}", chain(&error));
+                    tokio::time::sleep(READ_AGAIN).await;
                 }
+                // What cannot be read may be an end, and nobody must be told that there is none.
+                Err(source) => return Err(AdoptError::Unread { path, source }),
             }
         }
         if lives {

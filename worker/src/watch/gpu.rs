@@ -75,7 +75,15 @@ impl GpuState {
 pub(super) async fn watch(program: &Path, told: impl Fn(GpuState)) {
     let mut pause = FIRST_PAUSE;
     loop {
-        let state = ask(program, |gpus| told(GpuState::Read(gpus))).await;
+        let mut answered = false;
+        let read = |gpus| {
+            answered = true;
+            told(GpuState::Read(gpus));
+        };
+        let (state, child) = ask(program, read).await;
+        if answered {
+            pause = FIRST_PAUSE;
+        }
         pause = match &state {
             GpuState::Absent => LONGEST_PAUSE,
             _ => (pause * 2).min(LONGEST_PAUSE),
@@ -93,16 +101,26 @@ pub(super) async fn watch(program: &Path, told: impl Fn(GpuState)) {
             GpuState::Unknown | GpuState::Absent | GpuState::Read(_) => {}
         }
         told(state);
+        if let Some(mut child) = child {
+            // One that hangs inside the driver takes no signal. Another one would hang beside it.
+            let _ = child.kill().await;
+        }
         tokio::time::sleep(pause).await;
     }
 }
 
-/// Reads one process until it ends or hangs, and says which.
-async fn ask(program: &Path, mut read: impl FnMut(Vec<GpuReading>)) -> GpuState {
-    let mut child = match start(program) {
-        Ok(child) => child,
-        Err(error) => return GpuState::Failed(format!("its process cannot be run: {error}")),
-    };
+/// Reads one process until it ends or hangs, and says which; with the process, if it was started.
+async fn ask(program: &Path, read: impl FnMut(Vec<GpuReading>)) -> (GpuState, Option<Child>) {
+    match start(program) {
+        Ok(mut child) => (listen(&mut child, read).await, Some(child)),
+        Err(error) => {
+            let state = GpuState::Failed(format!("its process cannot be run: {error}"));
+            (state, None)
+        }
+    }
+}
+
+async fn listen(child: &mut Child, mut read: impl FnMut(Vec<GpuReading>)) -> GpuState {
     let Some(stdout) = child.stdout.take() else {
         return GpuState::Failed("its process has no output".to_owned());
     };
@@ -116,10 +134,9 @@ async fn ask(program: &Path, mut read: impl FnMut(Vec<GpuReading>)) -> GpuState 
             next.read_until(b'\n', &mut line).await
         };
         match timeout(DEADLINE + EVERY, read_line).await {
-            // It hangs inside the driver, where no signal may reach it: nobody waits for its end.
             Err(_) => return GpuState::Hung,
             Ok(Err(error)) => return GpuState::Failed(chain(&error)),
-            Ok(Ok(0)) => return ended(&mut child).await,
+            Ok(Ok(0)) => return ended(child).await,
             Ok(Ok(_)) => match serde_json::from_slice::<Look>(&line) {
                 Ok(look) if look.absent => return GpuState::Absent,
                 Ok(look) => read(look.gpus),
@@ -172,7 +189,7 @@ mod tests {
     async fn looks(script: &str) -> (Vec<Vec<GpuReading>>, GpuState) {
         let program = program(script);
         let mut looks = Vec::new();
-        let state = ask(&program, |gpus| looks.push(gpus)).await;
+        let (state, _) = ask(&program, |gpus| looks.push(gpus)).await;
         (looks, state)
     }
 

@@ -303,22 +303,9 @@ impl Agent {
         let exclusive = self.attempts.iter().filter(|(_, held)| running(held));
         let exclusive: Vec<_> = exclusive.map(|(fence, _)| *fence).collect();
         for fence in exclusive {
-            let Some(until) = self.lease_until(fence) else {
-                continue;
-            };
-            // What was not handed out for want of a lease is now; a shim takes it once.
-            let on_its_way = self
-                .attempts
-                .get(&fence)
-                .filter(|held| held.is_on_its_way());
-            if let Some(shim) = on_its_way.and_then(|held| held.shim) {
-                self.effects.push(Effect::Run {
-                    shim,
-                    fence,
-                    lease_until: Some(until),
-                });
+            if let Some(until) = self.lease_until(fence) {
+                self.ask_about(fence, |fence| Ask::Lease { fence, until });
             }
-            self.ask_about(fence, |fence| Ask::Lease { fence, until });
         }
     }
 

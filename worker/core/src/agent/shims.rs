@@ -60,9 +60,7 @@ impl Agent {
                 continue;
             };
             let lease_until = self.lease_until(fence);
-            // Without an answer since a clock jumped there is no lease to start an exclusive attempt
-            // with: it is handed out again with the next answer.
-            if held.is_on_its_way() && (lease_until.is_some() || !held.terms.exclusive) {
+            if held.is_on_its_way() {
                 self.effects.push(Effect::Run {
                     shim,
                     fence,
