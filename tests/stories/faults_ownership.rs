@@ -80,6 +80,12 @@ fn kill_both(qctl: &Installation, pair: [Part; 2]) {
     for part in pair {
         kill(before.pid(part), Signal::KILL);
     }
+    // A keeper that is still dying holds its lock, and `up` would find it alive.
+    for part in pair {
+        qctl.until(&format!("{part:?} is dead"), || {
+            (!is_alive(before.pid(part))).then_some(())
+        });
+    }
     // A keeper is started by a person; one that lives is asked not to wait before it starts others.
     qctl.up(&[]).ok();
     qctl.until_answering();
