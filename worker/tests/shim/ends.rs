@@ -220,5 +220,6 @@ fn a_shim_is_small() {
         .and_then(|line| line.trim().strip_suffix(" kB"))
         .and_then(|number| number.trim().parse().ok())
         .unwrap();
-    assert!(anonymous < 2048, "{anonymous} kB");
+    // Most of it are relocations of the program, which shim and agent share.
+    assert!(anonymous < 4096, "{anonymous} kB");
 }
