@@ -236,12 +236,12 @@ impl Settings {
         };
         let zone = match raw.time_zone.as_deref() {
             None => Zone::Local,
-            Some(name) => Zone::Named(name.parse().map_err(|_| {
+            Some(name) => Zone::named(name).ok_or_else(|| {
                 reader.wrong(
                     "time_zone",
                     format!("is `{name}`, not a zone such as `Asia/Tokyo`"),
                 )
-            })?),
+            })?,
         };
         let below = reader.severity("quiet_below", raw.quiet_below, Severity::Error)?;
         let quiet = match raw.quiet.as_deref() {
@@ -315,9 +315,9 @@ impl Settings {
     }
 
     fn describe(&self, path: &Path) -> String {
-        let zone = match self.zone {
+        let zone = match &self.zone {
             Zone::Local => "of this machine".to_owned(),
-            Zone::Named(zone) => zone.name().to_owned(),
+            Zone::Named(zone) => zone.iana_name().unwrap_or_default().to_owned(),
         };
         let quiet = self.quiet.map_or_else(String::new, |quiet| {
             format!(

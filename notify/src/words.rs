@@ -7,6 +7,8 @@ use std::fmt;
 use chrono::{DateTime, Datelike, NaiveDateTime, TimeDelta, Timelike, Utc};
 use fluent_bundle::concurrent::FluentBundle;
 use fluent_bundle::{FluentArgs, FluentResource};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 use unic_langid::LanguageIdentifier;
 
@@ -59,21 +61,31 @@ impl Language {
 }
 
 /// The zone that people's clocks show.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Zone {
     /// The zone of this machine.
     #[default]
     Local,
     /// A zone by name, such as `Asia/Tokyo`.
-    Named(chrono_tz::Tz),
+    Named(TimeZone),
 }
 
 impl Zone {
+    /// The zone of this name in the machine's database, or in the one that the program brings along.
+    pub fn named(name: &str) -> Option<Self> {
+        TimeZone::get(name).ok().map(Self::Named)
+    }
+
     /// What a clock on the wall shows.
-    pub fn wall(self, at: DateTime<Utc>) -> NaiveDateTime {
+    pub fn wall(&self, at: DateTime<Utc>) -> NaiveDateTime {
         match self {
             Self::Local => at.with_timezone(&chrono::Local).naive_local(),
-            Self::Named(zone) => at.with_timezone(&zone).naive_local(),
+            Self::Named(zone) => {
+                // No year that a clock shows is out of range; were it so, UTC is not wrong by much.
+                let instant = Timestamp::from_second(at.timestamp()).unwrap_or_default();
+                let offset = zone.to_offset(instant).seconds();
+                at.naive_utc() + TimeDelta::seconds(i64::from(offset))
+            }
         }
     }
 }
@@ -140,8 +152,8 @@ impl Words {
     }
 
     /// The zone of its clock.
-    pub fn zone(&self) -> Zone {
-        self.zone
+    pub fn zone(&self) -> &Zone {
+        &self.zone
     }
 
     /// True when the catalogue knows this class of notice.
@@ -281,7 +293,7 @@ mod tests {
     }
 
     fn words(language: Language) -> Words {
-        Words::new(language, Zone::Named(chrono_tz::Asia::Tokyo))
+        Words::new(language, Zone::named("Asia/Tokyo").unwrap())
     }
 
     fn failed() -> Facts {

@@ -33,7 +33,7 @@ pub(crate) async fn run(
         return;
     }
     let teller = Teller {
-        words: Words::new(settings.language, settings.zone),
+        words: Words::new(settings.language, settings.zone.clone()),
         outbox: Outbox::of(data),
         settings,
         worker,

@@ -37,7 +37,7 @@ impl Notifier {
     pub(crate) fn new(settings: Settings, data: &Path) -> Self {
         let marker = Marker::set(data);
         Self {
-            words: Words::new(settings.language, settings.zone),
+            words: Words::new(settings.language, settings.zone.clone()),
             settings,
             outbox: Outbox::of(data),
             database: tokio::sync::Mutex::new(DatabaseWatch::new(marker.crashed())),
