@@ -41,8 +41,8 @@ const STEADY: Duration = Duration::from_secs(10);
 /// Age of the list of GPUs at which it is asked for again.
 const GPUS_FRESH: Duration = Duration::from_secs(60);
 
-/// Failures that the wait after a coordinator which does not lead counts at most: two seconds.
-const NO_LEADER: u32 = 2;
+/// Failures that are counted at most where the coordinator is likely to let us in soon: two seconds.
+const SOON: u32 = 2;
 
 /// What the session works with.
 #[derive(Debug)]
@@ -149,13 +149,7 @@ impl Dialler {
             if welcomed.is_none() {
                 self.turn_elsewhere(&mut memory, &error);
             }
-            let delay = match &error {
-                // One leads soon, if not already.
-                SessionError::Refused(fault) if fault.reason == Reason::NotLeader => {
-                    redial_delay(failures.min(NO_LEADER), random())
-                }
-                _ => redial_delay(failures / self.known().len().max(1) as u32, random()),
-            };
+            let delay = redial_delay(self.counted(failures, &error), random());
             failures = failures.saturating_add(1);
             let message = chain(&error);
             // A coordinator that is away for hours is one line in the log, not thousands.
@@ -169,6 +163,25 @@ impl Dialler {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(delay) => {}
             }
+        }
+    }
+
+    /// How many failures in a row the wait before dialling again is reckoned from.
+    fn counted(&self, failures: u32, error: &SessionError) -> u32 {
+        let soon = match (&self.server, error) {
+            // The one agent of the coordinator's own home is no crowd, and one of them has just been
+            // started when the other is.
+            (Server::OfHome { .. }, _) => true,
+            // One leads soon, if not already; a database that is away is looked for all the time.
+            (_, SessionError::Refused(fault)) => matches!(
+                fault.reason,
+                Reason::NotLeader | Reason::DatabaseUnavailable
+            ),
+            _ => false,
+        };
+        match soon {
+            true => failures.min(SOON),
+            false => failures / self.known().len().max(1) as u32,
         }
     }
 
