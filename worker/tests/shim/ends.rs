@@ -220,6 +220,5 @@ fn a_shim_is_small() {
         .and_then(|line| line.trim().strip_suffix(" kB"))
         .and_then(|number| number.trim().parse().ok())
         .unwrap();
-    // Most of it are relocations of the program, which shim and agent share.
-    assert!(anonymous < 4096, "{anonymous} kB");
+    assert!(anonymous < 2048, "{anonymous} kB");
 }
