@@ -81,6 +81,11 @@ fn an_exclusive_attempt_ends_itself_in_time() {
 }
 
 #[test]
+fn an_exclusive_attempt_starts_with_a_lease_or_never() {
+    without_workers(OfWorker::LeaseToStart);
+}
+
+#[test]
 fn a_record_that_is_missing_after_a_restart_proves_nothing() {
     without_workers(OfWorker::MissingRecord);
 }

@@ -12,6 +12,8 @@ pub enum Guard {
     StartWithin,
     /// An exclusive attempt ends itself when its lease does.
     ExclusiveLease,
+    /// An exclusive attempt is handed out with a lease or cannot start.
+    LeaseToStart,
     /// After a restart of the machine a missing record proves nothing.
     MissingRecord,
 }

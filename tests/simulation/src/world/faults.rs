@@ -52,6 +52,8 @@ pub(super) enum Fault {
     },
     /// A machine's wall clock is set.
     ClockSet(usize),
+    /// It is set while the next assignment is on its way to a shim, and that connection breaks.
+    ClockSetAmid(usize),
     CoordinatorDies(usize),
     CoordinatorStops {
         coordinator: usize,
@@ -90,7 +92,7 @@ impl World {
             1 => self.random.seconds(30, lost),
             _ => self.random.seconds(lost, 2 * lost),
         };
-        match self.random.below(22) {
+        match self.random.below(23) {
             0 | 1 => Fault::Break {
                 machine,
                 told: self.random.chance(60),
@@ -118,6 +120,7 @@ impl World {
                 length,
             },
             20 => Fault::DatabaseStops(length.min(Duration::from_secs(300))),
+            21 => Fault::ClockSetAmid(machine),
             _ => Fault::Transaction(
                 self.random
                     .pick(&[Fate::DiesBefore, Fate::DiesAfter, Fate::AnswerLost])
@@ -186,6 +189,7 @@ impl World {
             Fault::PowerFails(machine) => self.power_fails(machine),
             Fault::Sleeps { machine, length } => self.sleeps(machine, length),
             Fault::ClockSet(machine) => self.leap(machine, Duration::ZERO),
+            Fault::ClockSetAmid(machine) => self.machines[machine].leaps_amid = true,
             Fault::CoordinatorDies(coordinator) => self.coordinator_dies(coordinator),
             Fault::CoordinatorStops {
                 coordinator,
@@ -221,14 +225,30 @@ impl World {
             .map(|(id, _)| *id)
             .collect();
         if let Some(shim) = self.random.pick(&living) {
-            if let Some(segment) = self.machines[machine].shims.get_mut(&shim) {
-                let broken = segment.links;
-                segment.lost.insert(broken);
-            }
-            self.link(machine, shim);
-            self.agent(machine, qctl_worker_core::agent::Event::Connected(shim));
-            self.ring(machine, shim);
+            self.connect_again(machine, shim);
         }
+    }
+
+    /// A certain connection breaks, if it is still there.
+    pub(super) fn unlinked(&mut self, machine: usize, shim: ShimId, link: u64) {
+        let there = &self.machines[machine];
+        let newest = there.agent.as_ref().and_then(|shell| shell.link(shim));
+        if newest == Some(link) {
+            self.connect_again(machine, shim);
+        }
+    }
+
+    /// The connection between an agent and a shim breaks, and another is made.
+    pub(super) fn connect_again(&mut self, machine: usize, shim: ShimId) {
+        let there = &mut self.machines[machine];
+        let Some(segment) = there.shims.get_mut(&shim).filter(|segment| segment.alive) else {
+            return;
+        };
+        let broken = segment.links;
+        segment.lost.insert(broken);
+        self.link(machine, shim);
+        self.agent(machine, qctl_worker_core::agent::Event::Connected(shim));
+        self.ring(machine, shim);
     }
 
     pub(super) fn calm_down(&mut self) {
@@ -243,6 +263,7 @@ impl World {
         for machine in &mut self.machines {
             machine.cut_until = now;
             machine.dies_after = None;
+            machine.leaps_amid = false;
         }
         self.later(Duration::from_secs(5), Happening::Tidy);
     }

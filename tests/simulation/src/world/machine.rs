@@ -12,6 +12,9 @@ use super::process::Tree;
 use super::shim::Shim;
 use super::{Happening, World, tell};
 
+/// Longest time from waking until everything is noticed and every request from before has arrived.
+const WAKING: Duration = Duration::from_secs(8);
+
 /// A machine with its disk.
 #[derive(Debug)]
 pub(super) struct Machine {
@@ -38,6 +41,8 @@ pub(super) struct Machine {
     slept: Duration,
     /// How often its clocks leaped.
     pub(super) leaps: u32,
+    /// They leap while the next assignment is on its way to a shim.
+    pub(super) leaps_amid: bool,
     /// The agent dies after so many more effects.
     pub(super) dies_after: Option<u32>,
 }
@@ -63,6 +68,7 @@ impl Machine {
             asleep: None,
             slept: Duration::ZERO,
             leaps: 0,
+            leaps_amid: false,
             dies_after: None,
         }
     }
@@ -73,9 +79,21 @@ impl Machine {
         (from <= now && now < until).then(|| until - from)
     }
 
+    /// True while the shim lives that started these processes.
+    pub(super) fn is_watched_by_shim(&self, tree: &Tree) -> bool {
+        let shim = self.shims.get(&tree.shim);
+        shim.is_some_and(|shim| shim.alive)
+    }
+
     /// True while nothing here runs.
     pub(super) fn is_asleep(&self, now: Duration) -> bool {
         self.lag(now).is_some()
+    }
+
+    /// It slept until a moment ago: what was under way before is still being done.
+    pub(super) fn has_just_woken(&self, now: Duration) -> bool {
+        let woke = self.asleep.map(|(_, until)| until);
+        woke.is_some_and(|until| until <= now && now - until < WAKING)
     }
 
     /// The clock that stands still while the machine sleeps.
@@ -125,18 +143,22 @@ impl World {
             true => self.random.seconds(60, 900),
             false => self.random.seconds(5, 40),
         };
+        let new_spool = self.random.chance(8);
         let mut shims = std::mem::take(&mut self.machines[machine].shims);
         shims.retain(|_, shim| {
             let lost = shim.records.len() - shim.synced;
-            let kept = shim.synced + self.random.below(lost as u64 + 1) as usize;
-            shim.records.truncate(kept);
+            let kept = match new_spool {
+                true => 0,
+                false => shim.synced + self.random.below(lost as u64 + 1) as usize,
+            };
+            let lost = shim.records.drain(kept..);
+            self.truth.torn.extend(lost.map(|(fence, _)| fence));
             shim.alive = false;
             shim.ready = false;
             shim.running = None;
             // A file that was never synced may be gone altogether.
             shim.synced > 0 || kept > 0 || self.random.chance(50)
         });
-        let new_spool = self.random.chance(8);
         let there = &mut self.machines[machine];
         there.shims = shims;
         there.up = false;

@@ -148,6 +148,8 @@ enum Happening {
     /// What a shim has written so far is on the disk.
     Synced(usize, ShimId, usize),
     ClockLeapNoticed(usize, u32),
+    /// A connection between agent and shim breaks.
+    Unlinked(usize, ShimId, u64),
     /// The first process of an attempt ends, unless something else came first.
     Exit(usize, i64, u32),
     Output(usize, i64),
@@ -388,6 +390,7 @@ impl World {
             Happening::ShimReady(machine, shim) => self.shim_ready(machine, shim),
             Happening::ShimTick(machine, shim) => self.shim_ticks(machine, shim),
             Happening::Synced(machine, shim, length) => self.synced(machine, shim, length),
+            Happening::Unlinked(machine, shim, link) => self.unlinked(machine, shim, link),
             Happening::ClockLeapNoticed(machine, boot) => self.clock_leap_noticed(machine, boot),
             Happening::Exit(machine, fence, plan) => self.exits(machine, fence, plan),
             Happening::Output(machine, fence) => self.prints(machine, fence),
@@ -416,6 +419,8 @@ impl World {
             | Happening::Sweep(machine, _, _, _)
             | Happening::ChunkStored(machine, _, _, _)
             | Happening::Ask(machine, _, _, _)
+            | Happening::Unlinked(machine, _, _)
+            | Happening::ClockLeapNoticed(machine, _)
             | Happening::ShimReady(machine, _)
             | Happening::ShimTick(machine, _)
             | Happening::Synced(machine, _, _)

@@ -19,7 +19,7 @@ pub(super) enum Exit {
 #[derive(Clone, Debug)]
 pub(super) struct Tree {
     pub(super) job: i64,
-    shim: ShimId,
+    pub(super) shim: ShimId,
     /// Its first process lives.
     pub(super) main: bool,
     /// Others live, which left its session.

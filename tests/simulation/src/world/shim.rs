@@ -106,6 +106,18 @@ impl World {
             false => self.random.millis(0, 3),
         };
         let now = self.now;
+        let there = &mut self.machines[machine];
+        if matches!(request, Request::Run { .. }) && std::mem::take(&mut there.leaps_amid) {
+            self.leap(machine, Duration::ZERO);
+            let is_lost = self.random.chance(50);
+            if let Some(segment) = self.machines[machine].shims.get_mut(&shim)
+                && is_lost
+            {
+                segment.lost.insert(link);
+            }
+            let after = self.random.millis(0, 2_000);
+            self.later(after, Happening::Unlinked(machine, shim, link));
+        }
         let Some(segment) = self.machines[machine].shims.get_mut(&shim) else {
             return;
         };
@@ -194,9 +206,19 @@ impl World {
         if !segment.seen.insert(fence) {
             return;
         }
-        if segment.running.is_some() || segment.retiring {
-            let why = "the shim takes no more".to_owned();
-            return self.record(machine, shim, vec![(fence, Fact::Void(why))]);
+        let lease = lease_until.map(|until| until.saturating_sub(clock));
+        let refusal = if segment.running.is_some() || segment.retiring {
+            Some("the shim takes no more")
+        } else if lease == Some(Duration::ZERO) {
+            Some("its lease was over before it could start")
+        } else {
+            None
+        };
+        if let Some(why) = refusal {
+            return self.record(machine, shim, vec![(fence, Fact::Void(why.to_owned()))]);
+        }
+        if given.exclusive && lease.is_none() {
+            self.breaks(|| format!("exclusive fence {fence} starts without a lease"));
         }
         self.record(
             machine,
@@ -233,7 +255,7 @@ impl World {
             time_limit: given.time_limit,
             warn_before: None,
             grace: given.grace,
-            lease: lease_until.map(|until| until.saturating_sub(clock)),
+            lease,
         };
         if let Some(segment) = self.machines[machine].shims.get_mut(&shim) {
             segment.running = Some(Running {

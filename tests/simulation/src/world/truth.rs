@@ -34,6 +34,9 @@ pub(super) struct Truth {
     finals: BTreeMap<JobId, JobState>,
     outcomes: BTreeMap<Fence, Outcome>,
     given_up: BTreeSet<Fence>,
+    /// Records of it were lost with the power of its machine, so that output which had not been sent
+    /// may be gone.
+    pub(super) torn: BTreeSet<i64>,
     /// Times that a job was held because it kept losing its host.
     crash_loops: BTreeMap<JobId, i32>,
     was_held: BTreeSet<JobId>,
@@ -89,10 +92,12 @@ impl World {
         match row {
             // Its job was deleted, which needs an end.
             None => self.breaks(|| format!("fence {fence} starts although its job is gone")),
-            // A machine that slept may start late what was given up meanwhile.
+            // A machine that has just woken may start late what was given up meanwhile.
             Some(stored)
                 if stored.row.attempt.state == AttemptState::Ended
-                    && (tree.exclusive || !self.truth.given_up.contains(&Fence(fence))) =>
+                    && !(self.machines[machine].has_just_woken(self.now)
+                        && !tree.exclusive
+                        && self.truth.given_up.contains(&Fence(fence))) =>
             {
                 let outcome = stored.row.outcome.clone();
                 self.breaks(|| format!("fence {fence} starts after it has ended: {outcome:?}"));
@@ -169,8 +174,10 @@ impl World {
                 continue;
             }
             for tree in there.trees.values() {
-                // What the kernel does not let go of does nothing either.
-                if tree.exclusive && !tree.frozen && tree.stuck_until <= now {
+                // What the kernel does not let go of does nothing either. Where agent and shim are
+                // both gone, nobody is left who could end what a job has left behind.
+                let is_watched = there.agent.is_some() || there.is_watched_by_shim(tree);
+                if tree.exclusive && !tree.frozen && tree.stuck_until <= now && is_watched {
                     *awake.entry(tree.job).or_default() += 1;
                 }
             }
@@ -380,7 +387,7 @@ impl World {
             let Some(stored) = row else { continue };
             let row = &stored.row;
             let known = row.log_end.is_some_and(|end| row.log_stored >= end);
-            if !known {
+            if !known && !self.truth.torn.contains(fence) {
                 let rule = format!(
                     "m{machine} removes the record of fence {fence}, of which result {:?} and {} \
                      bytes are known",
@@ -396,10 +403,17 @@ impl World {
         let double = &self.database.double;
         double.all_final()
             && self.machines.iter().all(|there| there.trees.is_empty())
-            && double.attempts().values().all(|attempt| {
-                let row = &attempt.row;
-                !row.attempt.slot_held && row.log_end.is_none_or(|end| row.log_stored >= end)
-            })
+            && double
+                .attempts()
+                .values()
+                .all(|attempt| !attempt.row.attempt.slot_held && !self.owes_output(attempt))
+    }
+
+    /// Output of it is still to come.
+    fn owes_output(&self, attempt: &StoredAttempt) -> bool {
+        let row = &attempt.row;
+        row.log_end.is_some_and(|end| row.log_stored < end)
+            && !self.truth.torn.contains(&row.fence.0)
     }
 
     /// What has not come to its end.
@@ -423,7 +437,7 @@ impl World {
             if row.attempt.slot_held {
                 return format!("fence {} occupies its worker for ever", fence.0);
             }
-            if row.log_end.is_some_and(|end| row.log_stored < end) {
+            if self.owes_output(attempt) {
                 return format!("output of fence {} never comes", fence.0);
             }
         }

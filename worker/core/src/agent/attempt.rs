@@ -351,24 +351,6 @@ impl Held {
         self.committed && self.freed && ended.is_some_and(|ended| self.log_stored >= ended.log_end)
     }
 
-    /// It ended by itself with exit code 0, and nothing says otherwise.
-    pub(super) fn succeeded(&self) -> bool {
-        self.ended.as_ref().is_some_and(|ended| {
-            ended.end == End::Waited
-                && ended.exit_code == Some(0)
-                && ended.stop_cause.is_none()
-                && ended.contradiction.is_empty()
-                && !ended.checkpointed
-                && !ended.gpu_fault
-        })
-    }
-
-    /// It or an attempt before it may have left checkpoints.
-    pub(super) fn may_have_checkpoints(&self) -> bool {
-        let left = |ended: &Ended| !ended.checkpoint.is_empty();
-        self.terms.attempt > 1 || self.ended.as_deref().is_some_and(left)
-    }
-
     /// Notes what the greeting says; returns whether processes of it may be left.
     pub(super) fn greet(&mut self) -> bool {
         self.greeted_with_slot = self.slot_held();

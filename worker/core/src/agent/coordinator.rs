@@ -290,10 +290,6 @@ impl Agent {
             return;
         };
         held.committed = true;
-        if held.succeeded() && held.may_have_checkpoints() {
-            let job = held.terms.job_id;
-            self.remove_checkpoints(job);
-        }
         self.ask_about(fence, Ask::Committed);
         self.settle(fence);
     }
@@ -312,14 +308,27 @@ impl Agent {
     /// When an exclusive attempt's lease ends. `None` for others, and while nothing was answered.
     pub(super) fn lease_until(&self, fence: i64) -> Option<Duration> {
         let terms = &self.attempts.get(&fence)?.terms;
-        let answered = self
-            .answered
-            .filter(|_| terms.exclusive && !is_broken(Guard::ExclusiveLease))?;
+        let answered = self.answered.filter(|_| terms.exclusive)?;
+        if is_broken(Guard::ExclusiveLease) {
+            return Some(Duration::MAX);
+        }
         Some(lease_guard::lease_until(
             answered,
             self.lost_after,
             terms.grace,
         ))
+    }
+
+    /// The lease with which an attempt is handed to a shim. An exclusive one always has one: while
+    /// nothing was answered since a clock jumped, one that is over, with which it cannot start. A
+    /// shim that had it before goes on; one that had not records that it never starts.
+    pub(super) fn lease_to_start(&self, fence: i64) -> Option<Duration> {
+        let lease_until = self.lease_until(fence);
+        let is_exclusive = self.attempts.get(&fence)?.terms.exclusive;
+        if !is_exclusive || is_broken(Guard::LeaseToStart) {
+            return lease_until;
+        }
+        Some(lease_until.unwrap_or_default())
     }
 
     /// What was answered before says nothing about the time since, and the connection may be dead.

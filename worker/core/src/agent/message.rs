@@ -196,7 +196,8 @@ pub enum Effect {
         shim: ShimId,
         /// The attempt.
         fence: i64,
-        /// When an exclusive attempt's lease ends, by the agent's clock.
+        /// When an exclusive attempt's lease ends, by the agent's clock. One that is over already
+        /// cannot start: a shim that has not taken it records that it never does.
         lease_until: Option<Duration>,
     },
     /// Ask a shim for something.

@@ -37,7 +37,7 @@ impl Agent {
             return;
         };
         held.shim = Some(shim);
-        let lease_until = self.lease_until(fence);
+        let lease_until = self.lease_to_start(fence);
         if let Some(known) = self.shims.get_mut(&shim) {
             known.attempts.insert(fence);
         }
@@ -61,6 +61,7 @@ impl Agent {
             };
             let lease_until = self.lease_until(fence);
             if held.is_on_its_way() {
+                let lease_until = self.lease_to_start(fence);
                 self.effects.push(Effect::Run {
                     shim,
                     fence,

@@ -508,6 +508,58 @@ fn what_a_broken_connection_may_have_lost_is_asked_again() {
 }
 
 #[test]
+fn an_exclusive_attempt_on_its_way_when_a_clock_jumps_starts_with_a_lease_or_never() {
+    let exclusive = Terms {
+        exclusive: true,
+        ..terms()
+    };
+    let mut driver = Driver::connected();
+    let leases = |effects: &[Effect]| {
+        let runs = effects.iter().filter_map(|effect| match effect {
+            Effect::Run { lease_until, .. } => Some(*lease_until),
+            _ => None,
+        });
+        runs.collect::<Vec<_>>()
+    };
+    let effects = driver.tell(Event::Assign(Assignment {
+        terms: exclusive,
+        ..assignment(7)
+    }));
+    let lease = driver.now + (1800 - 10 - 60) * SECOND;
+    assert_eq!(leases(&effects), [Some(lease)]);
+    driver.tell(Event::ClockJumped);
+    // Nobody knows whether the shim has it. If not, it must not start by what was answered before.
+    let effects = driver.tell(Event::Connected(1));
+    assert_eq!(leases(&effects), [Some(Duration::ZERO)]);
+    let never = Fact::Void("its lease was over before it could start".to_owned());
+    driver.facts(1, [never]);
+    driver.now += SECOND;
+    let effects = driver.greet(vec![judged(7, Verdict::Continue)]);
+    let [Say::Ended { fence: 7, ended }, Say::SlotFreed(7)] = says(&effects)[..] else {
+        panic!("{effects:?}");
+    };
+    assert_eq!(ended.end, End::NeverStarted);
+}
+
+#[test]
+fn a_committed_success_removes_no_checkpoint() {
+    // A result may be late, and another attempt may be resuming from them: the coordinator decides.
+    let mut driver = Driver::running(Terms {
+        attempt: 2,
+        ..terms()
+    });
+    driver.facts(1, [ended(0, 0), Fact::Freed]);
+    let effects = driver.tell(Event::Committed(7));
+    assert_eq!(
+        effects,
+        [Effect::Ask {
+            shim: 1,
+            ask: Ask::Committed(7)
+        }]
+    );
+}
+
+#[test]
 fn an_attempt_in_preparation_can_be_revoked() {
     let mut driver = Driver::connected();
     let prepare = |fence| {
@@ -604,27 +656,4 @@ fn a_shim_that_is_never_ready_is_tried_again_ever_more_slowly() {
     }
     assert_eq!(pauses[0], Duration::from_millis(200));
     assert_eq!(*pauses.last().unwrap(), 30 * SECOND);
-}
-
-#[test]
-fn success_lets_checkpoints_go_and_failure_keeps_them() {
-    let contradicted = Fact::Ended(Box::new(Ended {
-        exit_code: Some(0),
-        contradiction: "2 failed".to_owned(),
-        ..Ended::of(End::Waited)
-    }));
-    for (end, kept) in [
-        (ended(0, 0), false),
-        (ended(1, 0), true),
-        (contradicted, true),
-    ] {
-        let mut driver = Driver::running(Terms {
-            attempt: 2,
-            ..terms()
-        });
-        driver.facts(1, [end, Fact::Freed]);
-        let effects = driver.tell(Event::Committed(7));
-        let removed = effects.contains(&Effect::RemoveCheckpoints(40));
-        assert_eq!(removed, !kept);
-    }
 }
