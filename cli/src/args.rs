@@ -188,7 +188,7 @@ pub struct SpecArgs {
     #[arg(long = "env", value_name = "NAME[=VALUE]", value_parser = values::variable)]
     pub env: Vec<values::Variable>,
     /// Higher runs first; everyone's default is 0
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = values::whole::<i32>(..))]
     pub priority: Option<i32>,
     /// Run only after another job ended: ok (the default), failed, or any
     #[arg(long, value_name = "JOB[:ok|:failed|:any]", value_delimiter = ',', value_parser = values::after)]
@@ -200,10 +200,10 @@ pub struct SpecArgs {
     #[arg(long, value_name = "DURATION", value_parser = values::duration)]
     pub warn_before: Option<Duration>,
     /// Automatic retries after failures [default: 2]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(0..=1000))]
+    #[arg(long, value_name = "N", value_parser = values::whole::<i32>(0..=1000))]
     pub retries: Option<i32>,
     /// Automatic resumes after interruptions [default: 3]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(0..=1000))]
+    #[arg(long, value_name = "N", value_parser = values::whole::<i32>(0..=1000))]
     pub resumes: Option<i32>,
     /// Retry only these failures, such as exit:1,137, exit, signal:KILL, time-limit, out-of-memory
     /// [default: all that a retry can mend]
@@ -216,10 +216,10 @@ pub struct SpecArgs {
     #[arg(long, value_name = "CODE", value_parser = causes::checkpoint_exit_code)]
     pub checkpoint_exit_code: Option<i32>,
     /// Slots that the job occupies on its worker [default: 1]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=1000))]
+    #[arg(long, value_name = "N", value_parser = values::whole::<i32>(1..=1000))]
     pub slots: Option<i32>,
     /// Whole GPUs that the job needs
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(0..=1000))]
+    #[arg(long, value_name = "N", value_parser = values::whole::<i32>(0..=1000))]
     pub gpus: Option<i32>,
     /// Memory that the job needs, such as 512M or 2G
     #[arg(long, value_name = "SIZE", value_parser = values::size)]
@@ -230,6 +230,32 @@ pub struct SpecArgs {
     /// Never run two attempts at once, even when a worker cannot be reached
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", action = ArgAction::Set)]
     pub exclusive: Option<bool>,
+    /// Signal of the warning, by name or number [default: USR1]
+    #[arg(long, value_name = "SIGNAL", value_parser = values::signal)]
+    pub warn_signal: Option<i32>,
+    /// Time between the stop signal and force [default: 10s]
+    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    pub stop_grace: Option<Duration>,
+    /// Pattern that recognises progress, with groups named done and total, or percent
+    #[arg(long, value_name = "REGEX", value_parser = values::progress_pattern)]
+    pub progress: Option<String>,
+    /// Pattern of a line near the end of the output that makes exit 0 a failure
+    #[arg(long, value_name = "REGEX", value_parser = values::pattern)]
+    pub contradicted_by: Option<String>,
+    /// Run on a pseudo-terminal, which merges the output streams
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", action = ArgAction::Set)]
+    pub pty: Option<bool>,
+    /// Most output of an attempt to keep on its worker's disk, such as 512M: its beginning and its
+    /// end [default: the worker's, 1G]
+    #[arg(long, value_name = "SIZE", value_parser = values::log_limit)]
+    pub log_limit: Option<i64>,
+    /// File or folder with the job's results; can be given several times
+    #[arg(long = "artifact", value_name = "PATH")]
+    pub artifacts: Vec<String>,
+    /// Tell people of its end, of failures only, or of nothing [default: of what goes wrong, and of
+    /// a success that took two minutes]
+    #[arg(long, value_name = "WHEN", value_parser = values::notify)]
+    pub notify: Option<qctl_proto::v1::job_spec::Notify>,
 }
 
 /// What `submit` and `enqueue` can say besides.
@@ -242,32 +268,6 @@ pub struct SubmissionArgs {
     /// Wait for `qctl release` before the first start
     #[arg(long)]
     pub hold: bool,
-    /// Signal of the warning, by name or number [default: USR1]
-    #[arg(long, value_name = "SIGNAL", value_parser = values::signal)]
-    pub warn_signal: Option<i32>,
-    /// Time between the stop signal and force [default: 10s]
-    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
-    pub stop_grace: Option<Duration>,
-    /// Pattern that recognises progress, with groups named done and total, or percent
-    #[arg(long, value_name = "REGEX", value_parser = values::progress_pattern)]
-    pub progress: Option<String>,
-    /// Pattern of a line near the end of the output that makes exit 0 a failure
-    #[arg(long, value_name = "REGEX")]
-    pub contradicted_by: Option<String>,
-    /// Run on a pseudo-terminal, which merges the output streams
-    #[arg(long)]
-    pub pty: bool,
-    /// Most output of an attempt to keep on its worker's disk, such as 512M: its beginning and its
-    /// end [default: the worker's, 1G]
-    #[arg(long, value_name = "SIZE", value_parser = values::log_limit)]
-    pub log_limit: Option<i64>,
-    /// File or folder with the job's results; can be given several times
-    #[arg(long = "artifact", value_name = "PATH")]
-    pub artifacts: Vec<String>,
-    /// Tell people of its end, of failures only, or of nothing [default: of what goes wrong, and of
-    /// a success that took two minutes]
-    #[arg(long, value_name = "WHEN", value_parser = values::notify)]
-    pub notify: Option<qctl_proto::v1::job_spec::Notify>,
     /// Submitting twice with the same id makes one job [default: a new one]
     #[arg(long, value_name = "ID", value_parser = values::request_id, help_heading = "Submission options")]
     pub request_id: Option<String>,

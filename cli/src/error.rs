@@ -9,6 +9,7 @@ use qctl_proto::error::Fault;
 use serde::Serialize;
 
 use crate::exit;
+use crate::submission::origin;
 
 /// Why a command did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -110,19 +111,36 @@ impl From<tonic::Status> for Error {
     }
 }
 
-/// Leaves out of a message where in the request a field stands: a user gave an option.
+/// Names a wrong field by the option that the user typed. The fields of a submission are named where
+/// it is known whether an option or a file said them.
 fn in_the_users_words(fault: Fault) -> Fault {
-    let short = fault.field.as_deref().and_then(|field| {
+    let name = fault.field.as_deref().and_then(|field| {
+        let name = match field.split_once('.')? {
+            ("spec", path) => origin::option(path),
+            ("filter", path) => filter_option(path)?.to_owned(),
+            _ => return None,
+        };
         let problem = fault.message.strip_prefix(field)?;
-        let option = ["spec.", "filter."]
-            .iter()
-            .find_map(|part| field.strip_prefix(part))?;
-        Some(format!("{option}{problem}"))
+        Some(format!("{name}{problem}"))
     });
-    match short {
+    match name {
         Some(message) => Fault { message, ..fault },
         None => fault,
     }
+}
+
+/// The option of `list` behind a field of a filter.
+fn filter_option(path: &str) -> Option<&'static str> {
+    Some(match path.split('[').next()? {
+        "states" => "--state",
+        "tracker" => "--tracker",
+        "labels" => "--label",
+        "worker" => "--worker",
+        "created_after" => "--since",
+        "created_before" => "--until",
+        "ids" => "the list of jobs",
+        _ => return None,
+    })
 }
 
 impl Error {
@@ -362,9 +380,18 @@ mod tests {
 
     #[test]
     fn a_field_is_named_as_the_user_knows_it() {
-        let fault = Fault::new(Reason::InvalidField, "spec.cwd must be absolute").field("spec.cwd");
-        let error = Error::from(tonic::Status::from(fault));
-        assert_eq!(error.to_string(), "cwd must be absolute");
+        for (field, told) in [
+            ("spec.cwd", "--cwd"),
+            ("spec.no_retry_on[0]", "--no-retry-on"),
+            ("spec.demand.slots", "--slots"),
+            ("filter.created_before", "--until"),
+            ("filter.states[0]", "--state"),
+            ("page_size", "page_size"),
+        ] {
+            let fault = Fault::new(Reason::InvalidField, format!("{field} is bad")).field(field);
+            let error = Error::from(tonic::Status::from(fault));
+            assert_eq!(error.to_string(), format!("{told} is bad"));
+        }
     }
 
     #[test]

@@ -341,7 +341,7 @@ fn mistakes_are_told_before_anything_is_asked() {
         ),
         (
             &["submit", "--warn-before", "1m", "--", "a"],
-            &["time_limit"],
+            &["needs a time limit", "--time-limit"],
         ),
         (
             &[
@@ -353,7 +353,7 @@ fn mistakes_are_told_before_anything_is_asked() {
                 "--",
                 "a",
             ],
-            &["warn_before", "(2m)"],
+            &["2m before a time limit of 1m"],
         ),
         (&["submit", "--batch"], &["--template"]),
         (&["submit", "--batch", "/no/such/file"], &["/no/such/file"]),
@@ -366,6 +366,22 @@ fn mistakes_are_told_before_anything_is_asked() {
         (&["list", "--since", "yesterday"], &["yesterday", "--since"]),
         (&["logs", "42.1", "--attempt", "2"], &["two attempts"]),
         (&["edit", "42"], &["nothing to change"]),
+        (
+            &["submit", "--contradicted-by", "", "--", "a"],
+            &["--contradicted-by", "empty"],
+        ),
+        (
+            &["submit", "--priority", "1e9", "--", "a"],
+            &["--priority", "whole number"],
+        ),
+        (
+            &["checkpoint", "--step", "abc", "x"],
+            &["--step", "whole number"],
+        ),
+        (
+            &["notices", "ack", "abc"],
+            &["NOTICE", "a whole number from 1 on"],
+        ),
         (&["frobnicate"], &["frobnicate"]),
     ] {
         let ran = fake.qctl(args);
@@ -645,6 +661,30 @@ fn show_says_neither_old_news_nor_the_state_twice() {
 }
 
 #[test]
+fn how_an_attempt_ended_is_said_once() {
+    let fake = Fake::start();
+    {
+        let mut script = fake.script();
+        script.jobs = vec![job(7, State::Queued, named("pictures"))];
+        script.attempts = vec![v1::Attempt {
+            job_id: 7,
+            number: 1,
+            state: v1::attempt::State::Ended.into(),
+            outcome: Some(v1::Outcome {
+                kind: v1::outcome::Kind::Checkpointed.into(),
+                cause: "checkpointed".into(),
+                exit_code: Some(85),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }];
+    }
+    let shown = fake.qctl(&["show", "7"]).stdout;
+    assert!(shown.contains("1  checkpointed  "), "{shown}");
+    assert!(!shown.contains("(checkpointed)"), "{shown}");
+}
+
+#[test]
 fn a_misspelt_option_is_not_to_be_made_a_command() {
     let fake = Fake::start();
     for args in [
@@ -691,6 +731,7 @@ fn show_has_everything() {
             nanos: 0,
         }),
         env: [("SECRET".to_owned(), "hidden".to_owned())].into(),
+        notify: v1::job_spec::Notify::Failure.into(),
         ..named("pictures")
     };
     let outcome = v1::Outcome {
@@ -1020,7 +1061,7 @@ fn edit_sends_only_what_was_given() {
     ]);
     assert_eq!(
         (ran.code, ran.stdout.as_str()),
-        (0, "Changed job 7: command, demand, env, time_limit\n"),
+        (0, "Changed job 7: command, demand, env, time limit\n"),
         "{ran:?}"
     );
     let request = fake.script().updated.pop().unwrap();
@@ -1033,6 +1074,56 @@ fn edit_sends_only_what_was_given() {
         (spec.env.len(), spec.command, spec.time_limit),
         (2, vec!["new".to_owned()], None)
     );
+}
+
+#[test]
+fn edit_changes_whatever_submit_can_say_about_a_job() {
+    let fake = Fake::start();
+    fake.script().jobs = vec![job(7, State::Queued, named("old"))];
+    let ran = fake.qctl(&[
+        "edit",
+        "7",
+        "--notify",
+        "failure",
+        "--log-limit",
+        "2M",
+        "--contradicted-by",
+        "failed",
+        "--progress",
+        r"(?<percent>\d+)",
+        "--warn-signal",
+        "TERM",
+        "--stop-grace",
+        "20s",
+        "--pty=false",
+        "--artifact",
+        "out",
+    ]);
+    assert_eq!(
+        (ran.code, ran.stdout.as_str()),
+        (
+            0,
+            "Changed job 7: artifacts, contradicted by, log limit, notify, progress, pty, stop grace, warn signal\n"
+        ),
+        "{ran:?}"
+    );
+    let spec = fake.script().updated.pop().unwrap().spec.unwrap();
+    assert_eq!(spec.notify(), v1::job_spec::Notify::Failure);
+    assert_eq!((spec.log_limit_bytes, spec.warn_signal), (2 << 20, 15));
+    assert_eq!(spec.contradicted_by, "failed");
+    assert_eq!(spec.artifacts, ["out"]);
+    let help = |command| {
+        let text = Fake::start().qctl(&[command, "-h"]).stdout;
+        let options = text.split_once("Job options:").unwrap().1.to_owned();
+        let options = options.split("\n\n").next().unwrap().to_owned();
+        options
+            .lines()
+            .filter_map(|line| line.trim_start().strip_prefix("--"))
+            .filter_map(|line| line.split([' ', '[']).next().map(str::to_owned))
+            .collect::<std::collections::BTreeSet<_>>()
+    };
+    let missing: Vec<_> = help("submit").difference(&help("edit")).cloned().collect();
+    assert_eq!(missing, ["hold"], "and `qctl hold` does that");
 }
 
 fn worker(name: &str) -> v1::Worker {

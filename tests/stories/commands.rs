@@ -86,13 +86,29 @@ fn hold_edit_and_release_a_waiting_job() {
         "X=1",
         "--time-limit",
         "5m",
+        "--notify",
+        "never",
+        "--log-limit",
+        "2M",
+        "--pty",
     ])
     .ok();
+    let told = qctl
+        .qctl(&["edit", &text, "--contradicted-by", "("])
+        .fails();
+    assert!(
+        told.contains("--contradicted-by is not a regular"),
+        "{told}"
+    );
     qctl.qctl(&["queue", "resume"]).ok();
     qctl.qctl(&["release", &text]).ok();
     let job = qctl.until_ended(id);
     assert_eq!(job["name"], "renamed");
     assert_eq!(job["time_limit"], 300.0, "{job:#}");
+    assert_eq!(
+        (&job["notify"], &job["log_limit"], &job["pty"]),
+        (&"never".into(), &2_097_152.into(), &true.into())
+    );
     let told = qctl.qctl(&["edit", &text, "--name", "late"]).fails();
     assert!(told.contains("ended"), "{told}");
     let told = qctl.qctl(&["release", &text]).fails();

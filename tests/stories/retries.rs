@@ -265,19 +265,19 @@ fn rules_that_mean_nothing_are_refused_by_name() {
         ),
         (
             &["--retry-on", "exit:85", "--checkpoint-exit-code", "85"],
-            "checkpoint_exit_code is 85, which retry_on names as a failure",
+            "--checkpoint-exit-code is 85, which is named among the failures to retry",
         ),
         (
             &["--retry-on", "exit", "--no-retry-on", "exit"],
-            "no_retry_on[0] is exit, which retry_on has too",
+            "--no-retry-on is exit, which is to be retried as well",
         ),
         (
             &["--contradicted-by", "("],
-            "contradicted_by is not a regular expression",
+            "--contradicted-by is not a regular expression",
         ),
         (
             &["--progress", "(?<percent>"],
-            "progress_pattern is not a regular expression",
+            "--progress is not a regular expression",
         ),
     ] {
         let mut args = vec!["submit"];

@@ -4,6 +4,8 @@
 //! it behind the name of the option.
 
 use std::fmt::Write as _;
+use std::num::IntErrorKind;
+use std::ops::{Bound, RangeBounds};
 use std::time::Duration;
 
 use qctl_proto::v1::dependency::Condition;
@@ -72,6 +74,46 @@ pub fn size(text: &str) -> Result<i64, String> {
 /// When it is no size, or out of range.
 pub fn log_limit(text: &str) -> Result<i64, String> {
     Ok(i64::try_from(qctl_proto::size::log_limit(text)?).unwrap_or(i64::MAX))
+}
+
+/// A reader of whole numbers within a range.
+///
+/// # Errors
+/// The reader's, when a text is no whole number or out of range: says what is accepted.
+pub fn whole<T: TryFrom<i64>>(
+    range: impl RangeBounds<i64> + Clone + Send + Sync + 'static,
+) -> impl Fn(&str) -> Result<T, String> + Clone + Send + Sync + 'static {
+    let expected = match (range.start_bound(), range.end_bound()) {
+        (Bound::Included(least), Bound::Included(most)) => {
+            format!("expected a whole number from {least} to {most}")
+        }
+        (Bound::Included(least), _) => format!("expected a whole number from {least} on"),
+        _ => "expected a whole number such as 3 or -3".to_owned(),
+    };
+    let is_open = matches!(range.end_bound(), Bound::Unbounded);
+    move |text: &str| {
+        let out_of_range = || "this number is out of range".to_owned();
+        match text.trim().parse::<i64>() {
+            Ok(number) if range.contains(&number) => {
+                T::try_from(number).map_err(|_| out_of_range())
+            }
+            Err(error) if is_open && *error.kind() == IntErrorKind::PosOverflow => {
+                Err(out_of_range())
+            }
+            _ => Err(expected.clone()),
+        }
+    }
+}
+
+/// Reads a pattern that a line is compared with.
+///
+/// # Errors
+/// When it is empty, which every line would match.
+pub fn pattern(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        return Err("expected a pattern; an empty one would match every line".to_owned());
+    }
+    Ok(text.to_owned())
 }
 
 /// Reads a job number: `42`, `#42`, or the link to its page.
@@ -403,6 +445,37 @@ mod tests {
         );
         for bad in ["", "m", "-5s", "5 parsecs", "1e9d", "1..5s", "99999999999w"] {
             assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn whole_numbers_say_what_is_accepted() {
+        assert_eq!(whole::<i32>(0..=1000)("7"), Ok(7));
+        assert_eq!(whole::<i32>(..)("-3"), Ok(-3));
+        assert_eq!(whole::<i64>(1..)("9223372036854775807"), Ok(i64::MAX));
+        for bad in [
+            "abc",
+            "1e9",
+            "1.5",
+            "",
+            "-",
+            "1001",
+            "-1",
+            "99999999999999999999",
+        ] {
+            assert_eq!(
+                whole::<i32>(0..=1000)(bad).unwrap_err(),
+                "expected a whole number from 0 to 1000",
+                "{bad}"
+            );
+        }
+        let told = |text: &str| whole::<i32>(..)(text).unwrap_err();
+        assert_eq!(told("1e9"), "expected a whole number such as 3 or -3");
+        assert_eq!(told("99999999999"), "this number is out of range");
+        let told = |text: &str| whole::<i32>(1..)(text).unwrap_err();
+        assert_eq!(told("0"), "expected a whole number from 1 on");
+        for large in ["3000000000", "99999999999999999999"] {
+            assert_eq!(told(large), "this number is out of range");
         }
     }
 

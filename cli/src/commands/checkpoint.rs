@@ -10,6 +10,7 @@ use qctl_checkpoint::{MAX_NOTE_BYTES, PublishError, Published, Request, publish}
 use serde::Serialize;
 
 use super::progress;
+use crate::args::values;
 use crate::context::Context;
 use crate::error::{Error, Problem};
 use crate::exit;
@@ -22,7 +23,7 @@ pub struct Args {
     #[arg(value_name = "PATH")]
     pub paths: Vec<PathBuf>,
     /// How far the job is, as it counts itself
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = values::whole::<i64>(..))]
     pub step: Option<i64>,
     /// A word about it, at most 500 bytes
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true, value_parser = note)]

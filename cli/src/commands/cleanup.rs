@@ -7,6 +7,7 @@ use std::time::Duration;
 use qctl_proto::v1;
 use serde::Serialize;
 
+use crate::args::values;
 use crate::context::{Client, Context, request_id, unary};
 use crate::error::{Error, Problem};
 use crate::exit;
@@ -16,7 +17,7 @@ use crate::output::{text, time};
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Delete jobs that ended at least so many days ago; 0 deletes every ended job
-    #[arg(value_name = "DAYS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(0..=36_500))]
+    #[arg(value_name = "DAYS", default_value_t = 30, value_parser = values::whole::<u32>(0..=36_500))]
     pub days: u32,
     /// Do not ask
     #[arg(long, short = 'y')]

@@ -17,6 +17,7 @@ use crate::output::drill::{Account, Seen};
 use crate::output::text;
 use crate::reconnect::Persistent;
 use crate::submission::draft::Draft;
+use crate::submission::origin::Origin;
 use crate::submission::project::Project;
 use crate::submission::surroundings::Surroundings;
 use crate::submission::{Ground, assemble};
@@ -47,7 +48,7 @@ pub struct Args {
     #[arg(long, value_name = "DURATION", value_parser = values::duration, conflicts_with = "at_checkpoint")]
     pub after: Option<Duration>,
     /// Interrupt it once an attempt has published this many checkpoints
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(i32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = values::whole::<i32>(1..))]
     pub at_checkpoint: i32,
     /// Command with its arguments; one that needs options is submitted, with --hold say, and drilled by
     /// its number
@@ -157,7 +158,8 @@ async fn start(context: &Context, mut spec: v1::JobSpec, of: Option<i64>) -> Res
     let response = client
         .jobs()
         .submit_jobs(unary(request))
-        .await?
+        .await
+        .map_err(|status| submit::locate(status.into(), &Origin::default()))?
         .into_inner();
     for warning in &response.warnings {
         context

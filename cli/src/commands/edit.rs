@@ -6,7 +6,7 @@ use clap::ValueEnum;
 use qctl_proto::v1;
 
 use super::{carried, submit};
-use crate::args::{SpecArgs, SubmissionArgs, values};
+use crate::args::{SpecArgs, values};
 use crate::context::{Context, request_id, unary};
 use crate::error::{Error, Problem};
 use crate::output::{document, time};
@@ -23,7 +23,14 @@ use crate::submission::surroundings::Surroundings;
     mut_arg("retries", |arg| arg.help("Automatic retries after failures")),
     mut_arg("resumes", |arg| arg.help("Automatic resumes after interruptions")),
     mut_arg("retry_on", |arg| arg.help("Retry only these failures")),
-    mut_arg("slots", |arg| arg.help("Slots that the job occupies on its worker"))
+    mut_arg("slots", |arg| arg.help("Slots that the job occupies on its worker")),
+    mut_arg("warn_signal", |arg| arg.help("Signal of the warning, by name or number")),
+    mut_arg("stop_grace", |arg| arg.help("Time between the stop signal and force")),
+    mut_arg("log_limit", |arg| arg.help("Most output of an attempt to keep on its worker's disk")),
+    mut_arg("artifacts", |arg| arg.help("File or folder with the job's results, instead of those there are")),
+    mut_arg("notify", |arg| arg.help("Tell people of its end always, on failure, never, or as by default")),
+    after_help = "Not changed here: `qctl hold` and `qctl release` keep a job from starting and let it go; a job\n\
+                  keeps its template and its request id, and `qctl logs -f` and `qctl wait` follow it."
 )]
 pub struct Args {
     /// Job number
@@ -79,6 +86,18 @@ pub enum Field {
     NoRetryOn,
     /// The exit code that asks for another run
     CheckpointExitCode,
+    /// The choice of a signal for the warning
+    WarnSignal,
+    /// The time between the stop signal and force
+    StopGrace,
+    /// The pattern that recognises progress
+    Progress,
+    /// The pattern that makes exit 0 a failure
+    ContradictedBy,
+    /// The most output to keep
+    LogLimit,
+    /// All artifacts
+    Artifacts,
 }
 
 impl Field {
@@ -95,6 +114,12 @@ impl Field {
             Self::RetryOn => "retry_on",
             Self::NoRetryOn => "no_retry_on",
             Self::CheckpointExitCode => "checkpoint_exit_code",
+            Self::WarnSignal => "warn_signal",
+            Self::StopGrace => "stop_grace",
+            Self::Progress => "progress_pattern",
+            Self::ContradictedBy => "contradicted_by",
+            Self::LogLimit => "log_limit_bytes",
+            Self::Artifacts => "artifacts",
         }
     }
 
@@ -110,6 +135,12 @@ impl Field {
             Self::RetryOn => spec.retry_on.clear(),
             Self::NoRetryOn => spec.no_retry_on.clear(),
             Self::CheckpointExitCode => spec.checkpoint_exit_code = None,
+            Self::WarnSignal => spec.warn_signal = 0,
+            Self::StopGrace => spec.stop_grace = None,
+            Self::Progress => spec.progress_pattern.clear(),
+            Self::ContradictedBy => spec.contradicted_by.clear(),
+            Self::LogLimit => spec.log_limit_bytes = 0,
+            Self::Artifacts => spec.artifacts.clear(),
         }
     }
 }
@@ -120,11 +151,7 @@ impl Field {
 /// When nothing is to be changed, or the job has started.
 pub async fn run(context: &Context, args: Args) -> Result<ExitCode, Error> {
     let surroundings = Surroundings::capture()?;
-    let options = SubmissionArgs {
-        spec: args.spec,
-        ..SubmissionArgs::default()
-    };
-    let mut draft = from_options(options, &surroundings)?;
+    let mut draft = from_options(args.spec, &surroundings)?;
     draft.name = args.name;
     draft.command = match args.shell {
         Some(text) => Some(Words::Shell(text)),
@@ -162,11 +189,22 @@ pub async fn run(context: &Context, args: Args) -> Result<ExitCode, Error> {
     if context.output.json {
         context.output.print_document(&document::Job::from(&job))?;
     } else {
+        let changed: Vec<String> = paths.iter().map(|path| changed(path)).collect();
         context
             .output
-            .print(&format!("Changed job {}: {}\n", job.id, paths.join(", ")))?;
+            .print(&format!("Changed job {}: {}\n", job.id, changed.join(", ")))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// A changed field in a word or two.
+fn changed(path: &str) -> String {
+    let word = match path {
+        "log_limit_bytes" => "log_limit",
+        "progress_pattern" => "progress",
+        other => other,
+    };
+    word.replace('_', " ")
 }
 
 /// Lays a draft over a job's spec. Gives the fields that it touched.
@@ -247,6 +285,33 @@ fn apply(draft: Draft, spec: &mut v1::JobSpec, surroundings: &Surroundings) -> V
     }
     if let Some(exclusive) = draft.exclusive.filter(|_| touch("exclusive", true)) {
         spec.exclusive = exclusive;
+    }
+    if let Some(signal) = draft.warn_signal.filter(|_| touch("warn_signal", true)) {
+        spec.warn_signal = signal;
+    }
+    if let Some(grace) = draft.stop_grace.filter(|_| touch("stop_grace", true)) {
+        spec.stop_grace = Some(time::wire_span(grace));
+    }
+    if let Some(pattern) = draft.progress.filter(|_| touch("progress_pattern", true)) {
+        spec.progress_pattern = pattern;
+    }
+    if let Some(pattern) = draft
+        .contradicted_by
+        .filter(|_| touch("contradicted_by", true))
+    {
+        spec.contradicted_by = pattern;
+    }
+    if let Some(pty) = draft.pty.filter(|_| touch("pty", true)) {
+        spec.pty = pty;
+    }
+    if let Some(limit) = draft.log_limit.filter(|_| touch("log_limit_bytes", true)) {
+        spec.log_limit_bytes = limit;
+    }
+    if let Some(artifacts) = draft.artifacts.filter(|_| touch("artifacts", true)) {
+        spec.artifacts = artifacts;
+    }
+    if let Some(wish) = draft.notify.filter(|_| touch("notify", true)) {
+        spec.notify = wish.into();
     }
     paths
 }

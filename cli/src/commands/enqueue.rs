@@ -6,9 +6,9 @@ use super::submit::{Submission, plain_command};
 use crate::args::SubmissionArgs;
 use crate::context::Context;
 use crate::error::Error;
+use crate::submission::Ground;
 use crate::submission::project::Project;
 use crate::submission::surroundings::Surroundings;
-use crate::submission::{Ground, assemble, from_options};
 
 /// Arguments of `qctl enqueue`.
 #[derive(Debug, clap::Args)]
@@ -36,10 +36,8 @@ pub async fn run(context: &Context, args: Args) -> Result<ExitCode, Error> {
         project: project.as_ref(),
         data_dir: None,
     };
-    let submission = Submission::new(&args.submission);
-    let mut own = from_options(args.submission, &surroundings)?;
+    let (submission, mut own) = Submission::new(args.submission, &surroundings)?;
     own.name = Some(args.name);
     own.command = Some(plain_command(args.words)?);
-    let spec = assemble(own, None, Vec::new(), false, &ground)?;
-    submission.of(spec).send(context).await
+    submission.of(own, &ground)?.send(context).await
 }

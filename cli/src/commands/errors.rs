@@ -23,7 +23,7 @@ pub struct Args {
     #[arg(long, value_name = "WHEN")]
     pub since: Option<String>,
     /// At most so many groups
-    #[arg(long, short = 'n', value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(i32).range(1..=1_000))]
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 50, value_parser = values::whole::<i32>(1..=1_000))]
     pub limit: i32,
     /// Go on where an earlier list ended
     #[arg(long, value_name = "TOKEN")]

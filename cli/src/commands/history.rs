@@ -17,10 +17,10 @@ pub struct Args {
     #[arg(value_name = "JOB", value_parser = values::job)]
     pub job: Option<i64>,
     /// Only events with a higher number
-    #[arg(long, value_name = "EVENT", default_value_t = 0, value_parser = clap::value_parser!(i64).range(0..))]
+    #[arg(long, value_name = "EVENT", default_value_t = 0, value_parser = values::whole::<i64>(0..))]
     pub after: i64,
     /// At most so many events
-    #[arg(long, short = 'n', value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(i32).range(1..=1_000))]
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 200, value_parser = values::whole::<i32>(1..=1_000))]
     pub limit: i32,
     /// Go on where an earlier list ended
     #[arg(long, value_name = "TOKEN")]

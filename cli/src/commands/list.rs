@@ -42,7 +42,7 @@ pub struct Args {
     #[arg(long, value_name = "WHEN")]
     pub until: Option<String>,
     /// At most so many jobs
-    #[arg(long, short = 'n', value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(i32).range(1..=i64::from(MAX_PAGE)))]
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 50, value_parser = values::whole::<i32>(1..=i64::from(MAX_PAGE)))]
     pub limit: i32,
     /// Go on where an earlier list ended
     #[arg(long, value_name = "TOKEN")]

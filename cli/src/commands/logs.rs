@@ -29,7 +29,7 @@ pub struct Args {
     #[arg(long, short = 'f')]
     pub follow: bool,
     /// Only this attempt [default: the latest; with --follow, the later ones too]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = values::whole::<i32>(1..))]
     pub attempt: Option<i32>,
     /// Only this output stream
     #[arg(long, value_name = "STREAM", default_value = "both")]
@@ -38,7 +38,7 @@ pub struct Args {
     #[arg(long, value_name = "WHEN")]
     pub since: Option<String>,
     /// Only the last lines
-    #[arg(long, short = 'n', value_name = "LINES", value_parser = clap::value_parser!(i32).range(0..))]
+    #[arg(long, short = 'n', value_name = "LINES", value_parser = values::whole::<i32>(0..))]
     pub tail: Option<i32>,
     /// Print the bytes as the job wrote them, with every carriage-return frame
     #[arg(long)]

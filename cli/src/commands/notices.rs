@@ -37,7 +37,7 @@ pub enum Action {
     /// Say that you have seen a notice; an urgent one is not repeated any more
     Ack {
         /// Numbers of notices
-        #[arg(value_name = "NOTICE", required = true, value_parser = clap::value_parser!(i64).range(1..))]
+        #[arg(value_name = "NOTICE", required = true, value_parser = values::whole::<i64>(1..))]
         notices: Vec<i64>,
     },
 }
@@ -49,7 +49,7 @@ pub struct ListArgs {
     #[arg(long, value_name = "JOB", value_parser = values::job)]
     pub job: Option<i64>,
     /// At most so many notices
-    #[arg(long, short = 'n', value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(i32).range(1..=1_000))]
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 50, value_parser = values::whole::<i32>(1..=1_000))]
     pub limit: i32,
     /// Go on where an earlier list ended
     #[arg(long, value_name = "TOKEN")]

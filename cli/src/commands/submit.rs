@@ -7,7 +7,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use prost::Message as _;
-use qctl_proto::error::Fault;
 use qctl_proto::{MAX_MESSAGE_BYTES, v1};
 
 use super::wait;
@@ -19,6 +18,7 @@ use crate::output::{document, follow, job, text};
 use crate::reconnect::Persistent;
 use crate::submission::batch;
 use crate::submission::draft::{Draft, Words};
+use crate::submission::origin::Origin;
 use crate::submission::project::Project;
 use crate::submission::surroundings::Surroundings;
 use crate::submission::template::{self, Template};
@@ -70,8 +70,7 @@ pub struct Args {
 /// The jobs of one submission.
 pub(super) struct Submission {
     specs: Vec<v1::JobSpec>,
-    /// The file and the line of each job, when they are of a batch.
-    lines: Option<(PathBuf, Vec<usize>)>,
+    origin: Origin,
     request_id: Option<String>,
     follow: bool,
     wait: bool,
@@ -89,8 +88,7 @@ pub async fn run(context: &Context, args: Args) -> Result<ExitCode, Error> {
         project: project.as_ref(),
         data_dir: context.home().ok().map(|home| home.data_dir()),
     };
-    let mut submission = Submission::new(&args.submission);
-    let mut own = from_options(args.submission, &surroundings)?;
+    let (mut submission, mut own) = Submission::new(args.submission, &surroundings)?;
     own.name = args.name;
     let template = match &args.template {
         Some(name) => Some(template::find(context, name).await?),
@@ -106,6 +104,7 @@ pub async fn run(context: &Context, args: Args) -> Result<ExitCode, Error> {
                 .await?;
         }
         (Some(None), Some(template)) => {
+            submission.origin.files = ground.files(Some(&template), true)?;
             submission.specs = vec![assemble(own, Some(&template), args.words, true, &ground)?];
         }
         (Some(None), None) => {
@@ -114,11 +113,12 @@ pub async fn run(context: &Context, args: Args) -> Result<ExitCode, Error> {
                 .into());
         }
         (None, Some(template)) => {
+            submission.origin.files = ground.files(Some(&template), false)?;
             submission.specs = vec![assemble(own, Some(&template), args.words, false, &ground)?];
         }
         (None, None) => {
             own.command = command(args.shell, args.words)?;
-            submission.specs = vec![assemble(own, None, Vec::new(), false, &ground)?];
+            submission = submission.of(own, &ground)?;
         }
     }
     submission.send(context).await
@@ -167,21 +167,37 @@ fn both_file_and_words(path: &Path, template: Option<&Template>) -> Problem {
 }
 
 impl Submission {
-    /// A submission without jobs yet.
-    pub(super) fn new(args: &SubmissionArgs) -> Self {
-        Self {
+    /// A submission without jobs yet, and what its options say about them.
+    ///
+    /// # Errors
+    /// When a variable that was to be copied is not set.
+    pub(super) fn new(
+        args: SubmissionArgs,
+        surroundings: &Surroundings,
+    ) -> Result<(Self, Draft), Problem> {
+        let mut options = from_options(args.spec, surroundings)?;
+        options.hold = args.hold.then_some(true);
+        let submission = Self {
             specs: Vec::new(),
-            lines: None,
-            request_id: args.request_id.clone(),
+            origin: Origin {
+                options: options.clone(),
+                ..Origin::default()
+            },
+            request_id: args.request_id,
             follow: args.follow,
             wait: args.wait,
-        }
+        };
+        Ok((submission, options))
     }
 
-    /// Makes it a submission of one job.
-    pub(super) fn of(mut self, spec: v1::JobSpec) -> Self {
-        self.specs = vec![spec];
-        self
+    /// Makes it a submission of one job, laid over the environment and the project.
+    ///
+    /// # Errors
+    /// When two values contradict each other.
+    pub(super) fn of(mut self, job: Draft, ground: &Ground<'_>) -> Result<Self, Problem> {
+        self.origin.files = ground.files(None, false)?;
+        self.specs = vec![assemble(job, None, Vec::new(), false, ground)?];
+        Ok(self)
     }
 
     async fn take_batch(
@@ -247,7 +263,7 @@ impl Submission {
             self.specs.push(spec);
             numbers.push(line.number);
         }
-        self.lines = Some((path.to_path_buf(), numbers));
+        self.origin.lines = Some((path.to_path_buf(), numbers));
         Ok(())
     }
 
@@ -279,14 +295,14 @@ impl Submission {
         }
         let response = submit(context, request)
             .await
-            .map_err(|error| locate(error, self.lines.as_ref()))?;
+            .map_err(|error| locate(error, &self.origin))?;
         let ids: Vec<i64> = response.jobs.iter().map(|job| job.id).collect();
         for warning in &response.warnings {
             let warning = text::printable(warning);
             context.output.print_error(&format!("warning: {warning}\n"));
         }
         if self.wait {
-            let announced = announcement(context, &response, self.lines.is_some());
+            let announced = announcement(context, &response, self.origin.lines.is_some());
             context.output.remark(announced.trim_end());
             return wait::silently(context, &ids).await;
         }
@@ -295,9 +311,11 @@ impl Submission {
                 context.output.print_document(&document::Job::from(job))?;
             }
         } else {
-            context
-                .output
-                .print(&announcement(context, &response, self.lines.is_some()))?;
+            context.output.print(&announcement(
+                context,
+                &response,
+                self.origin.lines.is_some(),
+            ))?;
         }
         match ids.as_slice() {
             [id] if self.follow => follow::follow(context, *id).await,
@@ -322,35 +340,12 @@ async fn submit(
     }
 }
 
-/// Puts the place of a wrong field into words: the line of a batch, or the field's name.
-fn locate(error: Error, lines: Option<&(PathBuf, Vec<usize>)>) -> Error {
-    let Error::Refused(mut fault) = error else {
-        return error;
-    };
-    let place = fault.field.as_deref().and_then(|field| {
-        let (index, key) = field.strip_prefix("jobs[")?.split_once(']')?;
-        Some((
-            index.parse::<usize>().ok()?,
-            key.trim_start_matches('.').to_owned(),
-        ))
-    });
-    let Some((index, key)) = place else {
-        return Error::Refused(fault);
-    };
-    let field = fault.field.clone().unwrap_or_default();
-    let message = match fault.message.strip_prefix(&field) {
-        Some(problem) => format!("{key}{problem}"),
-        None if key.is_empty() || fault.message.contains(&key) => fault.message.clone(),
-        None => format!("{key}: {}", fault.message),
-    };
-    *fault = match lines.and_then(|(path, lines)| Some((path, lines.get(index)?))) {
-        Some((path, line)) => Fault {
-            message: format!("{}:{line}: {message}", path.display()),
-            ..*fault
-        },
-        None => Fault { message, ..*fault },
-    };
-    Error::Refused(fault)
+/// Names a wrong field as it was written.
+pub(super) fn locate(error: Error, origin: &Origin) -> Error {
+    match error {
+        Error::Refused(fault) => Error::Refused(Box::new(origin.told(*fault))),
+        other => other,
+    }
 }
 
 fn announcement(context: &Context, response: &v1::SubmitJobsResponse, is_batch: bool) -> String {
@@ -406,24 +401,6 @@ fn announcement(context: &Context, response: &v1::SubmitJobsResponse, is_batch: 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use qctl_proto::error::Reason;
-
-    #[test]
-    fn a_refused_field_is_told_by_its_line() {
-        let lines = (PathBuf::from("jobs.jsonl"), vec![3, 7]);
-        let told = |message: &str, lines| {
-            let fault = Fault::new(Reason::InvalidField, message).field("jobs[1].cwd");
-            locate(Error::Refused(Box::new(fault)), lines).to_string()
-        };
-        for message in ["jobs[1].cwd must be absolute", "cwd must be absolute"] {
-            assert_eq!(
-                told(message, Some(&lines)),
-                "jobs.jsonl:7: cwd must be absolute"
-            );
-            assert_eq!(told(message, None), "cwd must be absolute");
-        }
-        assert_eq!(told("must be absolute", None), "cwd: must be absolute");
-    }
 
     #[test]
     fn a_quoted_line_is_not_taken_for_a_program() {

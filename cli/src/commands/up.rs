@@ -10,6 +10,7 @@ use qctl_proto::v1;
 use rustix::process::Signal;
 use serde::Serialize;
 
+use crate::args::values;
 use crate::context::Context;
 use crate::error::{Error, Problem};
 use crate::exit;
@@ -52,7 +53,7 @@ pub struct Args {
     )]
     pub public_url: Option<String>,
     /// Slots of the worker
-    #[arg(long, env = "QCTL_WORKER_SLOTS", hide_env_values = true, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, env = "QCTL_WORKER_SLOTS", hide_env_values = true, value_name = "N", value_parser = values::whole::<u32>(1..=1000))]
     pub slots: Option<u32>,
     /// Name of the worker
     #[arg(

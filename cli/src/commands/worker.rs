@@ -7,6 +7,7 @@ use qctl_proto::v1;
 use v1::update_worker_request::Mode;
 
 use super::workers;
+use crate::args::values;
 use crate::context::{Client, Context, request_id, unary};
 use crate::error::{Error, Problem};
 use crate::exit;
@@ -41,7 +42,7 @@ pub enum Action {
     /// Change the number of slots; fewer take effect as jobs end
     Slots {
         /// New number of slots
-        #[arg(value_name = "N", value_parser = clap::value_parser!(i32).range(1..=1000))]
+        #[arg(value_name = "N", value_parser = values::whole::<i32>(1..=1000))]
         slots: i32,
         /// Name of the worker [default: the only one]
         name: Option<String>,

@@ -54,7 +54,10 @@ fn outcome(outcome: &v1::Outcome) -> String {
     let kind = document::outcome_kind(outcome.kind()).replace('_', " ");
     match outcome.kind() {
         v1::outcome::Kind::Succeeded | v1::outcome::Kind::Cancelled => kind,
-        _ => format!("{kind} ({})", short_outcome(outcome)),
+        _ => match short_outcome(outcome) {
+            how if how == kind => kind,
+            how => format!("{kind} ({how})"),
+        },
     }
 }
 
@@ -318,6 +321,7 @@ pub fn show(
             ("Needs", needs(&spec)),
             ("Limits", limits(job, &spec)),
             ("Retries", retry_rules(&spec)),
+            ("Notices", notices(&spec).to_owned()),
             ("After", after(&spec)),
             ("Repeats", known(job.retry_of, |id| format!("job {id}"))),
             ("Submitted", at(job.created_at.as_ref())),
@@ -453,6 +457,17 @@ fn retry_rules(spec: &v1::JobSpec) -> String {
         parts.push(format!("a line like {pattern} is a failure"));
     }
     parts.join("; ")
+}
+
+/// When people are told of the job, where it is not as usual.
+fn notices(spec: &v1::JobSpec) -> &'static str {
+    use v1::job_spec::Notify;
+    match spec.notify() {
+        Notify::Unspecified => "",
+        Notify::Always => "of its end, however it ends",
+        Notify::Failure => "of what goes wrong only",
+        Notify::Never => "none",
+    }
 }
 
 fn after(spec: &v1::JobSpec) -> String {

@@ -240,7 +240,7 @@ impl Draft {
             "exclusive" => self.exclusive = Some(truth(&value)?),
             "hold" => self.hold = Some(truth(&value)?),
             "progress" => self.progress = Some(values::progress_pattern(&text(value)?)?),
-            "contradicted_by" => self.contradicted_by = Some(text(value)?),
+            "contradicted_by" => self.contradicted_by = Some(values::pattern(&text(value)?)?),
             "pty" => self.pty = Some(truth(&value)?),
             "artifacts" => self.artifacts = Some(texts(value)?),
             "log_limit" => self.log_limit = Some(values::log_limit(&scalar(&value)?)?),
@@ -248,6 +248,45 @@ impl Draft {
             other => return Err(format!("`{other}` is no key of a job")),
         }
         Ok(())
+    }
+
+    /// Whether it says something under this key.
+    pub fn has(&self, key: &str) -> bool {
+        match key {
+            "name" => self.name.is_some(),
+            "command" | "shell" => self.command.is_some(),
+            "template" => self.template.is_some(),
+            "args" => self.args.is_some(),
+            "cwd" => self.cwd.is_some(),
+            "env" => !self.env.is_empty(),
+            "tracker" => self.tracker.is_some(),
+            "workspace" => self.workspace.is_some(),
+            "labels" => !self.labels.is_empty(),
+            "priority" => self.priority.is_some(),
+            "after" => self.after.is_some(),
+            "time_limit" => self.time_limit.is_some(),
+            "warn_before" => self.warn_before.is_some(),
+            "warn_signal" => self.warn_signal.is_some(),
+            "stop_grace" => self.stop_grace.is_some(),
+            "retries" => self.retries.is_some(),
+            "resumes" => self.resumes.is_some(),
+            "retry_on" => self.retry_on.is_some(),
+            "no_retry_on" => self.no_retry_on.is_some(),
+            "checkpoint_exit_code" => self.checkpoint_exit_code.is_some(),
+            "slots" => self.slots.is_some(),
+            "gpus" => self.gpus.is_some(),
+            "memory" => self.memory.is_some(),
+            "worker" => self.worker.is_some(),
+            "exclusive" => self.exclusive.is_some(),
+            "hold" => self.hold.is_some(),
+            "progress" => self.progress.is_some(),
+            "contradicted_by" => self.contradicted_by.is_some(),
+            "pty" => self.pty.is_some(),
+            "artifacts" => self.artifacts.is_some(),
+            "log_limit" => self.log_limit.is_some(),
+            "notify" => self.notify.is_some(),
+            _ => false,
+        }
     }
 
     /// This draft laid over another one: what it does not say, the other one does. Variables and

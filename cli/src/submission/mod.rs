@@ -8,13 +8,14 @@ use std::path::Path;
 
 use qctl_proto::v1;
 
-use crate::args::SubmissionArgs;
+use crate::args::SpecArgs;
 use crate::args::causes::Causes;
 use crate::error::Problem;
 use crate::output::time;
 
 pub mod batch;
 pub mod draft;
+pub mod origin;
 pub mod project;
 pub mod surroundings;
 pub mod template;
@@ -28,8 +29,7 @@ use template::{Placeholders, Template};
 ///
 /// # Errors
 /// When a variable that was to be copied is not set.
-pub fn from_options(args: SubmissionArgs, surroundings: &Surroundings) -> Result<Draft, Problem> {
-    let spec = args.spec;
+pub fn from_options(spec: SpecArgs, surroundings: &Surroundings) -> Result<Draft, Problem> {
     let mut draft = Draft {
         labels: spec.labels.into_iter().collect(),
         env: surroundings.variables_of(&spec.env)?,
@@ -45,8 +45,8 @@ pub fn from_options(args: SubmissionArgs, surroundings: &Surroundings) -> Result
         priority: spec.priority,
         time_limit: spec.time_limit,
         warn_before: spec.warn_before,
-        warn_signal: args.warn_signal,
-        stop_grace: args.stop_grace,
+        warn_signal: spec.warn_signal,
+        stop_grace: spec.stop_grace,
         retries: spec.retries,
         resumes: spec.resumes,
         retry_on: joined(spec.retry_on),
@@ -57,19 +57,18 @@ pub fn from_options(args: SubmissionArgs, surroundings: &Surroundings) -> Result
         memory: spec.memory,
         worker: spec.worker,
         exclusive: spec.exclusive,
-        hold: args.hold.then_some(true),
-        progress: args.progress,
-        contradicted_by: args.contradicted_by,
-        pty: args.pty.then_some(true),
-        log_limit: args.log_limit,
-        notify: args.notify,
+        progress: spec.progress,
+        contradicted_by: spec.contradicted_by,
+        pty: spec.pty,
+        log_limit: spec.log_limit,
+        notify: spec.notify,
         ..Draft::default()
     };
     if !spec.after.is_empty() {
         draft.after = Some(spec.after);
     }
-    if !args.artifacts.is_empty() {
-        draft.artifacts = Some(args.artifacts);
+    if !spec.artifacts.is_empty() {
+        draft.artifacts = Some(spec.artifacts);
     }
     Ok(draft)
 }
@@ -83,6 +82,28 @@ pub struct Ground<'a> {
     pub project: Option<&'a Project>,
     /// qctl's data folder, for `{home}`.
     pub data_dir: Option<&'a Path>,
+}
+
+impl Ground<'_> {
+    /// What a job is laid over besides its own options, and what to call it; what wins comes first.
+    ///
+    /// # Errors
+    /// When the template has nothing for `--batch`.
+    pub fn files(
+        &self,
+        template: Option<&Template>,
+        bare_batch: bool,
+    ) -> Result<Vec<(String, Draft)>, Problem> {
+        let mut files = vec![("the environment".to_owned(), self.surroundings.draft())];
+        if let Some(project) = self.project {
+            files.push((project::FILE.to_owned(), project.draft()));
+        }
+        if let Some(template) = template {
+            let name = format!("template `{}`", template.name);
+            files.push((name, template.draft(bare_batch)?));
+        }
+        Ok(files)
+    }
 }
 
 /// Lays a job's own options over environment, project and template, and makes the message.
@@ -178,13 +199,14 @@ fn finish(
     if let Some(before) = draft.warn_before {
         match draft.time_limit {
             None => {
-                return Err(Problem::usage(
-                    "a warning before the time limit (warn_before) needs a time_limit",
-                ));
+                return Err(
+                    Problem::usage("a warning before the time limit needs a time limit")
+                        .hint("set one with --time-limit; in a file its key is time_limit"),
+                );
             }
             Some(limit) if before >= limit => {
                 return Err(Problem::usage(format!(
-                    "the warning would come before the start: warn_before ({}) must be shorter than time_limit ({})",
+                    "the warning would come before the start: {} before a time limit of {}",
                     time::exact(before),
                     time::exact(limit)
                 )));

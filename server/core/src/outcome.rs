@@ -40,7 +40,7 @@ pub enum Cause {
     Cancelled,
     /// Its machine went away or was restarted.
     WorkerLost,
-    /// Its supervisor vanished.
+    /// Its shim vanished.
     ShimLost,
     /// It stopped itself because its lease ran out, or its place was given away.
     LeaseExpired,
@@ -267,17 +267,27 @@ pub fn outcome(facts: &Facts) -> Outcome {
         }
         None => {}
     }
+    // What the worker says of these is the whole sentence already.
+    let unless_said = |sentence: &'static str| match facts.message.trim() {
+        "" => sentence,
+        _ => "",
+    };
     match facts.end {
         End::Waited => waited(facts, told),
-        End::CannotStart if facts.message.trim().is_empty() => {
-            told(K::Failed, C::CannotStart, "it could not be started")
-        }
-        End::CannotStart => told(K::Failed, C::CannotStart, ""),
-        End::MachineLost => told(K::Interrupted, C::WorkerLost, "its machine was restarted"),
+        End::CannotStart => told(
+            K::Failed,
+            C::CannotStart,
+            unless_said("it could not be started"),
+        ),
+        End::MachineLost => told(
+            K::Interrupted,
+            C::WorkerLost,
+            unless_said("its machine was restarted, so how it ended is unknown"),
+        ),
         End::ShimLost => told(
             K::Interrupted,
             C::ShimLost,
-            "its supervisor vanished, so how it ended is unknown",
+            unless_said("the process that watched over it vanished, so how it ended is unknown"),
         ),
         End::GivenUp => told(
             K::Interrupted,

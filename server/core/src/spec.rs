@@ -328,7 +328,7 @@ impl JobSpec {
         {
             return Err(SpecError::new(
                 format!("no_retry_on[{index}]"),
-                format!("is {}, which retry_on has too", no_retry_on[index]),
+                format!("is {}, which is to be retried as well", no_retry_on[index]),
                 "name it in one of them",
             ));
         }
@@ -342,11 +342,11 @@ impl JobSpec {
                 "85 is a common choice",
             ));
         }
-        for (field, causes) in [("retry_on", retry_on), ("no_retry_on", no_retry_on)] {
+        for (named, causes) in [("to retry", retry_on), ("not to retry", no_retry_on)] {
             if causes.contains(&FailureCause::Exit(Some(code))) {
                 return Err(SpecError::new(
                     "checkpoint_exit_code",
-                    format!("is {code}, which {field} names as a failure"),
+                    format!("is {code}, which is named among the failures {named}"),
                     "an exit with it is no failure: take it out there",
                 ));
             }

@@ -1,6 +1,6 @@
 //! Changes of what is to be run, before it runs.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use qctl_server_core::job::{JobEffect, JobEvent};
@@ -10,7 +10,7 @@ use serde::Serialize;
 use sqlx::PgConnection;
 
 use super::control::{refused, state_of};
-use super::submit::{RequestKey, met_by};
+use super::submit::{RequestKey, check_spec, met_by};
 use super::{App, Caller, Error, Role};
 use crate::store::submit::{lock_states, replace_dependencies, replace_spec, spec_of};
 
@@ -173,11 +173,7 @@ impl App {
             field.copy(&edit.spec, &mut spec);
         }
         let spec = spec.normalised();
-        spec.validate().map_err(|error| Error::InvalidField {
-            field: format!("spec.{}", error.field),
-            problem: error.problem,
-            hint: error.hint,
-        })?;
+        check_spec("spec.", &spec, &mut BTreeSet::new())?;
         replace_spec(conn, job, &spec).await?;
         let unmet_dependencies = if edit.fields.contains(&Field::After) {
             self.replace_after(conn, job, &spec).await?
@@ -278,6 +274,14 @@ enum Field {
     RetryOn,
     NoRetryOn,
     CheckpointExitCode,
+    WarnSignal,
+    StopGrace,
+    ProgressPattern,
+    ContradictedBy,
+    Pty,
+    LogLimitBytes,
+    Artifacts,
+    Notify,
 }
 
 impl Field {
@@ -302,6 +306,14 @@ impl Field {
             "retry_on" => Self::RetryOn,
             "no_retry_on" => Self::NoRetryOn,
             "checkpoint_exit_code" => Self::CheckpointExitCode,
+            "warn_signal" => Self::WarnSignal,
+            "stop_grace" => Self::StopGrace,
+            "progress_pattern" => Self::ProgressPattern,
+            "contradicted_by" => Self::ContradictedBy,
+            "pty" => Self::Pty,
+            "log_limit_bytes" => Self::LogLimitBytes,
+            "artifacts" => Self::Artifacts,
+            "notify" => Self::Notify,
             other => {
                 return Err(Error::field(
                     "update_mask",
@@ -345,6 +357,14 @@ impl Field {
                 .no_retry_on
                 .clone_from(&from.retry_rules.no_retry_on),
             Self::CheckpointExitCode => to.checkpoint_exit_code = from.checkpoint_exit_code,
+            Self::WarnSignal => to.warn_signal = from.warn_signal,
+            Self::StopGrace => to.stop_grace = from.stop_grace,
+            Self::ProgressPattern => to.progress_pattern.clone_from(&from.progress_pattern),
+            Self::ContradictedBy => to.contradicted_by.clone_from(&from.contradicted_by),
+            Self::Pty => to.pty = from.pty,
+            Self::LogLimitBytes => to.log_limit_bytes = from.log_limit_bytes,
+            Self::Artifacts => to.artifacts.clone_from(&from.artifacts),
+            Self::Notify => to.notify = from.notify,
         }
     }
 }

@@ -398,7 +398,7 @@ pub(super) fn check_filter(filter: &JobFilter) -> Result<(), Error> {
     {
         return Err(Error::field(
             "filter.created_before",
-            "is not later than filter.created_after, so nothing can be found",
+            "is not later than the beginning, so nothing can be found",
             "exchange the two times",
         ));
     }

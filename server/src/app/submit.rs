@@ -412,22 +412,7 @@ pub(super) fn check_batch(specs: &[JobSpec]) -> Result<bool, Error> {
     let mut names_others = false;
     let mut compiled: BTreeSet<&str> = BTreeSet::new();
     for (index, spec) in specs.iter().enumerate() {
-        spec.validate().map_err(|error| Error::InvalidField {
-            field: format!("jobs[{index}].{}", error.field),
-            problem: error.problem,
-            hint: error.hint,
-        })?;
-        for (field, pattern) in [
-            ("progress_pattern", &spec.progress_pattern),
-            ("contradicted_by", &spec.contradicted_by),
-        ] {
-            // A batch seldom has more than one, and compiling takes its time.
-            if pattern.is_empty() || !compiled.insert(pattern) {
-                continue;
-            }
-            check_pattern(pattern)
-                .map_err(|problem| Error::field(format!("jobs[{index}].{field}"), problem, ""))?;
-        }
+        check_spec(&format!("jobs[{index}]."), spec, &mut compiled)?;
         for (place, dependency) in spec.after.iter().enumerate() {
             let job = dependency.job.0;
             names_others |= job > 0;
@@ -442,6 +427,32 @@ pub(super) fn check_batch(specs: &[JobSpec]) -> Result<bool, Error> {
         }
     }
     Ok(names_others)
+}
+
+/// Checks one job; `prefix` stands before the names of its fields. Patterns among `compiled` are known
+/// to be good, and those of this job join them.
+pub(super) fn check_spec<'a>(
+    prefix: &str,
+    spec: &'a JobSpec,
+    compiled: &mut BTreeSet<&'a str>,
+) -> Result<(), Error> {
+    spec.validate().map_err(|error| Error::InvalidField {
+        field: format!("{prefix}{}", error.field),
+        problem: error.problem,
+        hint: error.hint,
+    })?;
+    for (field, pattern) in [
+        ("progress_pattern", &spec.progress_pattern),
+        ("contradicted_by", &spec.contradicted_by),
+    ] {
+        // A batch seldom has more than one, and compiling takes its time.
+        if pattern.is_empty() || !compiled.insert(pattern) {
+            continue;
+        }
+        check_pattern(pattern)
+            .map_err(|problem| Error::field(format!("{prefix}{field}"), problem, ""))?;
+    }
+    Ok(())
 }
 
 /// Refuses what the worker could not use: a mistake is to be seen now, not in a log next week.
