@@ -5,6 +5,11 @@ pub(crate) mod invariants;
     dead_code,
     reason = "several test programs share it, and none uses all of it"
 )]
+pub(crate) mod nvml;
+#[allow(
+    dead_code,
+    reason = "several test programs share it, and none uses all of it"
+)]
 pub(crate) mod proxy;
 pub(crate) mod worker;
 

@@ -14,6 +14,7 @@ mod faults_agent;
 mod faults_coordinator;
 mod faults_database;
 mod faults_dispatch;
+mod faults_gpu;
 mod faults_logs;
 mod faults_machine;
 mod faults_network;

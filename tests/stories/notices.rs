@@ -5,10 +5,10 @@ use serde_json::Value;
 
 use crate::harness::{Installation, kill};
 use crate::phone::{Mood, Phone, Push, TOKEN, USER};
-use told::without_times;
+pub(crate) use told::without_times;
 
 /// An installation whose notices go to the phone. `settings` are lines of `notify.toml`.
-fn prepared(phone: &Phone, settings: &str) -> Installation {
+pub(crate) fn prepared(phone: &Phone, settings: &str) -> Installation {
     let qctl = Installation::prepare();
     qctl.file("home/config/pushover-token", TOKEN);
     qctl.file("home/config/pushover-user", USER);
@@ -28,7 +28,7 @@ fn started(phone: &Phone, settings: &str) -> Installation {
 
 /// Waits until the phone has shown this many messages.
 #[track_caller]
-fn until_shown(qctl: &Installation, phone: &Phone, count: usize) -> Vec<Push> {
+pub(crate) fn until_shown(qctl: &Installation, phone: &Phone, count: usize) -> Vec<Push> {
     qctl.until(&format!("the phone has shown {count}"), || {
         let shown = phone.shown();
         (shown.len() >= count).then_some(shown)
@@ -36,7 +36,7 @@ fn until_shown(qctl: &Installation, phone: &Phone, count: usize) -> Vec<Push> {
 }
 
 /// Waits until nothing is on its way any more, and returns the history, newest first.
-fn settled(qctl: &Installation) -> Vec<Value> {
+pub(crate) fn settled(qctl: &Installation) -> Vec<Value> {
     qctl.until("nothing is on its way", || {
         let page = qctl.json(&["notices"]);
         let notices = page["notices"].as_array().unwrap().clone();
@@ -60,7 +60,7 @@ fn worker(qctl: &Installation) -> String {
 
 mod told {
     /// Times of day and lengths in seconds differ from run to run.
-    pub(super) fn without_times(text: &str) -> String {
+    pub(crate) fn without_times(text: &str) -> String {
         let mut out = String::new();
         for (index, word) in text.split(' ').enumerate() {
             if index > 0 {

@@ -3,7 +3,9 @@
 //! A flag beats its variable, which beats `worker.toml`, which beats the default.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use figment::Figment;
@@ -14,12 +16,16 @@ use qctl_worker_core::ring::DEFAULT_LIMIT_BYTES;
 use qctl_worker_core::roster::MAX_SLOTS;
 use serde::{Deserialize, Serialize};
 
+use crate::inventory::gpu;
 use crate::shim;
 use crate::watch::nvml;
 
 /// Checkpoints of a job that are kept: the newest may turn out to be damaged.
 const CHECKPOINTS: u32 = 3;
 const MAX_CHECKPOINTS: u32 = 1_000;
+
+/// What the GPU driver's deadline may be.
+const GPU_DEADLINES: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(600);
 
 /// Longest name of a worker, in bytes.
 const MAX_NAME_BYTES: usize = 100;
@@ -58,6 +64,14 @@ pub struct Args {
     #[arg(long, env = "QCTL_CHECKPOINTS_PER_JOB", value_name = "NUMBER")]
     #[serde(skip_serializing_if = "Option::is_none")]
     checkpoints_per_job: Option<u32>,
+    /// NVIDIA's management library, libnvidia-ml.so.1, where it is not found by itself
+    #[arg(long, env = "QCTL_NVML_LIBRARY", value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nvml_library: Option<PathBuf>,
+    /// How long the GPU driver may take for an answer before it counts as hung [default: 15s]
+    #[arg(long, env = "QCTL_GPU_DEADLINE", value_name = "TIME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gpu_deadline: Option<String>,
     /// What to log, such as `info` or `qctl_worker=debug,warn` [default: info]
     #[arg(long, env = "QCTL_LOG", value_name = "FILTER")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -84,7 +98,7 @@ pub enum Command {
     Shim(shim::Args),
     /// Print this machine's GPUs as JSON.
     #[command(hide = true)]
-    Gpus,
+    Gpus(gpu::Args),
     /// Print what the GPUs do, a line of JSON every few seconds.
     #[command(hide = true)]
     WatchGpus(nvml::Args),
@@ -112,6 +126,8 @@ struct Raw {
     slots: Option<u32>,
     log_limit: Option<String>,
     checkpoints_per_job: Option<u32>,
+    nvml_library: Option<PathBuf>,
+    gpu_deadline: Option<String>,
     log: Option<String>,
     log_format: Option<LogFormat>,
 }
@@ -135,6 +151,10 @@ pub struct Config {
     pub log_limit: u64,
     /// Checkpoints of a job that keep their contents.
     pub checkpoints_per_job: usize,
+    /// NVML's library, where it is not the system's.
+    pub nvml_library: Option<PathBuf>,
+    /// How long the GPU driver may take for an answer.
+    pub gpu_deadline: Duration,
     /// Filter of the log.
     pub log: String,
     /// How log lines look.
@@ -205,6 +225,12 @@ pub enum ConfigError {
         /// What was given.
         given: u32,
     },
+    /// The deadline of the GPU driver is no length of time, or out of its range.
+    #[error("--gpu-deadline cannot be `{given}`: a time such as 15s, from 1s to 10m")]
+    GpuDeadline {
+        /// What was given.
+        given: String,
+    },
     /// The filter of the log cannot be read.
     #[error("--log `{given}` is not a filter such as `info` or `qctl_worker=debug`")]
     Log {
@@ -272,6 +298,13 @@ impl Config {
                 given: checkpoints_per_job,
             });
         }
+        let gpu_deadline = match given(raw.gpu_deadline) {
+            None => gpu::DEADLINE,
+            Some(given) => humantime::parse_duration(&given)
+                .ok()
+                .filter(|time| GPU_DEADLINES.contains(time))
+                .ok_or(ConfigError::GpuDeadline { given })?,
+        };
         let log = given(raw.log).unwrap_or_else(|| "info".to_owned());
         tracing_subscriber::EnvFilter::try_new(&log).map_err(|source| ConfigError::Log {
             given: log.clone(),
@@ -286,6 +319,8 @@ impl Config {
             slots: raw.slots,
             log_limit: log_limit.transpose()?.unwrap_or(DEFAULT_LIMIT_BYTES),
             checkpoints_per_job: checkpoints_per_job as usize,
+            nvml_library: path(raw.nvml_library),
+            gpu_deadline,
             log,
             log_format: raw.log_format.unwrap_or_default(),
             // Survives an upgrade that replaces the file while this agent runs.
@@ -334,6 +369,13 @@ impl fmt::Display for Config {
         line(f, "log_limit", text(&self.log_limit.to_string()))?;
         let kept = self.checkpoints_per_job.to_string();
         line(f, "checkpoints_per_job", Some(kept))?;
+        line(
+            f,
+            "nvml_library",
+            self.nvml_library.as_deref().and_then(path),
+        )?;
+        let deadline = humantime::format_duration(self.gpu_deadline).to_string();
+        line(f, "gpu_deadline", text(&deadline))?;
         line(f, "log", text(&self.log))?;
         let format = match self.log_format {
             LogFormat::Compact => "compact",
@@ -377,6 +419,8 @@ mod tests {
             (&["--slots", "0"][..], "", "between 1 and 1000"),
             (&["--checkpoints-per-job", "0"], "", "between 1 and 1000"),
             (&["--name", "a b"], "", "`a b`"),
+            (&["--gpu-deadline", "0s"], "", "from 1s to 10m"),
+            (&["--gpu-deadline", "soon"], "", "`soon`"),
             (&["--log", "a=b=c"], "", "--log"),
             (&["--log-limit", "none"], "", "a size such as"),
             (&["--log-limit", "0"], "", "at least 1 MiB"),
@@ -391,12 +435,19 @@ mod tests {
 
     #[test]
     fn what_is_printed_can_be_read_again() {
-        let config = load(&["--name", "a", "--slots", "2", "--log-limit", "3M"], "").unwrap();
+        let flags = "--name a --slots 2 --log-limit 3M --gpu-deadline 90s --nvml-library /n.so";
+        let flags: Vec<&str> = flags.split(' ').collect();
+        let config = load(&flags, "").unwrap();
         assert_eq!(config.log_limit, 3 << 20);
+        assert_eq!(config.gpu_deadline, Duration::from_secs(90));
         let again = load(&[], &config.to_string()).unwrap();
         assert_eq!(
             (again.name, again.slots, again.log_limit),
             (config.name, config.slots, config.log_limit)
+        );
+        assert_eq!(
+            (again.gpu_deadline, again.nvml_library),
+            (config.gpu_deadline, config.nvml_library)
         );
     }
 }

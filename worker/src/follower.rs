@@ -11,6 +11,7 @@ use qctl_proto::v1::{
     Assignment, AttemptEnded, SegmentHole, SegmentPid, SegmentTail, StopCause, attempt_ended,
 };
 use qctl_worker_core::ending::{Contradiction, Ending};
+use qctl_worker_core::gpu::{Fault, FaultKind};
 use qctl_worker_core::position::Position;
 use qctl_worker_core::progress::{Pattern, Reading, Tracker};
 use qctl_worker_core::report;
@@ -21,6 +22,7 @@ use crate::log_pump::{Place, Pump};
 use crate::process::identity;
 use crate::shim::records::{self, Event};
 use crate::tail_reader::TailReader;
+use crate::wire;
 
 /// Bytes read at once while there is much to read. Between two pieces other work has its turn.
 const PIECE_BYTES: usize = 256 * 1024;
@@ -128,6 +130,8 @@ struct Attempt {
     begin: u64,
     tracker: Tracker,
     ending: Ending,
+    /// UUIDs of its GPUs.
+    gpus: Vec<String>,
     position: Position,
     wall_us: i64,
     /// True when output was read since it was last told.
@@ -274,6 +278,28 @@ impl Follower {
             && ended.stop_cause() == StopCause::Unspecified;
         if is_success && let Some(line) = attempt.ending.contradiction() {
             ended.contradiction = line;
+        }
+        let failed_by_itself = ended.end() == attempt_ended::End::Waited
+            && ended.exit_code != Some(0)
+            && ended.stop_cause() == StopCause::Unspecified
+            && !ended.out_of_memory
+            && !ended.checkpointed;
+        // Only a GPU that was given to it can be at fault.
+        if failed_by_itself
+            && let [first, others @ ..] = &attempt.gpus[..]
+            && let Some(line) = attempt.ending.gpu_fault()
+        {
+            ended.gpu_fault = true;
+            ended.gpu = Some(wire::wire_gpu_fault(Fault {
+                // With several nobody knows which one it was.
+                gpu: if others.is_empty() {
+                    first.clone()
+                } else {
+                    String::new()
+                },
+                name: String::new(),
+                kind: FaultKind::Output(line),
+            }));
         }
     }
 
@@ -498,6 +524,7 @@ impl Attempt {
             begin,
             tracker: Tracker::new(pattern),
             ending: Ending::new(contradiction),
+            gpus: assignment.map_or_else(Vec::new, |assignment| assignment.gpus.clone()),
             position: Position::default(),
             wall_us: 0,
             grown: false,

@@ -40,7 +40,7 @@ use tracing_subscriber::EnvFilter;
 
 use checkpoints::Checkpoints;
 use config::{Args, Command, Config, LogFormat};
-use inventory::gpu;
+use inventory::gpu::{self, Nvml};
 use inventory::host::Observer;
 use log_pump::Pump;
 use process::identity;
@@ -61,7 +61,7 @@ pub fn main() -> ExitCode {
             let _ = rustix::thread::set_name(c"qctl-shim");
             return shim::main(args);
         }
-        Some(Command::Gpus) => return gpu::main(),
+        Some(Command::Gpus(args)) => return gpu::main(args),
         Some(Command::WatchGpus(args)) => return watch::nvml::main(args),
         None => {}
     }
@@ -141,6 +141,12 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         coordinator,
     )
     .context("cannot start the threads that look after checkpoints")?;
+    let nvml = Nvml {
+        program: config.shim_program.clone(),
+        library: config.nvml_library.clone(),
+        deadline: config.gpu_deadline,
+    };
+    let (tell_gpus, gpus) = mpsc::unbounded_channel();
     let supervisor = Supervisor::adopt(Surroundings {
         spool: Arc::clone(&spool),
         boot_id: boot_id.clone(),
@@ -152,11 +158,12 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         found,
         observer,
         watcher: watcher.clone(),
+        gpus,
         stored,
         session,
     })
     .await?;
-    let gpus = watcher.watch_gpus(config.shim_program.clone(), stop.clone());
+    let gpus = watcher.watch_gpus(nvml.clone(), tell_gpus, stop.clone());
     let (link, connected) = tokio::sync::watch::channel(false);
     let watching = watch_coordinator(&config, host.name.clone(), connected, stop.clone());
     let dialler = Dialler {
@@ -168,7 +175,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         slots: config.slots,
         boot_id,
         host,
-        program: config.shim_program,
+        nvml,
         spool,
         pump,
         supervisor: events,

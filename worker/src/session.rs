@@ -21,7 +21,7 @@ use tonic::{Status, Streaming};
 
 use crate::checkpoints::Coordinator;
 use crate::config::Server;
-use crate::inventory::gpu::{self, Gpu};
+use crate::inventory::gpu::{self, Gpu, Nvml};
 use crate::inventory::host::Host;
 use crate::log_pump::{Pump, uplink};
 use crate::spool::{Spool, SpoolError};
@@ -55,7 +55,7 @@ pub(crate) struct Dialler {
     pub(crate) slots: Option<u32>,
     pub(crate) boot_id: String,
     pub(crate) host: Host,
-    pub(crate) program: PathBuf,
+    pub(crate) nvml: Nvml,
     pub(crate) spool: Arc<Spool>,
     pub(crate) pump: Pump,
     pub(crate) supervisor: mpsc::Sender<SessionEvent>,
@@ -307,7 +307,7 @@ impl Dialler {
         if fresh {
             return;
         }
-        match gpu::list(&self.program).await {
+        match gpu::list(&self.nvml).await {
             Ok(gpus) => memory.gpus = Some((Instant::now(), gpus)),
             Err(error) => {
                 tracing::warn!("the GPUs of this machine are not known: {}", chain(&error));

@@ -1,5 +1,7 @@
 //! The contract's spelling of what the core calls by its own names.
 
+mod gpu;
+
 use std::time::Duration;
 
 use chrono::DateTime;
@@ -21,6 +23,7 @@ use qctl_worker_core::session::{Stage, Verdict};
 
 use crate::follower;
 use crate::shim::records;
+pub(crate) use gpu::{gpu_fault_from, wire_gpu_fault};
 
 /// Microseconds since the Unix epoch as the contract has it.
 pub(crate) fn timestamp(wall_us: i64) -> Option<Timestamp> {
@@ -55,6 +58,8 @@ pub(crate) fn wire_cause(cause: Option<StopCause>) -> WireCause {
         Some(StopCause::Lease) => WireCause::Lease,
         Some(StopCause::Superseded) => WireCause::Superseded,
         Some(StopCause::Drill) => WireCause::Drill,
+        Some(StopCause::GpuFault) => WireCause::GpuFault,
+        Some(StopCause::GpuFallback) => WireCause::GpuFallback,
     }
 }
 
@@ -68,6 +73,8 @@ pub(crate) fn cause(wire: WireCause) -> Option<StopCause> {
         WireCause::Lease => Some(StopCause::Lease),
         WireCause::Superseded => Some(StopCause::Superseded),
         WireCause::Drill => Some(StopCause::Drill),
+        WireCause::GpuFault => Some(StopCause::GpuFault),
+        WireCause::GpuFallback => Some(StopCause::GpuFallback),
     }
 }
 
@@ -85,6 +92,7 @@ pub(crate) fn terms(assignment: &Assignment) -> Terms {
         beside_slots: assignment.beside_slots,
         exclusive: spec.is_some_and(|spec| spec.exclusive),
         grace: grace.and_then(duration).unwrap_or(DEFAULT_GRACE),
+        gpus: assignment.gpus.clone(),
     }
 }
 
@@ -238,10 +246,12 @@ pub(crate) fn ask(ask: agent::Ask, moment: Moment) -> Ask {
             fence,
             cause,
             grace,
+            gpu,
         } => Ask::Stop(Stop {
             fence,
             cause: wire_cause(Some(cause)).into(),
             grace: grace.and_then(wire_duration),
+            gpu: gpu.map(wire_gpu_fault),
         }),
         agent::Ask::SetPaused { fence, paused } => Ask::SetPaused(SetPaused { fence, paused }),
         agent::Ask::Lease { fence, until } => Ask::Lease(ShimLease {
@@ -345,6 +355,7 @@ fn ended(wire: AttemptEnded) -> Ended {
         contradiction,
         gpu_out_of_memory,
         checkpointed,
+        gpu,
     } = wire;
     Ended {
         end: match end {
@@ -372,6 +383,7 @@ fn ended(wire: AttemptEnded) -> Ended {
         contradiction,
         gpu_out_of_memory,
         checkpointed,
+        gpu: gpu.and_then(gpu_fault_from),
     }
 }
 
@@ -395,6 +407,7 @@ fn attempt_ended(fence: i64, ended: Ended) -> AttemptEnded {
         contradiction,
         gpu_out_of_memory,
         checkpointed,
+        gpu,
     } = ended;
     let end = match end {
         End::Unknown => attempt_ended::End::Unspecified,
@@ -424,11 +437,14 @@ fn attempt_ended(fence: i64, ended: Ended) -> AttemptEnded {
         contradiction,
         gpu_out_of_memory,
         checkpointed,
+        gpu: gpu.map(wire_gpu_fault),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use qctl_proto::v1::{GpuFault, gpu_fault};
+
     use super::*;
 
     #[test]
@@ -453,13 +469,20 @@ mod tests {
             contradiction: "2 failed".to_owned(),
             gpu_out_of_memory: true,
             checkpointed: true,
+            gpu: Some(GpuFault {
+                gpu: "GPU-1".to_owned(),
+                name: "X".to_owned(),
+                kind: gpu_fault::Kind::Xid.into(),
+                number: 79,
+                message: "the driver reports a serious error of X (GPU-1): Xid 79".to_owned(),
+            }),
         };
         assert_eq!(attempt_ended(7, ended(recorded.clone())), recorded);
     }
 
     #[test]
     fn every_cause_comes_back() {
-        for number in 0..=6 {
+        for number in 0..=8 {
             let wire = WireCause::try_from(number).unwrap();
             assert_eq!(wire_cause(cause(wire)), wire);
         }

@@ -10,10 +10,24 @@ cause = { $cause ->
     [worker_lost] its machine went away or was restarted
     [shim_lost] the process that looks after it was killed
     [lease_expired] its machine was cut off for too long
-    [gpu_fault] its graphics card failed
+    [gpu_fault] { gpu-fault }
+    [gpu_fallback] { $fault ->
+        [unused] it was given a graphics card and did not use it for { $minutes } minutes of work
+        [slow] it took { $number } times as long for an item as it did before, as if without its graphics card
+       *[other] it computed without the graphics card it was given
+    }
     [silence] it said nothing for too long
     [contradicted] it reported success, but its own output says otherwise
    *[other] { $text }
+}
+gpu-fault = { $fault ->
+    [lost] its graphics card { $gpu } has failed: the driver has lost it
+    [memory] the memory of its graphics card { $gpu } is faulty
+    [xid] its graphics card { $gpu } has failed: the driver reports error Xid { $number }
+    [output] its graphics card failed it, as its output says
+    [silent] the driver of its graphics card does not answer
+    [unfit] its graphics card { $gpu } is not fit for work
+   *[other] its graphics card failed
 }
 last-line = Last line: { $line }
 details = { $text }

@@ -10,10 +10,24 @@ cause = { $cause ->
     [worker_lost] 動いていたマシンが止まったか、再起動しました
     [shim_lost] 見張りのプロセスが強制終了されました
     [lease_expired] 動いていたマシンとの連絡が長く途切れました
-    [gpu_fault] GPU が故障しました
+    [gpu_fault] { gpu-fault }
+    [gpu_fallback] { $fault ->
+        [unused] GPU を割り当てたのに、処理中の { $minutes } 分間まったく使っていませんでした
+        [slow] 1 件あたりの時間が以前の { $number } 倍かかり、GPU を使っていないようでした
+       *[other] 割り当てた GPU を使わずに計算していました
+    }
     [silence] 長い間何も出力しませんでした
     [contradicted] 成功と報告しましたが、出力の内容と食い違っています
    *[other] { $text }
+}
+gpu-fault = { $fault ->
+    [lost] GPU { $gpu } が故障し、ドライバーから見えなくなりました
+    [memory] GPU { $gpu } のメモリに直せないエラーが出ました
+    [xid] GPU { $gpu } が故障しました(ドライバーのエラー Xid { $number })
+    [output] 出力によると、GPU でエラーが起きました
+    [silent] GPU のドライバーが応答しません
+    [unfit] GPU { $gpu } は使える状態ではありません
+   *[other] GPU が故障しました
 }
 last-line = 最後の行: { $line }
 details = { $text }

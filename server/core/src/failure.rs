@@ -130,6 +130,9 @@ impl RetryRules {
         match outcome.cause {
             Cause::CannotStart => return Some("another try would not start either".to_owned()),
             Cause::GpuFault => return Some("another try needs a GPU that works".to_owned()),
+            Cause::GpuFallback => {
+                return Some("another try would most likely go the same way".to_owned());
+            }
             _ => {}
         }
         if let Some(cause) = self.no_retry_on.iter().find(|cause| cause.matches(outcome)) {

@@ -593,6 +593,7 @@ fn apply_late(job: &Job, outcome: &Outcome, backoff: &Backoff, now: DateTime<Utc
         ended_at: now,
         checkpoint: false,
         gpu_out_of_memory: false,
+        gpu: None,
         refused: false,
         cancel_requested: job.cancel_requested,
     };

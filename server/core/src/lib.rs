@@ -7,6 +7,7 @@ pub mod dependency;
 pub mod dispatch;
 pub mod explain;
 pub mod failure;
+pub mod gpu;
 pub mod guard;
 pub mod id;
 pub mod job;

@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::gpu::GpuFault;
+
 /// The classes that budgets and dependencies look at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -54,6 +56,8 @@ pub enum Cause {
     Checkpointed,
     /// A person interrupted it to see whether it resumes.
     Drill,
+    /// It was given a GPU and computed without it.
+    GpuFallback,
     /// It was never started and never will be.
     Void,
 }
@@ -108,6 +112,7 @@ words!(Cause {
     Contradicted = "contradicted",
     Checkpointed = "checkpointed",
     Drill = "drill",
+    GpuFallback = "gpu_fallback",
     Void = "void",
 });
 
@@ -160,6 +165,10 @@ pub enum StopCause {
     Superseded,
     /// A drill: killed as if its machine had been lost.
     Drill,
+    /// A GPU of its own failed.
+    GpuFault,
+    /// It was given a GPU and computes without it.
+    GpuFallback,
 }
 
 /// The recorded facts of an attempt's end.
@@ -182,6 +191,9 @@ pub struct Facts {
     /// A GPU that was assigned to it failed.
     #[serde(default)]
     pub gpu_fault: bool,
+    /// What is wrong with it, or with how it was used.
+    #[serde(default)]
+    pub gpu: Option<GpuFault>,
     /// Its own output says that it did not succeed; the sentence says how.
     #[serde(default)]
     pub contradiction: Option<String>,
@@ -206,6 +218,7 @@ impl Facts {
             stopped: None,
             out_of_memory: false,
             gpu_fault: false,
+            gpu: None,
             contradiction: None,
             gpu_out_of_memory: false,
             checkpointed: false,
@@ -220,12 +233,18 @@ impl Facts {
 /// never a success.
 pub fn outcome(facts: &Facts) -> Outcome {
     use {Cause as C, OutcomeKind as K};
+    let gpu = facts.gpu.as_ref().map_or("", |fault| &fault.message);
     let told = |kind: K, cause: C, sentence: &str| Outcome {
         kind,
         cause,
         exit_code: facts.exit_code,
         signal: facts.signal,
-        message: match facts.message.trim().trim_end_matches('.') {
+        message: match [gpu, &facts.message]
+            .map(|said| said.trim().trim_end_matches('.'))
+            .into_iter()
+            .find(|said| !said.is_empty())
+            .unwrap_or_default()
+        {
             "" => sentence.to_owned(),
             said if sentence.is_empty() => said.to_owned(),
             said => format!("{sentence}: {said}"),
@@ -233,7 +252,15 @@ pub fn outcome(facts: &Facts) -> Outcome {
     };
     match facts.stopped {
         Some(StopCause::Cancel) => return told(K::Cancelled, C::Cancelled, "cancelled"),
+        Some(StopCause::GpuFault) => return told(K::Failed, C::GpuFault, "its GPU failed"),
         _ if facts.gpu_fault => return told(K::Failed, C::GpuFault, "its GPU failed"),
+        Some(StopCause::GpuFallback) => {
+            return told(
+                K::Failed,
+                C::GpuFallback,
+                "stopped because it computed without its GPU",
+            );
+        }
         Some(StopCause::Silence) => {
             return told(
                 K::Interrupted,
@@ -366,6 +393,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::gpu::GpuFaultKind;
 
     fn exit(code: i32) -> Facts {
         Facts {
@@ -410,6 +438,8 @@ mod tests {
                 (K::Interrupted, C::LeaseExpired),
             ),
             (Some(StopCause::Drill), (K::Interrupted, C::Drill)),
+            (Some(StopCause::GpuFault), (K::Failed, C::GpuFault)),
+            (Some(StopCause::GpuFallback), (K::Failed, C::GpuFallback)),
             (None, (K::Failed, C::OutOfMemory)),
         ] {
             assert_eq!(verdict(&no_gpu(stopped)), expected, "{stopped:?}");
@@ -460,6 +490,22 @@ mod tests {
             ..Facts::of(End::CannotStart)
         };
         assert_eq!(outcome(&missing).message, "no program `pytset` in its PATH");
+        let lost = Facts {
+            stopped: Some(StopCause::GpuFault),
+            signal: Some(15),
+            gpu: Some(GpuFault {
+                gpu: "GPU-1".into(),
+                name: "X".into(),
+                kind: GpuFaultKind::Lost,
+                number: 0,
+                message: "the driver has lost X (GPU-1)".into(),
+            }),
+            ..Facts::of(End::Waited)
+        };
+        assert_eq!(
+            outcome(&lost).message,
+            "its GPU failed: the driver has lost X (GPU-1)"
+        );
     }
 
     fn facts() -> impl Strategy<Value = Facts> {
@@ -478,6 +524,8 @@ mod tests {
             StopCause::Lease,
             StopCause::Superseded,
             StopCause::Drill,
+            StopCause::GpuFault,
+            StopCause::GpuFallback,
         ]));
         (
             end,
@@ -507,6 +555,7 @@ mod tests {
                         stopped,
                         out_of_memory,
                         gpu_fault,
+                        gpu: None,
                         contradiction,
                         gpu_out_of_memory: false,
                         checkpointed,

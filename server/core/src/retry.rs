@@ -7,6 +7,7 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::failure::RetryRules;
+use crate::gpu::GpuFault;
 use crate::guard::{Guard, is_broken};
 use crate::job::JobState;
 use crate::outcome::{Cause, Outcome, OutcomeKind};
@@ -111,6 +112,8 @@ pub struct Ended {
     pub checkpoint: bool,
     /// The end of its output told that a GPU had no memory left.
     pub gpu_out_of_memory: bool,
+    /// What was wrong with its GPU, or with how it was used.
+    pub gpu: Option<GpuFault>,
     /// Its worker refused it without having been asked to return it.
     pub refused: bool,
     /// A cancel was asked for.

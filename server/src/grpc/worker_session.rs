@@ -12,6 +12,7 @@ use qctl_proto::v1::open_session_response::Message as ToWire;
 use qctl_proto::v1::worker_session_service_server::WorkerSessionService;
 use qctl_proto::{PROTOCOL_VERSION, v1};
 use qctl_server_core::checkpoint::{Answer, CheckpointId, Damaged, MAX_CANDIDATES, Resumes, Told};
+use qctl_server_core::gpu::{GpuFault, GpuFaultKind};
 use qctl_server_core::ledger::{EndedReport, Message, What};
 use qctl_server_core::outcome::End;
 use qctl_server_core::reconcile::{Action, Held};
@@ -417,6 +418,8 @@ fn ended_from(ended: v1::AttemptEnded) -> Result<EndedReport, Error> {
         v1::StopCause::Lease => Some(StopCause::Lease),
         v1::StopCause::Superseded => Some(StopCause::Superseded),
         v1::StopCause::Drill => Some(StopCause::Drill),
+        v1::StopCause::GpuFault => Some(StopCause::GpuFault),
+        v1::StopCause::GpuFallback => Some(StopCause::GpuFallback),
     };
     let facts = Facts {
         exit_code: ended.exit_code,
@@ -424,6 +427,7 @@ fn ended_from(ended: v1::AttemptEnded) -> Result<EndedReport, Error> {
         stopped,
         out_of_memory: ended.out_of_memory,
         gpu_fault: ended.gpu_fault,
+        gpu: ended.gpu.and_then(gpu_fault_from),
         contradiction: Some(clean(ended.contradiction, SENTENCE))
             .filter(|line| !line.trim().is_empty())
             .map(|line| format!("its output says: {}", line.trim())),
@@ -443,6 +447,29 @@ fn ended_from(ended: v1::AttemptEnded) -> Result<EndedReport, Error> {
         log_end: ended.log_end.max(0),
         log_crc32c: ended.log_crc32c,
         not_enforced: clean_all(ended.not_enforced),
+    })
+}
+
+/// A fault of a GPU; `None` for a kind that this coordinator does not know.
+fn gpu_fault_from(told: v1::GpuFault) -> Option<GpuFault> {
+    use v1::gpu_fault::Kind as Wire;
+    let kind = match told.kind() {
+        Wire::Unspecified => return None,
+        Wire::Lost => GpuFaultKind::Lost,
+        Wire::Memory => GpuFaultKind::Memory,
+        Wire::Xid => GpuFaultKind::Xid,
+        Wire::Output => GpuFaultKind::Output,
+        Wire::Silent => GpuFaultKind::Silent,
+        Wire::Unfit => GpuFaultKind::Unfit,
+        Wire::Unused => GpuFaultKind::Unused,
+        Wire::Slow => GpuFaultKind::Slow,
+    };
+    Some(GpuFault {
+        gpu: clean(told.gpu, WORD),
+        name: clean(told.name, WORD),
+        kind,
+        number: told.number.max(0),
+        message: clean(told.message, SENTENCE),
     })
 }
 
@@ -494,6 +521,7 @@ fn about_attempt(message: Message) -> ToWire {
             fence: fence.0,
             cause: stop_cause(cause).into(),
             grace: grace.map(convert::duration),
+            gpu: None,
         }),
         Message::ResultCommitted(fence) => {
             ToWire::ResultCommitted(v1::ResultCommitted { fence: fence.0 })
@@ -575,6 +603,8 @@ fn stop_cause(cause: StopCause) -> v1::StopCause {
         StopCause::Lease => v1::StopCause::Lease,
         StopCause::Superseded => v1::StopCause::Superseded,
         StopCause::Drill => v1::StopCause::Drill,
+        StopCause::GpuFault => v1::StopCause::GpuFault,
+        StopCause::GpuFallback => v1::StopCause::GpuFallback,
     }
 }
 

@@ -52,6 +52,12 @@ fn of_details(details: &Details, worker: &str) -> Facts {
     ] {
         fact(name, Fact::Text(text.clone()));
     }
+    if let Some(fault) = &details.gpu {
+        fact("gpu", Fact::Text(fault.called()));
+        fact("fault", Fact::Text(fault.kind.as_str().to_owned()));
+        fact("number", Fact::Text(fault.number.to_string()));
+        fact("minutes", Fact::Text((fault.number / 60).to_string()));
+    }
     // Why a program could not be started is what the shim says about it, as good as a last line.
     let line = match details.cause {
         Some(Cause::CannotStart) if details.line.is_empty() => &details.text,

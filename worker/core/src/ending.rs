@@ -21,6 +21,15 @@ static GPU_OUT_OF_MEMORY: LazyLock<Option<Regex>> = LazyLock::new(|| {
         .ok()
 });
 
+/// How CUDA and the libraries above it say that a GPU or its driver failed a program. Errors of
+/// cuDNN and cuBLAS that only mean a wrong argument, or too little memory, are left out.
+static GPU_FAULT: LazyLock<Option<Regex>> = LazyLock::new(|| {
+    Regex::new(
+        r"CUDA error: |CUDA_ERROR_(?:ILLEGAL_\w+|LAUNCH_FAILED|ECC_UNCORRECTABLE|NO_DEVICE|DEVICE_UNAVAILABLE|NOT_INITIALIZED|ASSERT|HARDWARE_STACK_ERROR|SYSTEM_\w+|UNKNOWN)|cudaError(?:Illegal\w+|LaunchFailure|ECCUncorrectable|NoDevice|DevicesUnavailable|InsufficientDriver|Assert|HardwareStackError|InitializationError|Unknown)|CUDNN_STATUS_(?:EXECUTION_FAILED|INTERNAL_ERROR|MAPPING_ERROR|NOT_INITIALIZED)|CUBLAS_STATUS_(?:EXECUTION_FAILED|INTERNAL_ERROR|MAPPING_ERROR|NOT_INITIALIZED)|NCCL [Ee]rror|nccl(?:UnhandledCuda|Internal|System)Error|no CUDA-capable device|[Nn]o CUDA GPUs are available|CUDA driver version is insufficient|CUDA driver initialization failed|Found no NVIDIA driver|torch\.cuda\.is_available\(\) is False|device-side assert triggered|an illegal memory access was encountered|[Uu]ncorrectable ECC error|GPU is lost",
+    )
+    .ok()
+});
+
 /// A pattern whose match in a line contradicts exit 0.
 #[derive(Clone, Debug)]
 pub struct Contradiction(Regex);
@@ -84,6 +93,21 @@ impl Ending {
         GPU_OUT_OF_MEMORY
             .as_ref()
             .is_some_and(|pattern| pattern.is_match(self.tail().0))
+    }
+
+    /// The first line of its end that tells of a fault of a GPU, as it is to be quoted; the others
+    /// follow from it. A GPU that had no memory left is no fault.
+    pub fn gpu_fault(&self) -> Option<String> {
+        if self.gpu_out_of_memory() {
+            return None;
+        }
+        let pattern = GPU_FAULT.as_ref()?;
+        let (tail, _) = self.tail();
+        let mut lines = tail.split(|byte| matches!(byte, b'\n' | b'\r'));
+        lines.find_map(|line| {
+            let seen = strip(line);
+            pattern.is_match(&seen).then(|| quote(&seen))
+        })
     }
 
     /// The last line that contradicts exit 0, as it is to be quoted.
@@ -152,6 +176,36 @@ mod tests {
         let mut long_ago = ending("CUDA out of memory\n");
         long_ago.output(&vec![b'x'; TAIL_BYTES]);
         assert!(!long_ago.gpu_out_of_memory());
+    }
+
+    #[test]
+    fn f35_a_fault_of_a_gpu_is_recognised_and_its_line_quoted() {
+        for line in [
+            "RuntimeError: CUDA error: an illegal memory access was encountered",
+            "RuntimeError: cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
+            "RuntimeError: CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+            "RuntimeError: No CUDA GPUs are available",
+            "RuntimeError: no CUDA-capable device is detected",
+            "CUDA driver version is insufficient for CUDA runtime version",
+            "RuntimeError: CUDA error: device-side assert triggered",
+            "torch.distributed.DistBackendError: NCCL error in: ProcessGroupNCCL.cpp:1970",
+            "RuntimeError: Attempting to deserialize object on a CUDA device but torch.cuda.is_available() is False.",
+        ] {
+            let output = format!(
+                "Traceback\n\x1b[31m{line}\x1b[0m\nCUDA kernel errors might be asynchronous\n"
+            );
+            assert_eq!(ending(&output).gpu_fault().as_deref(), Some(line));
+        }
+        for line in [
+            "using CUDA, cuDNN 9.1",
+            "RuntimeError: CUDA error: out of memory",
+            "CUDA out of memory\nCUDNN_STATUS_INTERNAL_ERROR",
+            "CUDNN_STATUS_NOT_SUPPORTED: falling back",
+            "NCCL WARN Connect to 10.0.0.2 failed",
+            "12 errors",
+        ] {
+            assert_eq!(ending(line).gpu_fault(), None, "{line}");
+        }
     }
 
     #[test]

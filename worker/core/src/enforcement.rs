@@ -34,6 +34,10 @@ pub enum StopCause {
     Superseded,
     /// A drill: killed without a stop signal, as the loss of the machine would.
     Drill,
+    /// A GPU of its own failed.
+    GpuFault,
+    /// It was given a GPU and computes without it.
+    GpuFallback,
 }
 
 /// The limits of one attempt.

@@ -7,6 +7,7 @@ pub mod colours;
 pub mod dead_man;
 pub mod ending;
 pub mod enforcement;
+pub mod gpu;
 pub mod guard;
 pub mod lease_guard;
 pub mod log_offsets;

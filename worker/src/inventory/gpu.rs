@@ -1,24 +1,58 @@
 //! GPUs, as NVML tells them. NVML can hang for good, so it is asked in a process of its own, which
 //! is given up when it does not answer. No driver and no GPU is the normal case.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
-use nvml_wrapper::Nvml;
+use nvml_wrapper::Nvml as Library;
 use nvml_wrapper::error::NvmlError;
 use qctl_proto::v1;
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 
-/// How long NVML may take.
-const DEADLINE: Duration = Duration::from_secs(5);
+/// How long NVML may take for one answer, unless the worker's settings say otherwise.
+pub const DEADLINE: Duration = Duration::from_secs(15);
+
+/// How long the list of GPUs may take at most: a session waits for it.
+const LIST_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Longest answer that is read, in bytes.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
 
 /// On WSL the right library stands here, and a stub elsewhere may hide it.
 const WSL_LIBRARY: &str = "/usr/lib/wsl/lib/libnvidia-ml.so.1";
+
+/// How NVML is asked: by a process of its own, with a deadline.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Nvml {
+    /// The worker's program.
+    pub program: PathBuf,
+    /// NVML's library, where it is not the system's.
+    pub library: Option<PathBuf>,
+    /// How long it may take for one answer.
+    pub deadline: Duration,
+}
+
+impl Nvml {
+    /// The program in one of the parts that ask NVML.
+    pub(crate) fn command(&self, part: &str) -> Command {
+        let mut command = Command::new(&self.program);
+        command.arg(part);
+        if let Some(library) = &self.library {
+            command.arg("--library").arg(library);
+        }
+        command
+    }
+}
+
+/// Arguments of a part that asks NVML once.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Args {
+    /// NVML's library, where it is not the system's.
+    #[arg(long)]
+    pub library: Option<PathBuf>,
+}
 
 /// A GPU.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,8 +82,8 @@ pub enum GpuError {
     #[error("the process that asks for GPUs could not be run")]
     Spawn(#[source] std::io::Error),
     /// No answer in time.
-    #[error("the GPU driver did not answer within {} s", DEADLINE.as_secs())]
-    Silent,
+    #[error("the GPU driver did not answer within {} s", .0.as_secs())]
+    Silent(Duration),
     /// The process failed.
     #[error("the process that asks for GPUs failed: {0}")]
     Failed(String),
@@ -58,34 +92,43 @@ pub enum GpuError {
     Answer(#[source] serde_json::Error),
 }
 
-/// The machine's GPUs, asked through `program gpus`.
+/// The machine's GPUs.
 ///
 /// # Errors
 /// When the driver hangs or fails. Having no driver is not an error.
-pub async fn list(program: &Path) -> Result<Vec<Gpu>, GpuError> {
-    let child = Command::new(program)
-        .arg("gpus")
+pub async fn list(nvml: &Nvml) -> Result<Vec<Gpu>, GpuError> {
+    let deadline = nvml.deadline.min(LIST_DEADLINE);
+    let answer = answer(nvml.command("gpus"), deadline).await?;
+    serde_json::from_slice(&answer).map_err(GpuError::Answer)
+}
+
+/// What a part prints that asks NVML once.
+///
+/// # Errors
+/// When it hangs or fails.
+pub(crate) async fn answer(mut command: Command, deadline: Duration) -> Result<Vec<u8>, GpuError> {
+    let child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
         .map_err(GpuError::Spawn)?;
-    let output = tokio::time::timeout(DEADLINE, child.wait_with_output())
+    let mut output = tokio::time::timeout(deadline, child.wait_with_output())
         .await
-        .map_err(|_| GpuError::Silent)?
+        .map_err(|_| GpuError::Silent(deadline))?
         .map_err(GpuError::Spawn)?;
     if !output.status.success() {
         let words = String::from_utf8_lossy(&output.stderr);
         return Err(GpuError::Failed(words.trim().chars().take(500).collect()));
     }
-    let answer = &output.stdout[..output.stdout.len().min(MAX_ANSWER_BYTES)];
-    serde_json::from_slice(answer).map_err(GpuError::Answer)
+    output.stdout.truncate(MAX_ANSWER_BYTES);
+    Ok(output.stdout)
 }
 
 /// The program `qctl-worker gpus`: prints the GPUs as JSON.
-pub fn main() -> ExitCode {
-    match ask() {
+pub fn main(args: &Args) -> ExitCode {
+    match ask(args) {
         Ok(gpus) => {
             println!("{}", serde_json::json!(gpus));
             ExitCode::SUCCESS
@@ -97,8 +140,8 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn ask() -> Result<Vec<Gpu>, NvmlError> {
-    let nvml = match init(None) {
+fn ask(args: &Args) -> Result<Vec<Gpu>, NvmlError> {
+    let nvml = match init(args.library.as_deref()) {
         Ok(nvml) => nvml,
         Err(error) if is_absence(&error) => return Ok(Vec::new()),
         Err(error) => return Err(error),
@@ -123,14 +166,14 @@ fn ask() -> Result<Vec<Gpu>, NvmlError> {
 ///
 /// # Errors
 /// NVML's own; [`is_absence`] tells those of a machine without GPUs.
-pub(crate) fn init(library: Option<&Path>) -> Result<Nvml, NvmlError> {
+pub(crate) fn init(library: Option<&Path>) -> Result<Library, NvmlError> {
     if let Some(library) = library {
-        return Nvml::builder().lib_path(library.as_ref()).init();
+        return Library::builder().lib_path(library.as_ref()).init();
     }
     if Path::new(WSL_LIBRARY).exists() {
-        return Nvml::builder().lib_path(WSL_LIBRARY.as_ref()).init();
+        return Library::builder().lib_path(WSL_LIBRARY.as_ref()).init();
     }
-    Nvml::init()
+    Library::init()
 }
 
 /// True when there is no driver, which is no fault.
@@ -150,20 +193,25 @@ mod tests {
 
     use super::*;
 
-    fn program(script: &str) -> tempfile::TempPath {
+    fn program(script: &str) -> (tempfile::TempPath, Nvml) {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), format!("#!/bin/sh\n{script}\n")).unwrap();
         std::fs::set_permissions(file.path(), PermissionsExt::from_mode(0o755)).unwrap();
-        file.into_temp_path()
+        let nvml = Nvml {
+            program: file.path().to_owned(),
+            library: None,
+            deadline: DEADLINE,
+        };
+        (file.into_temp_path(), nvml)
     }
 
     #[tokio::test]
     async fn answers_and_failures_are_told_apart() {
-        let one = program(r#"echo '[{"uuid":"GPU-1","name":"X","memory_bytes":5}]'"#);
+        let (_file, one) = program(r#"echo '[{"uuid":"GPU-1","name":"X","memory_bytes":5}]'"#);
         assert_eq!(list(&one).await.unwrap()[0].uuid, "GPU-1");
-        let none = program("echo '[]'");
+        let (_file, none) = program("echo '[]'");
         assert_eq!(list(&none).await.unwrap(), []);
-        let failed = program("echo driver lost >&2; exit 1");
+        let (_file, failed) = program("echo driver lost >&2; exit 1");
         assert!(
             list(&failed)
                 .await
@@ -171,13 +219,13 @@ mod tests {
                 .to_string()
                 .contains("driver lost")
         );
-        let nonsense = program("echo hello");
+        let (_file, nonsense) = program("echo hello");
         assert!(matches!(list(&nonsense).await, Err(GpuError::Answer(_))));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_driver_that_hangs_is_given_up() {
-        let hangs = program("exec sleep 1000");
-        assert!(matches!(list(&hangs).await, Err(GpuError::Silent)));
+        let (_file, hangs) = program("exec sleep 1000");
+        assert!(matches!(list(&hangs).await, Err(GpuError::Silent(_))));
     }
 }

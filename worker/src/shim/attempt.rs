@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use qctl_checkpoint::is_used;
-use qctl_proto::v1::{AttemptEnded, attempt_ended::End};
+use qctl_proto::v1::{AttemptEnded, GpuFault, attempt_ended::End};
 use qctl_worker_core::enforcement::Enforcement;
 use rustix::process::{Pid, Signal, WaitStatus, kill_process_group};
 
@@ -73,6 +73,8 @@ pub(super) struct Facts {
     pub(super) not_enforced: Vec<String>,
     /// Exit code that means "checkpointed, run me again".
     pub(super) checkpoint_exit_code: Option<i32>,
+    /// What is wrong with its GPU, where it is stopped for that.
+    pub(super) gpu: Option<GpuFault>,
 }
 
 impl Attempt {
@@ -98,6 +100,7 @@ impl Attempt {
             duration: prost_types::Duration::try_from(self.enforcement.ran(now)).ok(),
             pid: self.pid,
             not_enforced: self.facts.not_enforced.clone(),
+            gpu: self.facts.gpu.clone(),
             ..AttemptEnded::default()
         }
     }

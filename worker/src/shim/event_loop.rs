@@ -292,6 +292,12 @@ impl Shim {
             cause: wire::cause(stop.cause()).unwrap_or(StopCause::Cancel),
             grace: stop.grace.as_ref().map(duration),
         };
+        let may_be_cause = |attempt: &&mut Attempt| {
+            attempt.fence == stop.fence && attempt.enforcement.cause().is_none()
+        };
+        if let Some(attempt) = self.running.as_mut().filter(may_be_cause) {
+            attempt.facts.gpu.clone_from(&stop.gpu);
+        }
         self.apply(stop.fence, event);
     }
 
@@ -697,6 +703,7 @@ impl Shim {
                 checkpoints,
                 not_enforced: launch.not_enforced,
                 checkpoint_exit_code: spec.checkpoint_exit_code,
+                gpu: None,
             },
             frozen: Vec::new(),
             kill_again: None,

@@ -109,6 +109,8 @@ pub(crate) struct Surroundings {
     pub(crate) found: mpsc::UnboundedReceiver<Told>,
     pub(crate) observer: Observer,
     pub(crate) watcher: Watcher,
+    /// What is found out about GPUs.
+    pub(crate) gpus: mpsc::UnboundedReceiver<Event>,
     /// Attempts whose output is stored to its end.
     pub(crate) stored: mpsc::UnboundedReceiver<i64>,
     pub(crate) session: mpsc::Receiver<SessionEvent>,
@@ -213,6 +215,7 @@ impl Supervisor {
                     facts.iter().for_each(|(fence, _)| self.with.watcher.leave(*fence));
                     Some(Event::Facts { shim: None, facts })
                 }
+                Some(event) = self.with.gpus.recv() => Some(event),
                 Some(fence) = self.with.stored.recv() => Some(Event::Stored(fence)),
                 Some(told) = self.with.found.recv() => Some(self.checkpoint_event(told)),
             };
@@ -321,12 +324,20 @@ impl Supervisor {
                 return None;
             }
             Said::Revoke(Revoke { fence }) => Event::Revoke(fence),
-            Said::Stop(stop) => Event::Stop {
-                fence: stop.fence,
+            Said::Stop(stop) => {
+                let fence = stop.fence;
                 // A coordinator that names no cause acts for a person.
-                cause: wire::cause(stop.cause()).unwrap_or(StopCause::Cancel),
-                grace: stop.grace.and_then(wire::duration),
-            },
+                let cause = wire::cause(stop.cause()).unwrap_or(StopCause::Cancel);
+                let grace = stop.grace.and_then(wire::duration);
+                match stop.gpu.and_then(wire::gpu_fault_from) {
+                    Some(fault) => Event::GpuUnused { fence, fault },
+                    None => Event::Stop {
+                        fence,
+                        cause,
+                        grace,
+                    },
+                }
+            }
             Said::ResultCommitted(ResultCommitted { fence }) => Event::Committed(fence),
             Said::CheckpointAnswered(answered) => Event::CheckpointAnswered {
                 id: CheckpointId {

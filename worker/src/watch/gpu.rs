@@ -1,19 +1,17 @@
 //! Keeps the process that asks NVML, and gives it up when it hangs.
 
-use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use qctl_worker_core::gpu::GpuReading;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 use tokio::time::timeout;
 
 use super::EVERY;
-use super::nvml::{GpuReading, Look};
+use super::nvml::Look;
 use crate::chain;
-
-/// How long NVML may take for one look.
-const DEADLINE: Duration = Duration::from_secs(15);
+use crate::inventory::gpu::Nvml;
 
 /// How long to wait before it is asked again by a new process, and at most.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
@@ -72,7 +70,7 @@ impl GpuState {
 }
 
 /// Asks for ever, and tells `told` whatever is news.
-pub(super) async fn watch(program: &Path, told: impl Fn(GpuState)) {
+pub(super) async fn watch(nvml: &Nvml, mut told: impl FnMut(GpuState)) {
     let mut pause = FIRST_PAUSE;
     loop {
         let mut answered = false;
@@ -80,7 +78,7 @@ pub(super) async fn watch(program: &Path, told: impl Fn(GpuState)) {
             answered = true;
             told(GpuState::Read(gpus));
         };
-        let (state, child) = ask(program, read).await;
+        let (state, child) = ask(nvml, read).await;
         if answered {
             pause = FIRST_PAUSE;
         }
@@ -91,7 +89,7 @@ pub(super) async fn watch(program: &Path, told: impl Fn(GpuState)) {
         match &state {
             GpuState::Hung => tracing::error!(
                 "the GPU driver did not answer for {} s; asking again in {} s",
-                DEADLINE.as_secs(),
+                nvml.deadline.as_secs(),
                 pause.as_secs()
             ),
             GpuState::Failed(reason) => tracing::error!(
@@ -110,9 +108,9 @@ pub(super) async fn watch(program: &Path, told: impl Fn(GpuState)) {
 }
 
 /// Reads one process until it ends or hangs, and says which; with the process, if it was started.
-async fn ask(program: &Path, read: impl FnMut(Vec<GpuReading>)) -> (GpuState, Option<Child>) {
-    match start(program) {
-        Ok(mut child) => (listen(&mut child, read).await, Some(child)),
+async fn ask(nvml: &Nvml, read: impl FnMut(Vec<GpuReading>)) -> (GpuState, Option<Child>) {
+    match start(nvml) {
+        Ok(mut child) => (listen(&mut child, nvml.deadline, read).await, Some(child)),
         Err(error) => {
             let state = GpuState::Failed(format!("its process cannot be run: {error}"));
             (state, None)
@@ -120,7 +118,11 @@ async fn ask(program: &Path, read: impl FnMut(Vec<GpuReading>)) -> (GpuState, Op
     }
 }
 
-async fn listen(child: &mut Child, mut read: impl FnMut(Vec<GpuReading>)) -> GpuState {
+async fn listen(
+    child: &mut Child,
+    deadline: Duration,
+    mut read: impl FnMut(Vec<GpuReading>),
+) -> GpuState {
     let Some(stdout) = child.stdout.take() else {
         return GpuState::Failed("its process has no output".to_owned());
     };
@@ -133,7 +135,7 @@ async fn listen(child: &mut Child, mut read: impl FnMut(Vec<GpuReading>)) -> Gpu
             let mut next = next;
             next.read_until(b'\n', &mut line).await
         };
-        match timeout(DEADLINE + EVERY, read_line).await {
+        match timeout(deadline + EVERY, read_line).await {
             Err(_) => return GpuState::Hung,
             Ok(Err(error)) => return GpuState::Failed(chain(&error)),
             Ok(Ok(0)) => return ended(child).await,
@@ -148,9 +150,8 @@ async fn listen(child: &mut Child, mut read: impl FnMut(Vec<GpuReading>)) -> Gpu
     }
 }
 
-fn start(program: &Path) -> std::io::Result<Child> {
-    Command::new(program)
-        .arg("watch-gpus")
+fn start(nvml: &Nvml) -> std::io::Result<Child> {
+    nvml.command("watch-gpus")
         .arg("--every")
         .arg(EVERY.as_secs().to_string())
         .stdin(Stdio::null())
@@ -164,7 +165,7 @@ async fn ended(child: &mut Child) -> GpuState {
     let mut words = Vec::new();
     if let Some(stderr) = child.stderr.take() {
         // What cannot be read is not told; the failure itself is.
-        let _ = timeout(DEADLINE, stderr.take(4_096).read_to_end(&mut words)).await;
+        let _ = timeout(EVERY, stderr.take(4_096).read_to_end(&mut words)).await;
     }
     let words = String::from_utf8_lossy(&words);
     match words.trim() {
@@ -188,8 +189,13 @@ mod tests {
 
     async fn looks(script: &str) -> (Vec<Vec<GpuReading>>, GpuState) {
         let program = program(script);
+        let nvml = Nvml {
+            program: program.to_path_buf(),
+            library: None,
+            deadline: Duration::from_secs(15),
+        };
         let mut looks = Vec::new();
-        let (state, _) = ask(&program, |gpus| looks.push(gpus)).await;
+        let (state, _) = ask(&nvml, |gpus| looks.push(gpus)).await;
         (looks, state)
     }
 

@@ -13,10 +13,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use qctl_proto::v1;
+use qctl_worker_core::agent::Event;
+use qctl_worker_core::gpu::FaultWatch;
 use qctl_worker_core::measure::{MachineSample, TreeSample};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::follower::{Fact, Note};
+use crate::inventory::gpu::Nvml;
 use gpu::GpuState;
 use look::Looker;
 
@@ -73,10 +77,29 @@ impl Watcher {
         Ok(Self(shared))
     }
 
-    /// Asks for the GPUs through `program`, until `stop`.
-    pub(crate) async fn watch_gpus(self, program: PathBuf, stop: CancellationToken) {
-        let told = |state| locked(&self.0.gpus).replace(state);
-        stop.run_until_cancelled(gpu::watch(&program, told)).await;
+    /// Watches the GPUs until `stop`, and tells what is wrong with them.
+    pub(crate) async fn watch_gpus(
+        self,
+        nvml: Nvml,
+        tell: mpsc::UnboundedSender<Event>,
+        stop: CancellationToken,
+    ) {
+        let mut faults = FaultWatch::default();
+        let told = |state| {
+            let found = match &state {
+                GpuState::Read(gpus) => faults.observe(gpus),
+                // A driver that is gone has taken its GPUs with it.
+                GpuState::Absent => faults.observe(&[]),
+                GpuState::Unknown | GpuState::Hung | GpuState::Failed(_) => Vec::new(),
+            };
+            for fault in found {
+                tracing::error!(gpu = %fault.gpu, "{fault}");
+                // Nobody listens when the agent is ending.
+                let _ = tell.send(Event::GpuFailed(fault));
+            }
+            locked(&self.0.gpus).replace(state);
+        };
+        stop.run_until_cancelled(gpu::watch(&nvml, told)).await;
     }
 
     /// Takes what a segment tells: an attempt is watched from its start until no process is left.

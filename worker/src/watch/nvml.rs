@@ -12,12 +12,18 @@ use nvml_wrapper::enums::device::UsedGpuMemory;
 use nvml_wrapper::enums::event::XidError;
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::{Device, EventSet, Nvml};
+use qctl_worker_core::gpu::{GpuReading, is_critical};
 use serde::{Deserialize, Serialize};
 
 use crate::inventory::gpu;
 
 /// Most processes of one GPU that are told.
 const MAX_PROCESSES: usize = 64;
+
+/// Figures beyond these are no figures.
+const MAX_DEGREES: u32 = 200;
+const MAX_MILLIWATTS: u32 = 10_000_000;
+const MAX_SANE: u64 = 1 << 50;
 
 /// Arguments of the program.
 #[derive(Debug, Clone, clap::Args)]
@@ -39,40 +45,6 @@ pub struct Look {
     /// The GPUs.
     #[serde(default)]
     pub gpus: Vec<GpuReading>,
-}
-
-/// What NVML says of a GPU. What it does not support is absent.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct GpuReading {
-    /// The device's UUID.
-    pub uuid: String,
-    /// It has fallen off the bus, or cannot be asked any more.
-    #[serde(default)]
-    pub lost: bool,
-    /// Memory in use, in bytes.
-    #[serde(default)]
-    pub memory_used: Option<u64>,
-    /// All its memory, in bytes.
-    #[serde(default)]
-    pub memory_total: Option<u64>,
-    /// Share of the last moments in which it computed, 0 to 1.
-    #[serde(default)]
-    pub busy: Option<f64>,
-    /// Temperature in degrees Celsius.
-    #[serde(default)]
-    pub temperature: Option<u32>,
-    /// Power in watts.
-    #[serde(default)]
-    pub power: Option<f64>,
-    /// Memory errors since the driver was loaded that could not be corrected.
-    #[serde(default)]
-    pub uncorrected: Option<u64>,
-    /// The latest critical Xid since the look before.
-    #[serde(default)]
-    pub xid: Option<u64>,
-    /// Processes that compute on it; absent where the platform does not tell.
-    #[serde(default)]
-    pub processes: Option<Vec<u32>>,
 }
 
 /// Runs until nobody reads any more.
@@ -161,18 +133,26 @@ fn pause(
         };
         let begun = Instant::now();
         let millis = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
-        if let Ok(event) = events.wait(millis.max(1)) {
+        let event = events.wait(millis.max(1));
+        if let Ok(event) = &event {
             let uuid = event.device.uuid().unwrap_or_default();
             if let (Some(at), Some(XidError::Value(xid))) = (
                 known.iter().position(|known| *known == uuid),
-                event.event_data,
-            ) {
-                xids[at] = Some(xid);
+                &event.event_data,
+            ) && is_critical(*xid)
+            {
+                // It is told at once.
+                xids[at] = Some(*xid);
+                return;
             }
         }
         // A library that returns at once must not keep a processor busy.
         if begun.elapsed() < Duration::from_millis(10) {
             std::thread::sleep(left.min(Duration::from_millis(100)));
+        }
+        if event.is_err_and(|error| is_loss(&error)) {
+            // The look tells which one.
+            return std::thread::sleep(left.min(Duration::from_secs(1)));
         }
     }
 }
@@ -190,17 +170,23 @@ fn read(nvml: &Nvml, index: u32, uuid: &str) -> GpuReading {
         }
     };
     let mut lost = false;
+    reading.name = told(device.name(), &mut lost).unwrap_or_default();
     let memory = told(device.memory_info(), &mut lost);
-    reading.memory_used = memory.as_ref().map(|memory| memory.used);
-    reading.memory_total = memory.map(|memory| memory.total);
+    reading.memory_used = memory.as_ref().map(|memory| memory.used).filter(is_sane);
+    reading.memory_total = memory.map(|memory| memory.total).filter(is_sane);
     reading.busy = told(device.utilization_rates(), &mut lost)
+        .filter(|utilization| utilization.gpu <= 100)
         .map(|utilization| f64::from(utilization.gpu) / 100.0);
-    reading.temperature = told(device.temperature(TemperatureSensor::Gpu), &mut lost);
-    reading.power = told(device.power_usage(), &mut lost).map(|mw| f64::from(mw) / 1000.0);
+    reading.temperature = told(device.temperature(TemperatureSensor::Gpu), &mut lost)
+        .filter(|degrees| *degrees <= MAX_DEGREES);
+    reading.power = told(device.power_usage(), &mut lost)
+        .filter(|milliwatts| *milliwatts <= MAX_MILLIWATTS)
+        .map(|milliwatts| f64::from(milliwatts) / 1000.0);
     reading.uncorrected = told(
         device.total_ecc_errors(MemoryError::Uncorrected, EccCounter::Volatile),
         &mut lost,
-    );
+    )
+    .filter(is_sane);
     reading.processes = processes(&device, &mut lost);
     reading.lost = lost;
     reading
@@ -219,6 +205,11 @@ fn processes(device: &Device<'_>, lost: &mut bool) -> Option<Vec<u32>> {
     })
 }
 
+/// Some drivers answer all ones for what they do not know.
+fn is_sane(value: &u64) -> bool {
+    *value <= MAX_SANE
+}
+
 fn told<T>(answer: Result<T, NvmlError>, lost: &mut bool) -> Option<T> {
     match answer {
         Ok(value) => Some(value),
@@ -229,8 +220,12 @@ fn told<T>(answer: Result<T, NvmlError>, lost: &mut bool) -> Option<T> {
     }
 }
 
-fn is_loss(error: &NvmlError) -> bool {
-    matches!(error, NvmlError::GpuLost | NvmlError::NotFound)
+/// The device is there no more, or is of no use until it is reset.
+pub(crate) fn is_loss(error: &NvmlError) -> bool {
+    matches!(
+        error,
+        NvmlError::GpuLost | NvmlError::NotFound | NvmlError::ResetRequired
+    )
 }
 
 /// False when nobody reads.

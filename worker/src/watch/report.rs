@@ -2,10 +2,10 @@
 
 use qctl_proto::v1;
 use qctl_proto::v1::gpu_watch::State;
+use qctl_worker_core::gpu::GpuReading;
 use qctl_worker_core::measure::{MachineSample, TreeSample};
 
 use super::gpu::GpuState;
-use super::nvml::GpuReading;
 
 /// What an attempt uses, on these GPUs.
 pub(super) fn attempt(

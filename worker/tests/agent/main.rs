@@ -428,6 +428,7 @@ async fn a_stop_reaches_the_job() {
         fence: 7,
         cause: StopCause::Cancel.into(),
         grace: None,
+        gpu: None,
     }));
     let ended = coordinator.complete(7).await;
     assert_eq!(ended.stop_cause(), StopCause::Cancel);
@@ -732,6 +733,7 @@ async fn a_stop_reaches_a_job_that_floods() {
         fence: 7,
         cause: StopCause::Cancel.into(),
         grace: None,
+        gpu: None,
     }));
     coordinator
         .wait("its end", |s| s.ended.contains_key(&7))

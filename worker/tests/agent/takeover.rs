@@ -72,6 +72,7 @@ async fn a_request_that_a_broken_connection_lost_is_made_again() {
         fence: 7,
         cause: StopCause::Cancel.into(),
         grace: None,
+        gpu: None,
     }));
     coordinator.say(Said::Revoke(Revoke { fence: 9 }));
     coordinator

@@ -63,6 +63,7 @@ async fn f26_a_process_that_force_does_not_end_is_told_and_holds_its_slot() {
         fence: 7,
         cause: StopCause::Cancel.into(),
         grace: Duration::from_millis(100).try_into().ok(),
+        gpu: None,
     }));
     assert_eq!(until_stuck(&coordinator, 7).await, [pid]);
     assert!(!coordinator.state().started(8), "its slot is taken");

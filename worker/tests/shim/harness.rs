@@ -175,6 +175,7 @@ impl Shim {
             fence,
             cause: StopCause::Cancel.into(),
             grace: Some(duration_ms(grace_ms)),
+            gpu: None,
         }));
     }
 

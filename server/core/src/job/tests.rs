@@ -23,6 +23,7 @@ fn ended(facts: &Facts) -> JobEvent {
             ended_at: at(5),
             checkpoint: false,
             gpu_out_of_memory: false,
+            gpu: None,
             refused: false,
             cancel_requested: false,
         },

@@ -99,6 +99,7 @@ impl Ledger {
                 ended_at,
                 checkpoint,
                 gpu_out_of_memory: facts.gpu_out_of_memory,
+                gpu: facts.gpu.clone(),
                 refused,
                 cancel_requested: false,
             },

@@ -30,7 +30,9 @@ pub fn told(about: &About<'_>, before: &Job, event: &JobEvent, after: &Job) -> O
     match event {
         JobEvent::AttemptEnded(ended, _) => {
             let ran = ended.started_at.map(|started| ended.ended_at - started);
-            about.settled(before, after, &ended.outcome, ran, ended.refused)
+            let mut notice = about.settled(before, after, &ended.outcome, ran, ended.refused)?;
+            notice.details.gpu.clone_from(&ended.gpu);
+            Some(notice)
         }
         // One that changes nothing was told when the attempt was given up.
         JobEvent::LateResult(late) if after.state != before.state => {
@@ -195,6 +197,7 @@ mod tests {
                 ended_at: at(ran),
                 checkpoint: false,
                 gpu_out_of_memory: false,
+                gpu: None,
                 refused,
                 cancel_requested: false,
             },

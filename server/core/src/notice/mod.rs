@@ -10,6 +10,7 @@ use std::fmt;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
+use crate::gpu::GpuFault;
 use crate::id::{AttemptNumber, JobId};
 use crate::outcome::{Cause, Outcome, words};
 
@@ -261,6 +262,9 @@ pub struct Details {
     /// The line of output that tells what went wrong.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub line: String,
+    /// What is wrong with a GPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<GpuFault>,
 }
 
 impl Details {

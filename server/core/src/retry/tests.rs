@@ -29,6 +29,7 @@ fn ended(facts: &Facts) -> Ended {
         ended_at: at(60),
         checkpoint: false,
         gpu_out_of_memory: false,
+        gpu: None,
         refused: false,
         cancel_requested: false,
     }

@@ -710,6 +710,7 @@ pub(super) fn terms_of(given: &Given) -> Terms {
         beside_slots: given.beside_slots,
         exclusive: given.exclusive,
         grace: given.grace,
+        gpus: Vec::new(),
     }
 }
 

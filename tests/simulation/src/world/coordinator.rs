@@ -872,6 +872,8 @@ pub(super) fn cause_of(cause: StopCause) -> qctl_worker_core::enforcement::StopC
         StopCause::Lease => There::Lease,
         StopCause::Superseded => There::Superseded,
         StopCause::Drill => There::Drill,
+        StopCause::GpuFault => There::GpuFault,
+        StopCause::GpuFallback => There::GpuFallback,
     }
 }
 
@@ -885,6 +887,8 @@ pub(super) fn cause_from(cause: qctl_worker_core::enforcement::StopCause) -> Sto
         There::Lease => StopCause::Lease,
         There::Superseded => StopCause::Superseded,
         There::Drill => StopCause::Drill,
+        There::GpuFault => StopCause::GpuFault,
+        There::GpuFallback => StopCause::GpuFallback,
     }
 }
 

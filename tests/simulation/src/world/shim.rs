@@ -161,6 +161,7 @@ impl World {
                     fence,
                     cause,
                     grace,
+                    ..
                 },
                 _,
             ) => self.enforce(machine, shim, fence, Event::Stop { cause, grace }),

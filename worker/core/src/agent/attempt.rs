@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use super::message::Ask;
 use crate::adoption::{Evidence, Finding, judge};
 use crate::enforcement::StopCause;
+use crate::gpu::Fault;
 use crate::progress::Reading;
 use crate::roster::{ShimId, Waiting};
 use crate::session::Stage;
@@ -27,6 +29,8 @@ pub struct Terms {
     pub exclusive: bool,
     /// Time between the stop signal and force.
     pub grace: Duration,
+    /// UUIDs of the GPUs that are given to it.
+    pub gpus: Vec<String>,
 }
 
 impl Terms {
@@ -104,6 +108,8 @@ pub struct Ended {
     pub not_enforced: Vec<String>,
     /// A GPU that was assigned to it failed.
     pub gpu_fault: bool,
+    /// What is wrong with it, or with how it was used.
+    pub gpu: Option<Fault>,
     /// The line of its output that contradicts exit 0; empty when none does.
     pub contradiction: String,
     /// The end of its output tells that a GPU had no memory left.
@@ -131,6 +137,7 @@ impl Ended {
             pid: 0,
             not_enforced: Vec::new(),
             gpu_fault: false,
+            gpu: None,
             contradiction: String::new(),
             gpu_out_of_memory: false,
             checkpointed: false,
@@ -192,6 +199,28 @@ pub(super) enum Change {
     Freed,
 }
 
+/// A wish to end an attempt.
+#[derive(Clone, Debug)]
+pub(super) struct Stop {
+    pub(super) cause: StopCause,
+    /// Time between the stop signal and force, instead of the job's own.
+    pub(super) grace: Option<Duration>,
+    /// What is wrong with its GPU, where that is the cause.
+    pub(super) gpu: Option<Fault>,
+}
+
+impl Stop {
+    pub(super) fn ask(self, fence: i64) -> Ask {
+        let Self { cause, grace, gpu } = self;
+        Ask::Stop {
+            fence,
+            cause,
+            grace,
+            gpu,
+        }
+    }
+}
+
 /// An attempt.
 #[derive(Clone, Debug)]
 pub(super) struct Held {
@@ -201,7 +230,7 @@ pub(super) struct Held {
     /// Its shim has written that it has it.
     pub(super) taken: bool,
     /// Somebody wants it to end: why, and with what grace period.
-    pub(super) stop: Option<(StopCause, Option<Duration>)>,
+    pub(super) stop: Option<Stop>,
     /// Somebody wants it frozen, or thawed again.
     pub(super) pause: Option<bool>,
     starting: bool,

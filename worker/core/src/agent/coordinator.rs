@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Agent, HEARTBEAT, LOST_AFTER, SHORTEST_HEARTBEAT};
-use crate::agent::attempt::Held;
+use crate::agent::attempt::{Held, Stop};
 use crate::agent::message::{Ask, Assignment, Close, Effect, Holding, Judged, Say, Welcome};
 use crate::enforcement::StopCause;
 use crate::guard::{Guard, is_broken};
@@ -99,7 +99,12 @@ impl Agent {
                 self.say(Say::SlotFreed(fence));
             }
             Reconciled::Stop => {
-                self.stop(fence, StopCause::Superseded, None);
+                let stop = Stop {
+                    cause: StopCause::Superseded,
+                    grace: None,
+                    gpu: None,
+                };
+                self.stop(fence, stop);
                 self.tell_stuck(fence);
             }
             Reconciled::TellStarted => {
@@ -261,19 +266,15 @@ impl Agent {
         }
     }
 
-    pub(super) fn stop(&mut self, fence: i64, cause: StopCause, grace: Option<Duration>) {
+    pub(super) fn stop(&mut self, fence: i64, stop: Stop) {
         let Some(held) = self.attempts.get_mut(&fence) else {
             return;
         };
         if held.stage() == Stage::Waiting {
             return self.revoke(fence);
         }
-        held.stop = Some((cause, grace));
-        self.ask_about(fence, |fence| Ask::Stop {
-            fence,
-            cause,
-            grace,
-        });
+        held.stop = Some(stop.clone());
+        self.ask_about(fence, |fence| stop.ask(fence));
     }
 
     pub(super) fn set_paused(&mut self, fence: i64, paused: bool) {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::agent::attempt::{Ended, Fact, Loss, Started, Terms};
 use crate::checkpoint::{Answer, CheckpointId, Published};
 use crate::enforcement::StopCause;
+use crate::gpu::Fault;
 use crate::progress::Reading;
 use crate::roster::ShimId;
 use crate::session::{Stage, TermPassed, Verdict};
@@ -149,6 +150,15 @@ pub enum Event {
     },
     /// Nobody wants the checkpoints of these jobs any more.
     RemoveCheckpoints(Vec<i64>),
+    /// A GPU has failed. What runs on it is stopped.
+    GpuFailed(Fault),
+    /// An attempt computes without the GPUs that were given to it, as the fault says.
+    GpuUnused {
+        /// The attempt.
+        fence: i64,
+        /// What was seen.
+        fault: Fault,
+    },
     /// An attempt's output is stored to its end.
     Stored(i64),
     /// The machine has slept or its clock was set: nobody knows how much time has passed.
@@ -329,7 +339,7 @@ pub enum Say {
 }
 
 /// Something to ask of a shim. All of it may be asked twice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ask {
     /// Stop the attempt.
     Stop {
@@ -339,6 +349,8 @@ pub enum Ask {
         cause: StopCause,
         /// Time between the stop signal and force, instead of the job's own.
         grace: Option<Duration>,
+        /// What is wrong with its GPU, where that is the cause.
+        gpu: Option<Fault>,
     },
     /// Freeze or thaw the attempt.
     SetPaused {

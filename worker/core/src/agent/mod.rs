@@ -18,6 +18,7 @@
 mod attempt;
 mod checkpoints;
 mod coordinator;
+mod gpus;
 mod message;
 mod shims;
 #[cfg(test)]
@@ -33,7 +34,7 @@ use crate::checkpoint::CheckpointId;
 use crate::lease_guard;
 use crate::roster::{self, Roster, ShimId};
 use crate::session::Stage;
-use attempt::Held;
+use attempt::{Held, Stop};
 use checkpoints::Unanswered;
 use coordinator::Session;
 
@@ -153,7 +154,14 @@ impl Agent {
                 fence,
                 cause,
                 grace,
-            } => self.stop(fence, cause, grace),
+            } => self.stop(
+                fence,
+                Stop {
+                    cause,
+                    grace,
+                    gpu: None,
+                },
+            ),
             Event::SetPaused { fence, paused } => self.set_paused(fence, paused),
             Event::Committed(fence) => self.committed(fence),
             Event::SetSlots(slots) => self.roster.set_slots(slots),
@@ -173,6 +181,8 @@ impl Agent {
                 jobs.into_iter()
                     .for_each(|job| self.remove_checkpoints(job));
             }
+            Event::GpuFailed(fault) => self.gpu_failed(&fault),
+            Event::GpuUnused { fence, fault } => self.gpu_unused(fence, fault),
             Event::Stored(fence) => self.stored(fence),
             Event::ClockJumped => self.clock_jumped(),
             Event::Tick => self.tick(),

@@ -68,12 +68,8 @@ impl Agent {
                     lease_until,
                 });
             }
-            let wanted = held.stop.filter(|_| held.slot_held());
-            let stop = wanted.map(|(cause, grace)| Ask::Stop {
-                fence,
-                cause,
-                grace,
-            });
+            let wanted = held.stop.clone().filter(|_| held.slot_held());
+            let stop = wanted.map(|stop| stop.ask(fence));
             let is_running = held.stage() == Stage::Running;
             let unlike = |wanted: &bool| is_running && held.paused.unwrap_or(false) != *wanted;
             let pause = held.pause.filter(unlike);

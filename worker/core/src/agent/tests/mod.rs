@@ -1,3 +1,4 @@
+mod gpus;
 mod laws;
 
 use super::*;
@@ -17,6 +18,7 @@ pub(super) fn terms() -> Terms {
         beside_slots: false,
         exclusive: false,
         grace: 10 * SECOND,
+        gpus: Vec::new(),
     }
 }
 
@@ -157,7 +159,7 @@ fn says(effects: &[Effect]) -> Vec<&Say> {
 
 fn asks(effects: &[Effect]) -> Vec<Ask> {
     let asks = effects.iter().filter_map(|effect| match effect {
-        Effect::Ask { ask, .. } => Some(*ask),
+        Effect::Ask { ask, .. } => Some(ask.clone()),
         _ => None,
     });
     asks.collect()
@@ -301,7 +303,8 @@ fn what_a_coordinator_wants_stopped_is_stopped() {
         [Ask::Stop {
             fence: 7,
             cause: StopCause::Superseded,
-            grace: None
+            grace: None,
+            gpu: None,
         }]
     );
     let stop = Event::Stop {
@@ -498,6 +501,7 @@ fn what_a_broken_connection_may_have_lost_is_asked_again() {
         fence: 7,
         cause: StopCause::Cancel,
         grace: Some(SECOND),
+        gpu: None,
     };
     assert_eq!(asks(&driver.tell(Event::Connected(1))), [stop]);
     driver.facts(1, [ended(0, 0), Fact::Freed]);

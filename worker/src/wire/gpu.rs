@@ -1,0 +1,75 @@
+//! Faults of GPUs.
+
+use qctl_proto::v1::GpuFault;
+use qctl_proto::v1::gpu_fault::Kind as Wire;
+use qctl_worker_core::gpu::{Fault, FaultKind as Kind};
+
+/// A fault as the contract has it.
+pub(crate) fn wire_gpu_fault(fault: Fault) -> GpuFault {
+    let message = fault.to_string();
+    let (kind, number, message) = match fault.kind {
+        Kind::Lost => (Wire::Lost, 0, message),
+        Kind::Memory(errors) => (Wire::Memory, errors, message),
+        Kind::Xid(xid) => (Wire::Xid, xid, message),
+        // The line is what the other side makes a sentence of again.
+        Kind::Output(line) => (Wire::Output, 0, line),
+        Kind::Silent => (Wire::Silent, 0, message),
+        Kind::Unfit(words) => (Wire::Unfit, 0, words),
+        Kind::Unused(seconds) => (Wire::Unused, seconds, message),
+        Kind::Slow(times) => (Wire::Slow, times, message),
+    };
+    GpuFault {
+        gpu: fault.gpu,
+        name: fault.name,
+        kind: kind.into(),
+        number: i64::try_from(number).unwrap_or(i64::MAX),
+        message,
+    }
+}
+
+/// A fault of the contract; `None` for a kind that this program does not know.
+pub(crate) fn gpu_fault_from(wire: GpuFault) -> Option<Fault> {
+    let number = wire.number.max(0) as u64;
+    let kind = match wire.kind() {
+        Wire::Lost => Kind::Lost,
+        Wire::Memory => Kind::Memory(number),
+        Wire::Xid => Kind::Xid(number),
+        Wire::Output => Kind::Output(wire.message),
+        Wire::Silent => Kind::Silent,
+        Wire::Unfit => Kind::Unfit(wire.message),
+        Wire::Unused => Kind::Unused(number),
+        Wire::Slow => Kind::Slow(number),
+        Wire::Unspecified => return None,
+    };
+    Some(Fault {
+        gpu: wire.gpu,
+        name: wire.name,
+        kind,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_fault_comes_back() {
+        for kind in [
+            Kind::Lost,
+            Kind::Memory(2),
+            Kind::Xid(79),
+            Kind::Output("CUDA error: unspecified launch failure".to_owned()),
+            Kind::Silent,
+            Kind::Unfit("it cannot be read".to_owned()),
+            Kind::Unused(600),
+            Kind::Slow(30),
+        ] {
+            let fault = Fault {
+                gpu: "GPU-1".to_owned(),
+                name: "X".to_owned(),
+                kind,
+            };
+            assert_eq!(gpu_fault_from(wire_gpu_fault(fault.clone())), Some(fault));
+        }
+    }
+}
