@@ -134,6 +134,18 @@ pub enum UnpackError {
     },
 }
 
+impl UnpackError {
+    /// True when the bundle is known to be damaged. False when it could not be written here, or a
+    /// later version of the program made it.
+    pub fn is_proof(&self) -> bool {
+        match self {
+            Self::Manifest(error) => error.is_proof(),
+            Self::TooLarge | Self::TooLong => true,
+            Self::Io { .. } => false,
+        }
+    }
+}
+
 fn io_at(path: &Path) -> impl FnOnce(io::Error) -> UnpackError + '_ {
     move |source| UnpackError::Io {
         path: path.to_owned(),

@@ -9,7 +9,7 @@ use std::str::FromStr;
 use sha2::{Digest, Sha256};
 
 use crate::manifest::{Entry, Kind};
-use crate::walk::{WalkError, walk};
+use crate::walk::{WalkError, is_absence, walk};
 
 /// Piece in which files are read, in bytes.
 const PIECE_BYTES: usize = 256 * 1024;
@@ -81,6 +81,19 @@ pub enum DamageError {
     /// It was not wanted any more.
     #[error("nobody waits for it any more")]
     Cancelled,
+}
+
+impl DamageError {
+    /// True when it is known not to be what was published. False when only that could not be found
+    /// out, which may be otherwise a moment later.
+    pub fn is_proof(&self) -> bool {
+        match self {
+            Self::Entry(_) | Self::Hash { .. } | Self::Changing(_) => true,
+            Self::Walk(error) => error.is_proof(),
+            Self::Read { source, .. } => is_absence(source),
+            Self::Cancelled => false,
+        }
+    }
 }
 
 /// Hashes the contents of a folder that should hold `entries`. Reads every byte; `wanted` is asked
@@ -239,6 +252,37 @@ mod tests {
         fs::write(second.path().join("b"), "").unwrap();
         let hash = |root: &Path| digest(root, &walk(root).unwrap(), &|| true).unwrap();
         assert_ne!(hash(first.path()), hash(second.path()));
+    }
+
+    #[test]
+    fn what_cannot_be_read_for_a_moment_is_no_damage() {
+        use rustix::io::Errno;
+        let read = |errno: Errno| DamageError::Read {
+            path: PathBuf::from("a"),
+            source: errno.into(),
+        };
+        for moment in [
+            Errno::IO,
+            Errno::MFILE,
+            Errno::NFILE,
+            Errno::ACCESS,
+            Errno::NOMEM,
+        ] {
+            assert!(!read(moment).is_proof(), "{moment}");
+            let path = PathBuf::from("a");
+            let source = moment.into();
+            assert!(!DamageError::from(WalkError::Io { path, source }).is_proof());
+        }
+        assert!(read(Errno::NOENT).is_proof() && read(Errno::NOTDIR).is_proof());
+
+        // A file that is missing, and one that nothing can be said about: its path goes in circles.
+        let folder = folder();
+        let entries = walk(folder.path()).unwrap();
+        let verified = |root: &Path| verify(root, &entries, None, &|| true).unwrap_err();
+        assert!(verified(&folder.path().join("nowhere")).is_proof());
+        let circle = folder.path().join("circle");
+        std::os::unix::fs::symlink("circle", &circle).unwrap();
+        assert!(!verified(&circle).is_proof());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! reader of the format.
 //!
 //! ```text
+//! identity.json                says whose folder this is, by its spool's id
 //! checkpoints/JOB/
 //!   ATTEMPT/                   where the job writes ($QCTL_CHECKPOINT_DIR)
 //!   published/
@@ -22,6 +23,7 @@
 
 mod bundle;
 mod digest;
+mod folder;
 mod manifest;
 mod publish;
 mod published;
@@ -29,6 +31,7 @@ mod walk;
 
 pub use bundle::{BundleReader, UnpackError, Unpacker};
 pub use digest::{DamageError, Hash, digest, verify};
+pub use folder::{FolderError, check_folder};
 pub use manifest::{Entry, FORMAT, Kind, Manifest, ManifestError};
 pub use publish::{PublishError, Request, publish};
 pub use published::{Found, Published, ReadError, is_used, open, published_folder, scan};

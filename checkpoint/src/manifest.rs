@@ -101,6 +101,14 @@ pub enum ManifestError {
     },
 }
 
+impl ManifestError {
+    /// True when it is known to be damaged; a later version of the program may read what this one
+    /// does not know.
+    pub fn is_proof(&self) -> bool {
+        !matches!(self, Self::Format(_))
+    }
+}
+
 impl Manifest {
     /// The manifest as it is stored.
     pub fn encode(&self) -> Vec<u8> {

@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, Utc};
@@ -21,6 +21,9 @@ use crate::walk::{WalkError, walk};
 
 /// From this many files on, the whole file system is asked to write instead of each of them.
 const SYNC_EACH: usize = 64;
+
+/// A copy that is being made, beside the files of the checkpoint that it will be part of.
+const OWN_COPY: &str = "own-copy";
 
 /// What to publish.
 #[derive(Clone, Debug)]
@@ -54,6 +57,9 @@ pub enum PublishError {
     /// There is nothing to publish.
     #[error("{0} is empty")]
     Empty(PathBuf),
+    /// What was named holds no file.
+    #[error("there is no file in what is to be published")]
+    NoFiles,
     /// A path does not exist.
     #[error("{0} does not exist")]
     Missing(PathBuf),
@@ -105,7 +111,7 @@ pub fn publish(request: &Request<'_>) -> Result<Published, PublishError> {
     let staging = home.join(format!("{verb}.{}.{number}", request.attempt));
     // Checked before anything moves, so that a mistake changes nothing.
     match takes {
-        true if walk(request.folder)?.is_empty() => {
+        true if !has_files(&walk(request.folder)?) => {
             return Err(PublishError::Empty(request.folder.to_owned()));
         }
         true => {}
@@ -113,16 +119,25 @@ pub fn publish(request: &Request<'_>) -> Result<Published, PublishError> {
     }
     make_folder(&staging).map_err(io_at(&staging))?;
     let target = home.join(format!("{}.{number}", request.attempt));
-    let finished =
-        fill(request, &staging).and_then(|()| finish(request, number, &staging, &target));
-    match finished {
-        Ok(manifest) => Ok(Published::new(target, manifest)),
-        Err(error) => {
-            // What was taken goes back; what was copied goes.
-            recover(&home, request.attempt, request.folder)?;
-            Err(error)
-        }
-    }
+    let published = fill(request, &staging)
+        .and_then(|()| finish(request, number, &staging))
+        .and_then(|manifest| {
+            lock.give(number)?;
+            name(&staging, &target)?;
+            Ok(Published::new(target, manifest))
+        });
+    published.or_else(|error| {
+        // What was taken goes back; what was copied goes.
+        recover(&home, request.attempt, request.folder)?;
+        Err(error)
+    })
+}
+
+/// True when there is something in it that a later attempt could read.
+fn has_files(entries: &[Entry]) -> bool {
+    entries
+        .iter()
+        .any(|entry| !matches!(entry.kind, Kind::Folder))
 }
 
 /// Puts the contents into the staging folder.
@@ -137,7 +152,7 @@ fn fill(request: &Request<'_>, staging: &Path) -> Result<(), PublishError> {
         .map_err(io_at(&files))?;
     if request.paths.is_empty() {
         exchange(request.folder, &files).map_err(io_at(request.folder))?;
-        return unshare(&files);
+        return unshare(&files, &staging.join(OWN_COPY));
     }
     for path in request.paths {
         let name = path
@@ -148,17 +163,12 @@ fn fill(request: &Request<'_>, staging: &Path) -> Result<(), PublishError> {
     Ok(())
 }
 
-/// Writes the manifest, brings everything to the disk, and gives the checkpoint its name.
-fn finish(
-    request: &Request<'_>,
-    number: i32,
-    staging: &Path,
-    target: &Path,
-) -> Result<Manifest, PublishError> {
+/// Writes the manifest and brings everything to the disk.
+fn finish(request: &Request<'_>, number: i32, staging: &Path) -> Result<Manifest, PublishError> {
     let files = staging.join(FILES);
     let entries = walk(&files)?;
-    if entries.is_empty() {
-        return Err(PublishError::Empty(request.folder.to_owned()));
+    if !has_files(&entries) {
+        return Err(PublishError::NoFiles);
     }
     sync_files(&files, &entries)?;
     let bytes = entries.iter().map(|entry| match entry.kind {
@@ -181,6 +191,11 @@ fn finish(
     let path = staging.join(MANIFEST);
     write_durably(&path, &manifest.encode()).map_err(io_at(&path))?;
     sync_folder(staging)?;
+    Ok(manifest)
+}
+
+/// Gives a checkpoint that is whole its name.
+fn name(staging: &Path, target: &Path) -> Result<(), PublishError> {
     renameat_with(CWD, staging, CWD, target, RenameFlags::NOREPLACE)
         .or_else(|error| match error {
             // Some file systems know only the plain kind; the lock keeps others away.
@@ -189,10 +204,11 @@ fn finish(
         })
         .map_err(|error| io_at(target)(error.into()))?;
     // The folders above may be as new as the checkpoint.
-    for folder in target.ancestors().skip(1).take(4) {
-        sync_folder(folder)?;
-    }
-    Ok(manifest)
+    let mut above = target.ancestors().skip(1).take(4);
+    above.try_for_each(sync_folder).inspect_err(|_| {
+        // It may not outlive the machine, so it is none. What cannot be taken back stays published.
+        let _ = fs::rename(target, staging);
+    })
 }
 
 /// Who publishes for an attempt: one at a time.
@@ -229,15 +245,20 @@ impl Lock {
             .filter(|(of, _)| *of == attempt)
             .map(|(_, number)| number)
             .max();
-        let number = given.max(newest.unwrap_or(0)).saturating_add(1);
+        Ok(given.max(newest.unwrap_or(0)).saturating_add(1))
+    }
+
+    /// Records durably that a number is given. Before its checkpoint has its name: by the next call
+    /// it may have been told and removed again.
+    fn give(&self, number: i32) -> Result<(), PublishError> {
         let text = format!("{number}\n");
+        // In place, which needs no room on the disk. Numbers only grow, and so does their text.
         let written = self
             .file
-            .set_len(0)
-            .and_then(|()| std::os::unix::fs::FileExt::write_all_at(&self.file, text.as_bytes(), 0))
+            .write_all_at(text.as_bytes(), 0)
+            .and_then(|()| self.file.set_len(text.len() as u64))
             .and_then(|()| self.file.sync_all());
-        written.map_err(io_at(&self.path))?;
-        Ok(number)
+        written.map_err(io_at(&self.path))
     }
 }
 
@@ -280,14 +301,15 @@ fn exchange(folder: &Path, empty: &Path) -> io::Result<()> {
 }
 
 /// Gives files with several names a content of their own: whoever has the other name may rewrite it.
-fn unshare(root: &Path) -> Result<(), PublishError> {
+/// The copies are made under another name outside of `root`, so that one which fails or is cut off
+/// never becomes part of a checkpoint.
+fn unshare(root: &Path, own: &Path) -> Result<(), PublishError> {
     for entry in walk(root)? {
         let path = root.join(&entry.path);
         let about = fs::symlink_metadata(&path).map_err(io_at(&path))?;
         if about.is_file() && about.nlink() > 1 {
-            let own = path.with_file_name(".qctl-own-copy");
-            copy_file(&path, &own)?;
-            fs::rename(&own, &path).map_err(io_at(&path))?;
+            copy_file(&path, own)?;
+            fs::rename(own, &path).map_err(io_at(&path))?;
         }
     }
     Ok(())

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::digest::Hash;
 use crate::manifest::{MAX_BYTES, Manifest, ManifestError};
 use crate::publish::write_durably;
+use crate::walk::is_absence;
 
 pub(crate) const MANIFEST: &str = "manifest.json";
 pub(crate) const FILES: &str = "files";
@@ -81,6 +82,18 @@ pub enum ReadError {
         /// Why.
         source: io::Error,
     },
+}
+
+impl ReadError {
+    /// True when it is known not to be what was published. False when only that could not be found
+    /// out: by this version of the program, or at this moment.
+    pub fn is_proof(&self) -> bool {
+        match self {
+            Self::Manifest { source, .. } => source.is_proof(),
+            Self::Other { .. } => true,
+            Self::Io { source, .. } => is_absence(source),
+        }
+    }
 }
 
 /// Attempts and numbers of the published checkpoints in a folder, in order.
@@ -174,6 +187,18 @@ impl Published {
     /// True while its contents are kept.
     pub fn has_files(&self) -> bool {
         self.files().is_dir()
+    }
+
+    /// The same, where it matters whether they are missing or only cannot be looked at.
+    ///
+    /// # Errors
+    /// When the file system does not tell.
+    pub fn find_files(&self) -> io::Result<bool> {
+        match fs::metadata(self.files()) {
+            Ok(about) => Ok(about.is_dir()),
+            Err(error) if is_absence(&error) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// The hash that was recorded; `None` when none was, or the record is damaged.

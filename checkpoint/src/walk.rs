@@ -41,6 +41,27 @@ pub enum WalkError {
     },
 }
 
+impl WalkError {
+    /// True when it is known to hold what no checkpoint holds, or to be missing. False when only
+    /// that could not be found out, which may be otherwise a moment later.
+    pub fn is_proof(&self) -> bool {
+        match self {
+            Self::Special(_) | Self::Link(_) | Self::Name(_) | Self::TooMany | Self::TooDeep(_) => {
+                true
+            }
+            Self::Io { source, .. } => is_absence(source),
+        }
+    }
+}
+
+/// True when an error says that there is nothing of this name.
+pub(crate) fn is_absence(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    )
+}
+
 pub(crate) fn io_at(path: &Path) -> impl FnOnce(io::Error) -> WalkError + '_ {
     move |source| WalkError::Io {
         path: path.to_owned(),
@@ -84,7 +105,11 @@ pub fn walk(root: &Path) -> Result<Vec<Entry>, WalkError> {
             } else if about.is_symlink() {
                 let target = fs::read_link(&path).map_err(io_at(&path))?;
                 let stays = target.is_relative()
-                    && fs::canonicalize(&path).is_ok_and(|real| real.starts_with(&real_root));
+                    && match fs::canonicalize(&path) {
+                        Ok(real) => real.starts_with(&real_root),
+                        Err(error) if is_absence(&error) || is_circle(&error) => false,
+                        Err(error) => return Err(io_at(&path)(error)),
+                    };
                 match target.to_str() {
                     Some(target) if stays => Kind::Link {
                         target: target.to_owned(),
@@ -103,6 +128,10 @@ pub fn walk(root: &Path) -> Result<Vec<Entry>, WalkError> {
     }
     entries.sort_unstable_by(|a, b| a.path.cmp(&b.path));
     Ok(entries)
+}
+
+fn is_circle(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
 }
 
 fn add(entries: &mut Vec<Entry>, entry: Entry) -> Result<(), WalkError> {
@@ -159,6 +188,7 @@ mod tests {
             "/etc/passwd",
             "../secret",
             "nowhere",
+            "link",
             "deep/er/up/../secret",
         ] {
             let link = root.join("link");

@@ -122,9 +122,31 @@ fn a_file_with_two_names_is_not_shared() {
 }
 
 #[test]
+fn a_copy_that_was_cut_off_hinders_no_later_call() {
+    let job = Job::new();
+    let outside = job.home.path().join("outside");
+    fs::write(&outside, "before").unwrap();
+    fs::hard_link(&outside, job.attempt().join("state")).unwrap();
+    // As calls leave it that were killed in the middle of a copy, or found no room for it: in the
+    // folder itself, as an earlier version did, and beside it.
+    job.write(".qctl-own-copy", "bef");
+    let staging = published_folder(&job.folder()).join("taking.1.1");
+    fs::create_dir_all(staging.join("files")).unwrap();
+    fs::write(staging.join("own-copy"), "bef").unwrap();
+    let published = job.publish(&[]).unwrap();
+    assert_eq!(read(&published, "state"), "before");
+    assert_eq!(job.names(), ["1.1", "1.lock"]);
+}
+
+#[test]
 fn a_mistake_changes_nothing() {
     let job = Job::new();
     assert!(matches!(job.publish(&[]), Err(PublishError::Empty(_))));
+    fs::create_dir_all(job.attempt().join("nothing/in/it")).unwrap();
+    assert!(matches!(job.publish(&[]), Err(PublishError::Empty(_))));
+    let hollow = [job.attempt().join("nothing")];
+    assert!(matches!(job.publish(&hollow), Err(PublishError::NoFiles)));
+    fs::remove_dir_all(job.attempt().join("nothing")).unwrap();
     job.write("state", "17");
     symlink("/etc/passwd", job.attempt().join("link")).unwrap();
     assert!(matches!(job.publish(&[]), Err(PublishError::Contents(_))));
@@ -141,6 +163,9 @@ fn a_mistake_changes_nothing() {
     assert!(matches!(job.publish(&root), Err(PublishError::NoName(_))));
     assert_eq!(job.scan(), []);
     assert_eq!(job.names(), ["1.lock"]);
+    fs::remove_file(job.attempt().join("link")).unwrap();
+    let first = job.publish(&[]).unwrap();
+    assert_eq!(first.manifest.number, 1, "no mistake uses up a number");
     fs::remove_dir_all(job.attempt()).unwrap();
     assert!(matches!(job.publish(&[]), Err(PublishError::NoFolder(_))));
 }

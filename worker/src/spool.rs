@@ -533,6 +533,15 @@ mod tests {
     }
 
     #[test]
+    fn jobs_know_their_folder_for_checkpoints_by_the_identity() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = Spool::open(folder.path()).unwrap();
+        let own = spool.checkpoint_dir(42, 1);
+        fs::create_dir_all(&own).unwrap();
+        assert!(qctl_checkpoint::check_folder(&own, &spool.spool_id(), 42, 1).is_ok());
+    }
+
+    #[test]
     fn a_damaged_identity_is_not_replaced() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("identity.json"), "{").unwrap();

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use chrono::{SubsecRound as _, Utc};
-use qctl_checkpoint::{MAX_NOTE_BYTES, PublishError, Published, Request, publish};
+use qctl_checkpoint::{
+    FolderError, MAX_NOTE_BYTES, PublishError, Published, Request, check_folder, publish,
+};
 use serde::Serialize;
 
 use super::progress;
@@ -23,7 +25,7 @@ pub struct Args {
     #[arg(value_name = "PATH")]
     pub paths: Vec<PathBuf>,
     /// How far the job is, as it counts itself
-    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = values::whole::<i64>(..))]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = values::whole::<i64>(0..))]
     pub step: Option<i64>,
     /// A word about it, at most 500 bytes
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true, value_parser = note)]
@@ -64,6 +66,8 @@ struct Document<'a> {
 struct Inside {
     job: i64,
     attempt: i32,
+    /// The spool of the worker that runs it.
+    spool: String,
     fence: i64,
     folder: PathBuf,
 }
@@ -73,18 +77,20 @@ struct Inside {
 /// # Errors
 /// When it is not run inside a job, or there is nothing that can be published.
 pub async fn run(context: &Context, args: Args) -> Result<ExitCode, Error> {
-    let Some(inside) = inside(|name| std::env::var_os(name)) else {
-        if args.quiet_outside {
-            return Ok(ExitCode::SUCCESS);
+    let inside = match inside(|name| std::env::var_os(name)) {
+        Ok(inside) => inside,
+        Err(_) if args.quiet_outside => return Ok(ExitCode::SUCCESS),
+        Err(why) => {
+            return Err(Problem::new(
+                "NOT_IN_JOB",
+                exit::ERROR,
+                format!("this is not run inside a job: {why}"),
+            )
+            .hint("call it from a job's command, or add --quiet-outside to do nothing elsewhere")
+            .into());
         }
-        return Err(Problem::new(
-            "NOT_IN_JOB",
-            exit::ERROR,
-            "this is not run inside a job: QCTL_ATTEMPT and QCTL_CHECKPOINT_DIR are not set",
-        )
-        .hint("call it from a job's command, or add --quiet-outside to do nothing elsewhere")
-        .into());
     };
+    check_folder(&inside.folder, &inside.spool, inside.job, inside.attempt).map_err(not_its)?;
     let published = publish(&Request {
         job: inside.job,
         attempt: inside.attempt,
@@ -102,21 +108,68 @@ pub async fn run(context: &Context, args: Args) -> Result<ExitCode, Error> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Reads from the environment which attempt this is part of.
-fn inside(variable: impl Fn(&str) -> Option<OsString>) -> Option<Inside> {
-    let text = |name| variable(name).and_then(|value| value.into_string().ok());
+/// Reads from the environment which attempt this is part of, or says why it is of none.
+fn inside(variable: impl Fn(&str) -> Option<OsString>) -> Result<Inside, String> {
+    let given = |name: &str| {
+        let value = variable(name).filter(|value| !value.is_empty());
+        value.ok_or_else(|| format!("{name} is not set"))
+    };
+    let text = |name: &str| {
+        let value = given(name)?.into_string();
+        value.map_err(|_| format!("{name} is not as a worker sets it"))
+    };
     let attempt = text("QCTL_ATTEMPT")?;
-    let (job, attempt) = attempt.split_once('.')?;
     let marker = text("QCTL_FENCE")?;
-    let (_, fence) = marker.rsplit_once(':')?;
-    Some(Inside {
-        job: job.parse().ok()?,
-        attempt: attempt.parse().ok()?,
-        fence: fence.parse().ok()?,
-        folder: variable("QCTL_CHECKPOINT_DIR")
-            .filter(|path| !path.is_empty())?
-            .into(),
+    let folder = given("QCTL_CHECKPOINT_DIR")?.into();
+    let read = || {
+        let (job, number) = attempt.split_once('.')?;
+        let (spool, fence) = marker.rsplit_once(':')?;
+        Some(Inside {
+            job: job.parse().ok()?,
+            attempt: number.parse().ok()?,
+            spool: spool.to_owned(),
+            fence: fence.parse().ok()?,
+            folder,
+        })
+    };
+    read().ok_or_else(|| {
+        format!("QCTL_ATTEMPT=`{attempt}` with QCTL_FENCE=`{marker}` is not as a worker sets it")
     })
+}
+
+/// Why nothing is published out of a folder, or beside it.
+fn not_its(error: FolderError) -> Error {
+    let message = told(&error);
+    let (reason, message, hint) = match error {
+        FolderError::Missing(_) => (
+            "NO_CHECKPOINT_DIR",
+            message,
+            "has the job removed its $QCTL_CHECKPOINT_DIR?",
+        ),
+        FolderError::Another { .. } => (
+            "WRONG_CHECKPOINT_DIR",
+            format!("{message}: no later attempt would find what is published there"),
+            "leave QCTL_CHECKPOINT_DIR as the job found it; files from elsewhere are named: \
+             qctl checkpoint FILE …",
+        ),
+        FolderError::Io { .. } => (
+            "CANNOT_PUBLISH",
+            message,
+            "nothing was published, and the files are where they were",
+        ),
+    };
+    Problem::new(reason, exit::ERROR, message).hint(hint).into()
+}
+
+/// An error with its causes, in one line.
+fn told(error: &dyn std::error::Error) -> String {
+    let mut message = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        message = format!("{message}: {error}");
+        cause = error.source();
+    }
+    message
 }
 
 /// Tells the worker that there is something new. It finds it by itself as well, only later.
@@ -164,18 +217,13 @@ fn tell(context: &Context, published: &Published) -> Result<(), Error> {
 }
 
 fn refused(error: PublishError) -> Error {
-    let mut message = error.to_string();
-    let mut cause = std::error::Error::source(&error);
-    while let Some(error) = cause {
-        message = format!("{message}: {error}");
-        cause = error.source();
-    }
+    let message = told(&error);
     let (reason, hint) = match &error {
         PublishError::NoFolder(_) => (
             "NO_CHECKPOINT_DIR",
             "has the job removed its $QCTL_CHECKPOINT_DIR?",
         ),
-        PublishError::Empty(_) => (
+        PublishError::Empty(_) | PublishError::NoFiles => (
             "NOTHING_TO_PUBLISH",
             "write what a later attempt needs into $QCTL_CHECKPOINT_DIR first, or name files to copy",
         ),
@@ -207,24 +255,28 @@ mod tests {
             ("QCTL_FENCE", "5b0e:77"),
             ("QCTL_CHECKPOINT_DIR", "/c/42/3"),
         ];
-        let read = |without: &str| {
+        let read = |other: &str, value: Option<&str>| {
             inside(|name| {
-                let found = all
-                    .iter()
-                    .find(|(known, _)| *known == name && name != without);
-                found.map(|(_, value)| value.into())
+                let found = all.iter().find(|(known, _)| *known == name);
+                let value = if name == other { value } else { Some(found?.1) };
+                value.map(OsString::from)
             })
         };
         let expected = Inside {
             job: 42,
             attempt: 3,
+            spool: "5b0e".to_owned(),
             fence: 77,
             folder: "/c/42/3".into(),
         };
-        assert_eq!(read(""), Some(expected));
+        assert_eq!(read("", None), Ok(expected));
         for (name, _) in all {
-            assert_eq!(read(name), None, "{name}");
+            for value in [None, Some("")] {
+                assert_eq!(read(name, value), Err(format!("{name} is not set")));
+            }
         }
+        let odd = read("QCTL_ATTEMPT", Some("42")).unwrap_err();
+        assert!(odd.contains("QCTL_ATTEMPT=`42`"), "{odd}");
     }
 
     #[test]
