@@ -124,23 +124,35 @@ fn f39_a_damaged_checkpoint_falls_back_to_the_one_before() {
     let id = qctl.submit(&["--resumes", "2", "--shell", &script(&qctl, publish)]);
     until_ready(&qctl, id);
     let listed = until_hashed(&qctl, id, 3);
-    let newest = PathBuf::from(listed[0]["path"].as_str().unwrap()).join("state");
-    std::fs::write(&newest, "4\n").unwrap();
+    let folder = |index: usize| PathBuf::from(listed[index]["path"].as_str().unwrap());
+    // Nothing can be found out about the newest: its path goes in circles.
+    let newest = folder(0).parent().unwrap().to_owned();
+    std::fs::rename(&newest, newest.with_extension("aside")).unwrap();
+    std::os::unix::fs::symlink(&newest, &newest).unwrap();
+    std::fs::write(folder(1).join("state"), "4\n").unwrap();
     kill_shims(&qctl);
     let job = qctl.until_ended(id);
     assert_eq!(job["state"], "succeeded", "{job:#}");
-    assert_eq!(qctl.raw_log(id), b"2\n");
-    let told = sentences(&qctl, id, "checkpoint_damaged");
-    assert_eq!(told.len(), 1, "{told:?}");
-    assert!(
-        told[0].starts_with("checkpoint 1.3 cannot be resumed from"),
-        "{told:?}"
+    assert_eq!(qctl.raw_log(id), b"1\n");
+    let told = |kind, beginning: &str| {
+        let told = sentences(&qctl, id, kind);
+        let [told] = &told[..] else {
+            panic!("{told:?}");
+        };
+        assert!(told.starts_with(beginning), "{told}");
+    };
+    told("checkpoint_unreadable", "checkpoint 1.3 could not be read");
+    told(
+        "checkpoint_damaged",
+        "checkpoint 1.2 cannot be resumed from",
     );
-    assert_eq!(
-        sentences(&qctl, id, "resumes"),
-        ["resumes from checkpoint 1.2, the newest that is whole"]
+    told(
+        "resumes",
+        "resumes from checkpoint 1.1, the newest that can be read",
     );
-    assert_eq!(checkpoints(&qctl, id)[0]["state"], "damaged");
+    let listed = checkpoints(&qctl, id);
+    assert_ne!(listed[0]["state"], "damaged", "it may be read again");
+    assert_eq!(listed[1]["state"], "damaged");
     invariants::assert_all(&qctl, &qctl.evidence());
 }
 
@@ -199,6 +211,44 @@ fn f32_another_machine_resumes_from_the_copy() {
         "every byte came over"
     );
     drop(second);
+}
+
+#[test]
+fn each_is_uploaded_once_and_the_copy_mends_a_damaged_original() {
+    let qctl = Installation::start();
+    let publish = "for n in 1 2 3; do echo $n > $QCTL_CHECKPOINT_DIR/state; \
+                   $QCTL checkpoint --step $n > /dev/null; sleep 0.5; done";
+    let id = qctl.submit(&["--resumes", "1", "--shell", &script(&qctl, publish)]);
+    until_ready(&qctl, id);
+    let newest = qctl.until("the newest is copied", || {
+        let newest = checkpoints(&qctl, id).swap_remove(0);
+        (newest["number"] == 3 && newest["uploaded"] == true).then_some(newest)
+    });
+    let uploads = |number: i32| {
+        let log = std::fs::read_to_string(qctl.home().join("data/logs/worker.log")).unwrap();
+        let told = format!("checkpoint {number} of job {id} was uploaded");
+        log.lines().filter(|line| line.contains(&told)).count()
+    };
+    assert!(uploads(1) <= 1 && uploads(2) <= 1);
+    assert_eq!(uploads(3), 1);
+
+    let state = PathBuf::from(newest["path"].as_str().unwrap()).join("state");
+    std::fs::write(state, "4\n").unwrap();
+    kill_shims(&qctl);
+    let job = qctl.until_ended(id);
+    assert_eq!(job["state"], "succeeded", "{job:#}");
+    assert_eq!(qctl.raw_log(id), b"3\n");
+    let mended = sentences(&qctl, id, "checkpoint_mended");
+    assert_eq!(mended.len(), 1, "{job:#}");
+    assert!(
+        mended[0].starts_with("the files of checkpoint 1.3 on "),
+        "{mended:?}"
+    );
+    assert_eq!(
+        sentences(&qctl, id, "resumes"),
+        ["resumes from checkpoint 1.3"]
+    );
+    assert_eq!(uploads(3), 1);
 }
 
 #[test]
@@ -329,9 +379,29 @@ fn outside_of_a_job_and_without_anything_to_publish_it_says_so() {
     assert!(outside.contains("not run inside a job"), "{outside}");
     qctl.qctl(&["checkpoint", "--quiet-outside"]).ok();
     let program = qctl.bin().join("qctl");
-    let shell = format!("{} checkpoint 2>&1; echo $?", program.display());
+    let own = qctl.folder().join("checkpoints/1/1");
+    std::fs::create_dir_all(&own).unwrap();
+    std::fs::write(own.join("state"), "1").unwrap();
+    let shell = format!(
+        "{qctl} checkpoint 2>&1; echo $?; {qctl} checkpoint --step -5 2>&1; echo $?; \
+         QCTL_CHECKPOINT_DIR={own} {qctl} checkpoint 2>&1; echo $?; \
+         {qctl} checkpoint {own}/state",
+        qctl = program.display(),
+        own = own.display(),
+    );
     let id = qctl.submit(&["--shell", &shell]);
     qctl.until_ended(id);
     let said = String::from_utf8(qctl.raw_log(id)).unwrap();
-    assert!(said.contains("is empty") && said.ends_with("1\n"), "{said}");
+    assert!(said.contains("is empty\n"), "{said}");
+    assert!(said.contains("a whole number from 0 on"), "{said}");
+    assert!(
+        said.contains(&format!(
+            "{} is not the folder for checkpoints of attempt {id}.1",
+            own.display()
+        )),
+        "{said}"
+    );
+    assert!(own.join("state").exists() && !own.parent().unwrap().join("published").exists());
+    // What failed has used up no number.
+    assert!(said.contains("Published checkpoint 1.1: 1 file"), "{said}");
 }

@@ -75,13 +75,28 @@ pub struct CheckpointRow {
     pub told: Told,
 }
 
-/// A checkpoint that could not be used.
+/// What a worker found when it looked at a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finding {
+    /// It is not what was published: nobody tries it again.
+    Damaged,
+    /// It could not be read, which may be otherwise the next time.
+    Unreadable,
+    /// Its files on the worker could not be used, and the coordinator's copy was taken instead.
+    Mended,
+}
+
+/// A checkpoint that could not be used as it was.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Damaged {
     /// Which.
     pub id: CheckpointId,
+    /// The job that published it; `None` when the worker does not tell.
+    pub job: Option<JobId>,
     /// Number of the attempt that published it.
     pub attempt: AttemptNumber,
+    /// What was found.
+    pub finding: Finding,
     /// What is wrong with it.
     pub message: String,
 }
@@ -91,9 +106,11 @@ pub struct Damaged {
 pub struct Resumes {
     /// The checkpoint, and the number of the attempt that published it; `None` begins afresh.
     pub from: Option<(CheckpointId, AttemptNumber)>,
+    /// The job that published it; `None` when the worker does not tell.
+    pub from_job: Option<JobId>,
     /// Folder with its contents.
     pub path: String,
-    /// Those that could not be used, newest first.
+    /// Those that could not be used as they were, newest first.
     pub damaged: Vec<Damaged>,
 }
 
@@ -112,6 +129,20 @@ pub struct ResumeCandidate {
     pub here: bool,
     /// The coordinator has a copy.
     pub uploaded: bool,
+}
+
+/// A checkpoint as the history of a job names it: by its job too when that is another one.
+pub(crate) fn name(
+    of: JobId,
+    job: Option<JobId>,
+    attempt: AttemptNumber,
+    id: CheckpointId,
+) -> String {
+    let name = format!("checkpoint {attempt}.{}", id.number);
+    match job.filter(|job| *job != of) {
+        Some(job) => format!("{name} of job {job}"),
+        None => name,
+    }
 }
 
 /// Whether the history names a checkpoint.

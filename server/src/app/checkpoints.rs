@@ -12,7 +12,7 @@ use super::read::{PAGE, PageRequest, page_size, read_token, write_token};
 use super::{App, Error};
 use crate::sessions::ToWorker;
 pub use crate::store::checkpoint_copies::Piece;
-use crate::store::checkpoint_copies::{append, begin_copy, copied_bytes, lock_copy};
+use crate::store::checkpoint_copies::{append, begin_copy, copied_bytes, is_superseded, lock_copy};
 pub use crate::store::checkpoints::{CheckpointRecord, CheckpointState};
 
 /// Longest manifest in front of a copy's contents.
@@ -43,6 +43,8 @@ pub enum CopyAnswer {
     },
     /// It is not taken.
     Refused(String),
+    /// It is not taken because as many newer ones of its job are copied as are kept.
+    Superseded,
 }
 
 /// A place in the list, for page tokens.
@@ -130,6 +132,9 @@ impl App {
                             bytes: copy.stored,
                             complete: copy.complete,
                         });
+                    }
+                    if is_superseded(conn, id).await? {
+                        return Ok(CopyAnswer::Superseded);
                     }
                     if copied_bytes(conn).await?.saturating_add(total) > room {
                         return refused(format!(

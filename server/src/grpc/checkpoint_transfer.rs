@@ -120,12 +120,16 @@ async fn answer(answers: &Sender<v1::UploadCheckpointResponse>, answer: CopyAnsw
         CopyAnswer::Stored { bytes, complete } => v1::UploadCheckpointResponse {
             stored: bytes,
             complete,
-            refused: String::new(),
+            ..v1::UploadCheckpointResponse::default()
         },
         CopyAnswer::Refused(why) => v1::UploadCheckpointResponse {
-            stored: 0,
-            complete: false,
             refused: why,
+            ..v1::UploadCheckpointResponse::default()
+        },
+        CopyAnswer::Superseded => v1::UploadCheckpointResponse {
+            refused: "newer ones of its job are copied already".to_owned(),
+            superseded: true,
+            ..v1::UploadCheckpointResponse::default()
         },
     };
     let last = response.complete || !response.refused.is_empty();

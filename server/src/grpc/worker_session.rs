@@ -11,12 +11,14 @@ use qctl_proto::v1::open_session_request::Message as FromWorker;
 use qctl_proto::v1::open_session_response::Message as ToWire;
 use qctl_proto::v1::worker_session_service_server::WorkerSessionService;
 use qctl_proto::{PROTOCOL_VERSION, v1};
-use qctl_server_core::checkpoint::{Answer, CheckpointId, Damaged, MAX_CANDIDATES, Resumes, Told};
+use qctl_server_core::checkpoint::{
+    Answer, CheckpointId, Damaged, Finding, MAX_CANDIDATES, Resumes, Told,
+};
 use qctl_server_core::gpu::{GpuFault, GpuFaultKind};
 use qctl_server_core::ledger::{EndedReport, Message, What};
 use qctl_server_core::outcome::End;
 use qctl_server_core::reconcile::{Action, Held};
-use qctl_server_core::{AttemptNumber, AttemptState, Facts, Fence, StopCause, WorkerId};
+use qctl_server_core::{AttemptNumber, AttemptState, Facts, Fence, JobId, StopCause, WorkerId};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -339,6 +341,8 @@ fn checkpoint_from(told: v1::CheckpointPublished) -> Result<(Fence, Told), Error
 }
 
 fn resumes_from(chosen: v1::ResumeChosen) -> Resumes {
+    use v1::damaged_checkpoint::Finding as Wire;
+    let publisher = |job: i64| (job > 0).then_some(JobId(job));
     let id = |fence, number| CheckpointId {
         fence: Fence(fence),
         number,
@@ -350,6 +354,7 @@ fn resumes_from(chosen: v1::ResumeChosen) -> Resumes {
                 AttemptNumber(chosen.from_attempt),
             )
         }),
+        from_job: publisher(chosen.from_job_id),
         path: clean(chosen.path, WORD),
         damaged: chosen
             .damaged
@@ -357,7 +362,13 @@ fn resumes_from(chosen: v1::ResumeChosen) -> Resumes {
             .take(MAX_CANDIDATES)
             .map(|damaged| Damaged {
                 id: id(damaged.fence, damaged.number),
+                job: publisher(damaged.job_id),
                 attempt: AttemptNumber(damaged.attempt),
+                finding: match damaged.finding() {
+                    Wire::Unspecified | Wire::Damaged => Finding::Damaged,
+                    Wire::Unreadable => Finding::Unreadable,
+                    Wire::Mended => Finding::Mended,
+                },
                 message: clean(damaged.message, SENTENCE),
             })
             .collect(),

@@ -61,6 +61,24 @@ pub(crate) async fn lock_copy(
     }))
 }
 
+/// True when complete copies of newer checkpoints of its job take all the places: it would be
+/// dropped as soon as it is whole.
+pub(crate) async fn is_superseded(
+    conn: &mut PgConnection,
+    id: CheckpointId,
+) -> Result<bool, StoreError> {
+    let newer = sqlx::query_scalar!(
+        r#"select count(*) as "count!" from checkpoints
+           where upload_end > 0 and uploaded and (fence, number) > ($1, $2)
+             and job_id = (select job_id from checkpoints where fence = $1 and number = $2)"#,
+        id.fence.0,
+        id.number,
+    )
+    .fetch_one(conn)
+    .await?;
+    Ok(newer >= COPIES_KEPT)
+}
+
 /// Begins a copy anew.
 pub(crate) async fn begin_copy(
     conn: &mut PgConnection,

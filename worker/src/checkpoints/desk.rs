@@ -1,7 +1,6 @@
 //! Keeps order among the checkpoints on the disk, one request after the other, in a thread of its
 //! own.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
@@ -13,7 +12,8 @@ use qctl_worker_core::agent::Event;
 use qctl_worker_core::checkpoint::{Answer, CheckpointId, Published, surplus};
 use tokio::sync::mpsc;
 
-use super::{Folders, Look, Told, spawn};
+use super::announced::Announced;
+use super::{Folders, Look, Told, hashing, spawn};
 use crate::chain;
 
 /// What is asked of the desk.
@@ -37,24 +37,23 @@ pub(super) struct Desk {
     keep: usize,
     hashing: Sender<PathBuf>,
     told: mpsc::UnboundedSender<Told>,
-    /// What the agent was told last of each.
-    known: BTreeMap<CheckpointId, Published>,
+    announced: Announced,
 }
 
 impl Desk {
     pub(super) fn start(
         folders: Folders,
         keep: usize,
-        hashing: Sender<PathBuf>,
         told: mpsc::UnboundedSender<Told>,
     ) -> io::Result<Sender<Request>> {
         let (sender, requests) = channel();
+        let announced = Announced::default();
         let desk = Self {
             folders,
             keep,
-            hashing,
+            hashing: hashing::start(announced.clone(), told.clone())?,
             told,
-            known: BTreeMap::new(),
+            announced,
         };
         spawn("checkpoints", move || desk.run(&requests))?;
         Ok(sender)
@@ -64,9 +63,9 @@ impl Desk {
         // What an earlier agent left may lack its hash, or be more than is kept.
         for job in self.folders.jobs().unwrap_or_default() {
             for on_disk in well(&self.folders, job) {
-                let published = describe(&on_disk);
+                // The agent has told it by itself.
+                self.announced.is_news(&describe(&on_disk));
                 self.hash_if_needed(&on_disk);
-                self.known.insert(published.id, published);
             }
         }
         for request in requests {
@@ -131,9 +130,8 @@ impl Desk {
                 );
             }
             let published = describe(&on_disk);
-            if self.known.get(&published.id) != Some(&published) {
+            if self.announced.is_news(&published) {
                 self.hash_if_needed(&on_disk);
-                self.known.insert(published.id, published.clone());
                 found.push(published);
             }
         }
@@ -161,7 +159,7 @@ impl Desk {
         let done = match answer {
             Answer::Recorded if !published.removed => Ok(()),
             Answer::Recorded | Answer::Remove => {
-                self.known.remove(&id);
+                self.announced.forget(id);
                 on_disk.remove()
             }
             Answer::Refused => {
@@ -172,7 +170,7 @@ impl Desk {
                     published.attempt,
                     id.number
                 );
-                self.known.remove(&id);
+                self.announced.forget(id);
                 on_disk.refuse()
             }
         };
@@ -187,7 +185,7 @@ impl Desk {
     }
 
     fn remove_job(&mut self, job: i64) {
-        self.known.retain(|_, published| published.job_id != job);
+        self.announced.forget_job(job);
         let folder = self.folders.job(job);
         match fs::remove_dir_all(&folder) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => tracing::warn!(

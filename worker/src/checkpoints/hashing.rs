@@ -3,26 +3,36 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Sender, channel};
+use std::time::Duration;
 
 use qctl_checkpoint::{DamageError, verify};
 use qctl_worker_core::agent::Event;
+use qctl_worker_core::checkpoint::Published;
 use tokio::sync::mpsc;
 
+use super::announced::Announced;
 use super::{Told, desk, spawn};
 use crate::chain;
 
+/// How often one that cannot be read or recorded is tried, and the pause between.
+const TRIES: u32 = 3;
+const PAUSE: Duration = Duration::from_secs(1);
+
 /// Starts the thread. It hashes the checkpoints in the folders that it is given, records the hash
 /// beside each, and tells it.
-pub(super) fn start(told: mpsc::UnboundedSender<Told>) -> io::Result<Sender<PathBuf>> {
+pub(super) fn start(
+    announced: Announced,
+    told: mpsc::UnboundedSender<Told>,
+) -> io::Result<Sender<PathBuf>> {
     let (sender, folders) = channel::<PathBuf>();
     spawn("hashing", move || {
         for folder in folders {
-            match hash(&folder) {
-                Ok(Some(event)) => {
+            match persistently(&folder) {
+                Ok(Some(published)) if announced.is_news(&published) => {
                     // The agent is ending when nobody listens; the next one finds the same.
-                    let _ = told.send(Told::Event(event));
+                    let _ = told.send(Told::Event(Event::Published(vec![published])));
                 }
-                Ok(None) => {}
+                Ok(_) => {}
                 Err(error) => tracing::warn!(
                     "{} could not be hashed: {}",
                     folder.display(),
@@ -42,8 +52,28 @@ enum HashError {
     Record(#[from] io::Error),
 }
 
+impl HashError {
+    /// Nothing else will be found a moment later.
+    fn is_final(&self) -> bool {
+        matches!(self, Self::Damage(error) if error.is_proof())
+    }
+}
+
+fn persistently(folder: &Path) -> Result<Option<Published>, HashError> {
+    let mut tried = 1;
+    loop {
+        match hash(folder) {
+            Err(error) if tried < TRIES && !error.is_final() => {
+                tried += 1;
+                std::thread::sleep(PAUSE);
+            }
+            hashed => return hashed,
+        }
+    }
+}
+
 /// Hashes one. `None` when it is gone or has been hashed.
-fn hash(folder: &Path) -> Result<Option<Event>, HashError> {
+fn hash(folder: &Path) -> Result<Option<Published>, HashError> {
     let Ok(on_disk) = qctl_checkpoint::open(folder) else {
         return Ok(None);
     };
@@ -57,5 +87,5 @@ fn hash(folder: &Path) -> Result<Option<Event>, HashError> {
         hash => hash?,
     };
     on_disk.record_hash(hash)?;
-    Ok(Some(Event::Published(vec![desk::describe(&on_disk)])))
+    Ok(Some(desk::describe(&on_disk)))
 }

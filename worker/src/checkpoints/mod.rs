@@ -2,6 +2,7 @@
 //! resumes from them, and copied to the coordinator and back. All of it happens beside the agent's
 //! loop, which is told what there is as events.
 
+mod announced;
 mod desk;
 mod hashing;
 mod resume;
@@ -17,7 +18,7 @@ use std::sync::mpsc::Sender;
 use qctl_proto::client::Target;
 use qctl_proto::v1::{ResumeCandidate, ResumeChosen};
 use qctl_worker_core::agent::Event;
-use qctl_worker_core::checkpoint::{Answer, CheckpointId, Published};
+use qctl_worker_core::checkpoint::{Answer, Published};
 use tokio::sync::{mpsc, watch};
 
 use desk::{Desk, Request};
@@ -74,10 +75,15 @@ impl Folders {
         qctl_checkpoint::published_folder(&self.job(job)).join(format!("{attempt}.{number}"))
     }
 
-    /// A copy of a checkpoint that another worker published.
-    fn fetched(&self, job: i64, id: CheckpointId) -> PathBuf {
-        let name = format!("{}.{}", id.fence, id.number);
-        self.job(job).join("fetched").join(name)
+    /// Where an attempt's copies of checkpoints are that came from the coordinator. Each attempt has
+    /// a folder of its own: one that was given up may still be looking when the next one does.
+    fn fetched(&self, job: i64, fence: i64) -> PathBuf {
+        self.all_fetched(job).join(fence.to_string())
+    }
+
+    /// Where those of all attempts of a job are.
+    fn all_fetched(&self, job: i64) -> PathBuf {
+        self.job(job).join("fetched")
     }
 
     /// Jobs that have a folder.
@@ -121,8 +127,7 @@ impl Checkpoints {
     ) -> io::Result<(Self, mpsc::UnboundedReceiver<Told>)> {
         let folders = Folders(folder);
         let (told, found) = mpsc::unbounded_channel();
-        let hashing = hashing::start(told.clone())?;
-        let desk = Desk::start(folders.clone(), keep, hashing, told.clone())?;
+        let desk = Desk::start(folders.clone(), keep, told.clone())?;
         let uploads = Uploads::start(coordinator.clone());
         let checkpoints = Self {
             folders,

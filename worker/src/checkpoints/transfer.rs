@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use qctl_checkpoint::{BundleReader, UnpackError, Unpacker};
+use qctl_checkpoint::{BundleReader, ReadError, UnpackError, Unpacker};
 use qctl_proto::client::ConnectError;
 use qctl_proto::error::{Fault, Reason};
 use qctl_proto::v1::checkpoint_transfer_service_client::CheckpointTransferServiceClient;
@@ -46,44 +46,61 @@ pub(super) struct Upload {
 }
 
 /// The checkpoints that wait to be uploaded: of each job only the newest.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Uploads {
-    waiting: Arc<Mutex<BTreeMap<i64, Upload>>>,
+    known: Arc<Mutex<Known>>,
     wake: Arc<Notify>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    /// By job.
+    waiting: BTreeMap<i64, Upload>,
+    /// The newest of each job that waits, is being uploaded, or was. It may be mentioned again, as
+    /// after a connection broke, and is uploaded once.
+    newest: BTreeMap<i64, CheckpointId>,
 }
 
 impl Uploads {
     /// Uploads one after the other, while there is a session.
     pub(super) fn start(coordinator: watch::Receiver<Option<Coordinator>>) -> Self {
-        let uploads = Self {
-            waiting: Arc::default(),
-            wake: Arc::new(Notify::new()),
-        };
+        let uploads = Self::default();
         tokio::spawn(uploads.clone().run(coordinator));
         uploads
     }
 
     /// A checkpoint is there that the coordinator may want a copy of.
     pub(super) fn offer(&self, upload: Upload) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let newer = waiting
-            .get(&upload.job)
-            .is_none_or(|known| known.id < upload.id);
-        if newer {
-            waiting.insert(upload.job, upload);
+        let mut known = self.known();
+        let newest = known.newest.get(&upload.job);
+        if newest.is_none_or(|newest| *newest < upload.id) {
+            known.newest.insert(upload.job, upload.id);
+            known.waiting.insert(upload.job, upload);
             self.wake.notify_one();
         }
     }
 
     /// Nobody wants the checkpoints of a job.
     pub(super) fn forget(&self, job: i64) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.remove(&job);
+        let mut known = self.known();
+        known.waiting.remove(&job);
+        known.newest.remove(&job);
     }
 
     fn take(&self) -> Option<Upload> {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.pop_first().map(|(_, upload)| upload)
+        self.known().waiting.pop_first().map(|(_, upload)| upload)
+    }
+
+    /// It is given up, and may be offered again.
+    fn failed(&self, upload: &Upload) {
+        let mut known = self.known();
+        if known.newest.get(&upload.job) == Some(&upload.id) {
+            known.newest.remove(&upload.job);
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn run(self, mut coordinator: watch::Receiver<Option<Coordinator>>) {
@@ -128,13 +145,16 @@ impl Uploads {
                         tokio::time::sleep(pause).await;
                         continue;
                     }
-                    Err(error) => tracing::warn!(
-                        job = next.job,
-                        "checkpoint {} of job {} could not be uploaded: {}",
-                        next.id.number,
-                        next.job,
-                        chain(&error)
-                    ),
+                    Err(error) => {
+                        tracing::warn!(
+                            job = next.job,
+                            "checkpoint {} of job {} could not be uploaded: {}",
+                            next.id.number,
+                            next.job,
+                            chain(&error)
+                        );
+                        self.failed(&next);
+                    }
                 }
                 break;
             }
@@ -146,7 +166,7 @@ impl Uploads {
 enum Uploaded {
     /// The coordinator has so many bytes, which is all.
     Whole(u64),
-    /// It is gone, or too large to be uploaded without being asked for.
+    /// It is gone, too large to be uploaded without being asked for, there already, or outdated.
     NotWanted,
     /// The coordinator does not take it.
     Refused(String),
@@ -163,11 +183,15 @@ enum UploadError {
     Silent,
     #[error("the coordinator ended it")]
     Ended,
+    #[error("it cannot be read")]
+    Read(#[from] ReadError),
 }
 
 async fn upload(coordinator: &Coordinator, upload: &Upload) -> Result<Uploaded, UploadError> {
-    let Ok(published) = qctl_checkpoint::open(&upload.folder) else {
-        return Ok(Uploaded::NotWanted);
+    let published = match qctl_checkpoint::open(&upload.folder) {
+        Ok(published) => published,
+        Err(error) if error.is_proof() => return Ok(Uploaded::NotWanted),
+        Err(error) => return Err(error.into()),
     };
     let asked = published.manifest.upload;
     if !published.has_files() || (!asked && published.manifest.bytes > coordinator.upload_bytes) {
@@ -199,11 +223,18 @@ async fn upload(coordinator: &Coordinator, upload: &Upload) -> Result<Uploaded, 
         let answer = answer
             .map_err(|_| UploadError::Silent)??
             .ok_or(UploadError::Ended)?;
+        if answer.superseded {
+            return Ok(Uploaded::NotWanted);
+        }
         if !answer.refused.is_empty() {
             return Ok(Uploaded::Refused(answer.refused));
         }
         if answer.complete {
-            return Ok(Uploaded::Whole(total));
+            // Before any piece it means that all of it was there.
+            return Ok(match pieces {
+                Some(_) => Uploaded::NotWanted,
+                None => Uploaded::Whole(total),
+            });
         }
         // The first answer says where to begin.
         if let Some(pieces) = pieces.take() {
@@ -285,13 +316,27 @@ impl FetchError {
     /// It may succeed a moment later.
     pub(super) fn is_transient(&self) -> bool {
         match self {
-            Self::Refused(fault) => fault.reason != Reason::CheckpointNotFound,
+            Self::Refused(_) => !self.is_gone(),
             Self::NoSession | Self::Connect(_) | Self::Broken(_) | Self::Silent | Self::Piece => {
                 true
             }
             // A full disk may have room later, and another machine's may have it now.
             Self::Unpack(UnpackError::Io { .. }) => true,
             Self::Short | Self::Unpack(_) | Self::Cancelled => false,
+        }
+    }
+
+    /// The coordinator keeps no copy any more.
+    pub(super) fn is_gone(&self) -> bool {
+        matches!(self, Self::Refused(fault) if fault.reason == Reason::CheckpointNotFound)
+    }
+
+    /// The copy is known to be damaged.
+    pub(super) fn is_proof(&self) -> bool {
+        match self {
+            Self::Short => true,
+            Self::Unpack(error) => error.is_proof(),
+            _ => false,
         }
     }
 }
@@ -367,5 +412,44 @@ pub(super) async fn fetch(
         (Ok(()), _) => Ok(()),
         (Err(FetchError::Short), Some(broken)) => Err(broken),
         (Err(error), _) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_is_uploaded_once_however_often_it_is_mentioned() {
+        let uploads = Uploads::default();
+        let upload = |number| Upload {
+            job: 40,
+            id: CheckpointId { fence: 7, number },
+            folder: PathBuf::from("/c"),
+        };
+        uploads.offer(upload(1));
+        uploads.offer(upload(2));
+        uploads.offer(upload(1));
+        assert_eq!(uploads.take(), Some(upload(2)), "only the newest");
+        // While it is being uploaded, and after it was.
+        for number in [1, 2] {
+            uploads.offer(upload(number));
+            assert_eq!(uploads.take(), None);
+        }
+        uploads.failed(&upload(2));
+        uploads.offer(upload(2));
+        assert_eq!(uploads.take(), Some(upload(2)));
+        uploads.offer(upload(3));
+        uploads.failed(&upload(2));
+        uploads.offer(upload(2));
+        assert_eq!(
+            uploads.take(),
+            Some(upload(3)),
+            "a newer one has taken its place"
+        );
+        assert_eq!(uploads.take(), None);
+        uploads.forget(40);
+        uploads.offer(upload(1));
+        assert_eq!(uploads.take(), Some(upload(1)));
     }
 }

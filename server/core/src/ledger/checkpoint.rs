@@ -2,7 +2,9 @@
 
 use super::{Applied, Ledger, Message, NewEvent, worker_actor};
 use crate::attempt::AttemptState;
-use crate::checkpoint::{Answer, CheckpointId, CheckpointRow, Resumes, Told, is_told, published};
+use crate::checkpoint::{
+    Answer, CheckpointId, CheckpointRow, Finding, Resumes, Told, is_told, name, published,
+};
 use crate::id::{Fence, WorkerId};
 use crate::job::JobState;
 
@@ -106,28 +108,52 @@ impl Ledger {
                 actor: worker_actor(&worker),
             });
         };
-        for damaged in &resumes.damaged {
-            let (of, number) = (damaged.attempt, damaged.id.number);
-            let message = &damaged.message;
-            tell(
-                "checkpoint_damaged",
-                format!("checkpoint {of}.{number} cannot be resumed from: {message}"),
+        for found in &resumes.damaged {
+            let (name, message) = (
+                name(job, found.job, found.attempt, found.id),
+                &found.message,
             );
+            let (kind, message) = match found.finding {
+                Finding::Damaged => (
+                    "checkpoint_damaged",
+                    format!("{name} cannot be resumed from: {message}"),
+                ),
+                Finding::Unreadable => (
+                    "checkpoint_unreadable",
+                    format!("{name} could not be read, and is left out this time: {message}"),
+                ),
+                Finding::Mended => (
+                    "checkpoint_mended",
+                    format!(
+                        "the files of {name} on {worker} cannot be used, and the coordinator's \
+                         copy of them takes their place: {message}"
+                    ),
+                ),
+            };
+            tell(kind, message);
         }
+        let found = |finding| {
+            let mut found = resumes.damaged.iter();
+            found.any(|found| found.finding == finding)
+        };
         let message = match &resumes.from {
-            Some((id, of)) if resumes.damaged.is_empty() => {
-                format!("resumes from checkpoint {of}.{}", id.number)
-            }
             Some((id, of)) => {
+                let why = match (found(Finding::Damaged), found(Finding::Unreadable)) {
+                    (_, true) => ", the newest that can be read",
+                    (true, false) => ", the newest that is whole",
+                    (false, false) => "",
+                };
                 format!(
-                    "resumes from checkpoint {of}.{}, the newest that is whole",
-                    id.number
+                    "resumes from {}{why}",
+                    name(job, resumes.from_job, *of, *id)
                 )
             }
             None => "begins afresh: none of its checkpoints can be resumed from".to_owned(),
         };
         tell("resumes", message);
-        self.damaged.extend(resumes.damaged.iter().cloned());
+        let damaged = resumes.damaged.iter().cloned();
+        let damaged = damaged.filter(|found| found.finding == Finding::Damaged);
+        self.damaged.extend(damaged);
         Applied::Recorded
     }
 }
@@ -138,7 +164,7 @@ mod tests {
     use super::super::{Closed, Present, ReportRefusal, What};
     use super::*;
     use crate::checkpoint::Damaged;
-    use crate::id::AttemptNumber;
+    use crate::id::{AttemptNumber, JobId};
     use crate::outcome::{End, Facts};
     use crate::reconcile::Held;
 
@@ -285,12 +311,15 @@ mod tests {
         };
         let damaged = |number| Damaged {
             id: id(number),
+            job: Some(JOB),
             attempt: AttemptNumber(1),
+            finding: Finding::Damaged,
             message: "its files are missing".to_owned(),
         };
         let mut second = ledger(vec![attempt(2, AttemptState::Assigned)]);
         let resumes = Resumes {
             from: Some((id(6), AttemptNumber(1))),
+            from_job: Some(JOB),
             path: "/c/1.6/files".to_owned(),
             damaged: vec![damaged(7)],
         };
@@ -317,5 +346,37 @@ mod tests {
         afresh.report(WORKER, Fence(2), &what).unwrap();
         let closed = afresh.close();
         assert!(closed.events[1].message.starts_with("begins afresh"));
+
+        // Of another job that it was retried from; nothing of it is condemned.
+        let of_another = |number, finding| Damaged {
+            job: Some(JobId(7)),
+            finding,
+            message: "why".to_owned(),
+            ..damaged(number)
+        };
+        let mut retried = ledger(vec![attempt(2, AttemptState::Assigned)]);
+        let resumes = Resumes {
+            from: Some((id(5), AttemptNumber(1))),
+            from_job: Some(JobId(7)),
+            damaged: vec![
+                of_another(6, Finding::Unreadable),
+                of_another(5, Finding::Mended),
+            ],
+            ..Resumes::default()
+        };
+        let what = What::Resumes(Box::new(resumes));
+        retried.report(WORKER, Fence(2), &what).unwrap();
+        let closed = retried.close();
+        assert_eq!(closed.damaged, []);
+        let sentences: Vec<_> = closed.events.iter().map(|event| &*event.message).collect();
+        assert_eq!(
+            sentences,
+            [
+                "checkpoint 1.6 of job 7 could not be read, and is left out this time: why",
+                "the files of checkpoint 1.5 of job 7 on box cannot be used, and the coordinator's \
+                 copy of them takes their place: why",
+                "resumes from checkpoint 1.5 of job 7, the newest that can be read",
+            ]
+        );
     }
 }
