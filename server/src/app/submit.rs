@@ -15,7 +15,7 @@ use sqlx::PgConnection;
 
 use super::{App, Caller, Error, Role};
 use crate::store::StoreError;
-use crate::store::checkpoints::{begin_from, usable};
+use crate::store::checkpoints::{begin_from, hold_checkpoints, usable};
 use crate::store::ledger::tell;
 use crate::store::requests::remember;
 use crate::store::submit::{NewJob, insert_jobs, lock_states};
@@ -349,6 +349,8 @@ impl App {
             FromCheckpoint::Newest => None,
             FromCheckpoint::Named { attempt, number } => Some((attempt, number)),
         };
+        // What is found is not given up until this is committed, and then not either.
+        hold_checkpoints(conn, of).await?;
         let Some((id, publisher, attempt)) = usable(conn, of, named).await? else {
             return Err(Error::NothingToResume {
                 job: of,

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::testing::{Coordinator, soon};
 use crate::app::{Role, Settings};
-use crate::store::checkpoints::{Place, candidates};
+use crate::store::checkpoints::{Place, begin_from, candidates, give_up, hold_checkpoints, usable};
 use crate::store::fixtures::noon;
 use crate::store::ledger::save;
 
@@ -297,6 +297,9 @@ async fn copies_are_bounded_in_size_and_number(pool: PgPool) {
             .await;
         assert!(whole.unwrap().pop().unwrap().complete);
     }
+    let older = published.upload(&coordinator, 2, &contents, []).await;
+    let older = older.unwrap().pop().unwrap();
+    assert!(older.superseded && !older.refused.is_empty());
     // Of one job the two newest stay.
     let other = coordinator.rows.worker("other", 1).await;
     assert_eq!(published.candidates(&coordinator, other).await, [4, 3]);
@@ -341,4 +344,95 @@ async fn checkpoints_go_when_their_job_has_ended_well_or_long_ago(pool: PgPool) 
         .end_job(published.job, failed, long_ago)
         .await;
     assert_eq!(kept().await, (0, 0));
+}
+
+/// A job that failed long ago, with three checkpoints.
+async fn failed_long_ago(coordinator: &Coordinator) -> Published {
+    let published = Published::new(coordinator).await;
+    for number in 1..=3 {
+        published.tell(coordinator, told(number)).await;
+    }
+    coordinator.rows.end_attempt(published.fence, None).await;
+    let long_ago = noon() - TimeDelta::days(8);
+    let failed = JobState::Failed;
+    coordinator
+        .rows
+        .end_job(published.job, failed, long_ago)
+        .await;
+    published
+}
+
+#[sqlx::test]
+async fn what_a_retry_is_about_to_resume_from_is_not_given_up(pool: PgPool) {
+    let coordinator = Coordinator::start(&pool).await;
+    let published = failed_long_ago(&coordinator).await;
+    let kept = async || {
+        coordinator.app.give_up_checkpoints().await.unwrap();
+        let kept = published.candidates(&coordinator, published.worker).await;
+        kept.len()
+    };
+    // In the order of `submit`, and not committed yet.
+    let again = coordinator.rows.job("again", JobState::Queued).await;
+    let mut retry = pool.begin().await.unwrap();
+    hold_checkpoints(&mut retry, published.job).await.unwrap();
+    let found = usable(&mut retry, published.job, None).await.unwrap();
+    let (id, ..) = found.expect("a checkpoint");
+    begin_from(&mut retry, again, id).await.unwrap();
+    assert_eq!(kept().await, 3);
+    retry.commit().await.unwrap();
+    assert_eq!(kept().await, 3);
+    let cancelled = JobState::Cancelled;
+    coordinator.rows.end_job(again, cancelled, noon()).await;
+    assert_eq!(kept().await, 0);
+}
+
+#[sqlx::test]
+async fn a_retry_waits_for_what_is_being_given_up(pool: PgPool) {
+    let coordinator = Coordinator::start(&pool).await;
+    let published = failed_long_ago(&coordinator).await;
+    let mut giving_up = pool.begin().await.unwrap();
+    let given_up = give_up(&mut giving_up, noon(), 10).await.unwrap();
+    assert_eq!(given_up, [published.job]);
+    let (of, retries) = (published.job, pool.clone());
+    let retry = tokio::spawn(async move {
+        let mut retry = retries.begin().await.unwrap();
+        hold_checkpoints(&mut retry, of).await.unwrap();
+        usable(&mut retry, of, None).await.unwrap()
+    });
+    soon("the retry waits for a lock", async {
+        let waiting = "select count(*) from pg_stat_activity
+                       where datname = current_database() and wait_event_type = 'Lock'";
+        while coordinator.rows.count(waiting).await == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    giving_up.commit().await.unwrap();
+    assert_eq!(retry.await.unwrap(), None, "there is nothing left");
+}
+
+#[sqlx::test]
+async fn a_retry_from_a_checkpoint_falls_back_to_those_before_it(pool: PgPool) {
+    let coordinator = Coordinator::start(&pool).await;
+    let published = failed_long_ago(&coordinator).await;
+    let again = coordinator.rows.job("again", JobState::Queued).await;
+    let mut conn = pool.acquire().await.unwrap();
+    begin_from(&mut conn, again, published.id(2)).await.unwrap();
+    let retried = Published {
+        job: again,
+        worker: published.worker,
+        fence: Fence(0),
+    };
+    // Those after the one that was named are not what was asked for.
+    let found = retried.candidates(&coordinator, published.worker).await;
+    assert_eq!(found, [2, 1]);
+    let newest = async || {
+        let mut conn = pool.acquire().await.unwrap();
+        let found = usable(&mut conn, again, None).await.unwrap();
+        found.map(|(id, job, _)| (id.number, job))
+    };
+    assert_eq!(newest().await, Some((2, published.job)));
+    let damaged = "update checkpoints set damaged = true where number = 2";
+    sqlx::raw_sql(damaged).execute(&pool).await.unwrap();
+    assert_eq!(newest().await, Some((1, published.job)));
 }

@@ -206,6 +206,84 @@ pub(crate) async fn usable(
     }))
 }
 
+/// Keeps what a job can resume from until the transaction ends: nobody gives it up meanwhile, and
+/// whoever is doing so is waited for.
+pub(crate) async fn hold_checkpoints(
+    conn: &mut PgConnection,
+    job: JobId,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "select id from jobs
+         where id = $1
+            or id = (select k.job_id from jobs j
+                     join checkpoints k on k.fence = j.resume_fence and k.number = j.resume_number
+                     where j.id = $1)
+         order by id
+         for share",
+        job.0,
+    )
+    .fetch_all(conn)
+    .await?;
+    Ok(())
+}
+
+/// Gives up the contents of checkpoints that nobody needs: of jobs that ended well, and of those
+/// that ended before a time, unless another job was submitted to resume from them. Returns the jobs,
+/// at most `limit`. Jobs that something else happens to are left for the next time.
+pub(crate) async fn give_up(
+    conn: &mut PgConnection,
+    ended_before: DateTime<Utc>,
+    limit: i64,
+) -> Result<Vec<JobId>, StoreError> {
+    let found = sqlx::query_scalar!(
+        "select j.id from jobs j
+         where (j.state = 'succeeded' or j.ended_at < $1)
+           and exists (select from checkpoints c
+                       where c.job_id = j.id and (c.on_disk or c.uploaded) and not c.damaged)
+           and not exists (select from checkpoints k
+                           join jobs other on other.resume_fence = k.fence
+                           where k.job_id = j.id and other.ended_at is null)
+         order by j.id
+         limit $2
+         for no key update of j skip locked",
+        ended_before,
+        limit,
+    )
+    .fetch_all(&mut *conn)
+    .await?;
+    if found.is_empty() {
+        return Ok(Vec::new());
+    }
+    // Now that no retry can begin: one that was committed between the look and the lock counts.
+    let jobs = sqlx::query_scalar!(
+        "select j.id from jobs j
+         where j.id = any($1)
+           and not exists (select from checkpoints k
+                           join jobs other on other.resume_fence = k.fence
+                           where k.job_id = j.id and other.ended_at is null)
+         order by j.id",
+        &found,
+    )
+    .fetch_all(&mut *conn)
+    .await?;
+    sqlx::query!(
+        "delete from checkpoint_chunks k using checkpoints c
+         where c.job_id = any($1) and k.fence = c.fence and k.number = c.number",
+        &jobs,
+    )
+    .execute(&mut *conn)
+    .await?;
+    sqlx::query!(
+        "update checkpoints
+         set on_disk = false, uploaded = false, upload_end = 0, upload_total = null
+         where job_id = any($1)",
+        &jobs,
+    )
+    .execute(&mut *conn)
+    .await?;
+    Ok(jobs.into_iter().map(JobId).collect())
+}
+
 /// Has a new job's first attempt resume from a checkpoint of another job.
 pub(crate) async fn begin_from(
     conn: &mut PgConnection,
@@ -277,50 +355,13 @@ impl Store {
         Ok(records)
     }
 
-    /// Gives up the contents of checkpoints that nobody needs: of jobs that ended well, and of those
-    /// that ended before a time, unless another job was submitted to resume from them. Returns the jobs, at most `limit`.
+    /// The same as [`give_up`], in a transaction of its own.
     pub(crate) async fn give_up_checkpoints(
         &self,
         ended_before: DateTime<Utc>,
         limit: i64,
     ) -> Result<Vec<JobId>, StoreError> {
-        self.transaction(move |conn| {
-            Box::pin(async move {
-                let jobs = sqlx::query_scalar!(
-                    r#"select distinct c.job_id from checkpoints c
-                       join jobs j on j.id = c.job_id
-                       where (c.on_disk or c.uploaded) and not c.damaged
-                         and (j.state = 'succeeded' or j.ended_at < $1)
-                         and not exists (select from checkpoints k
-                                         join jobs other on other.resume_fence = k.fence
-                                         where k.job_id = c.job_id and other.ended_at is null)
-                       limit $2"#,
-                    ended_before,
-                    limit,
-                )
-                .fetch_all(&mut *conn)
-                .await?;
-                if jobs.is_empty() {
-                    return Ok(Vec::new());
-                }
-                sqlx::query!(
-                    "delete from checkpoint_chunks k using checkpoints c
-                     where c.job_id = any($1) and k.fence = c.fence and k.number = c.number",
-                    &jobs,
-                )
-                .execute(&mut *conn)
-                .await?;
-                sqlx::query!(
-                    "update checkpoints
-                     set on_disk = false, uploaded = false, upload_end = 0, upload_total = null
-                     where job_id = any($1)",
-                    &jobs,
-                )
-                .execute(&mut *conn)
-                .await?;
-                Ok(jobs.into_iter().map(JobId).collect())
-            })
-        })
-        .await
+        self.transaction(move |conn| Box::pin(give_up(conn, ended_before, limit)))
+            .await
     }
 }
