@@ -34,7 +34,9 @@ pub use digest::{DamageError, Hash, digest, verify};
 pub use folder::{FolderError, check_folder};
 pub use manifest::{Entry, FORMAT, Kind, Manifest, ManifestError};
 pub use publish::{PublishError, Request, publish};
-pub use published::{Found, Published, ReadError, is_used, open, published_folder, scan};
+pub use published::{
+    Found, Published, ReadError, is_used, open, published_folder, remove_leftovers, scan,
+};
 pub use walk::{MAX_DEPTH, MAX_ENTRIES, WalkError, walk};
 
 /// Longest note, in bytes.

@@ -263,6 +263,46 @@ impl Published {
     }
 }
 
+/// Removes what an attempt without any process left unpublished, and the folders that are empty then.
+/// What was published stays.
+///
+/// # Errors
+/// When the file system refuses.
+pub fn remove_leftovers(job_folder: &Path, attempt: i32) -> io::Result<()> {
+    absent(fs::remove_dir_all(job_folder.join(attempt.to_string())))?;
+    let home = published_folder(job_folder);
+    let has_published = match numbers(&home) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+        numbers => numbers?.iter().any(|(of, _)| *of == attempt),
+    };
+    if !has_published {
+        for entry in fs::read_dir(&home).into_iter().flatten() {
+            let path = entry?.path();
+            if is_half_made(&path, attempt) {
+                absent(fs::remove_dir_all(&path))?;
+            }
+        }
+        absent(fs::remove_file(home.join(format!("{attempt}.lock"))))?;
+    }
+    for folder in [&home, job_folder] {
+        match fs::remove_dir(folder) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+            removed => absent(removed)?,
+        }
+    }
+    Ok(())
+}
+
+/// True for the name of a checkpoint of an attempt that is being made, or never was finished.
+fn is_half_made(path: &Path, attempt: i32) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str());
+    name.is_some_and(|name| {
+        ["taking", "copying"]
+            .iter()
+            .any(|verb| name.starts_with(&format!("{verb}.{attempt}.")))
+    })
+}
+
 fn absent(removed: io::Result<()>) -> io::Result<()> {
     match removed {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

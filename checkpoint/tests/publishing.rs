@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use chrono::{DateTime, Utc};
 use qctl_checkpoint::{
     BundleReader, DamageError, PublishError, Published, Request, UnpackError, Unpacker, is_used,
-    publish, published_folder, scan, verify,
+    publish, published_folder, remove_leftovers, scan, verify,
 };
 
 struct Job {
@@ -309,6 +309,27 @@ fn what_is_removed_leaves_its_manifest_or_nothing() {
     published.remove().unwrap();
     published.remove().unwrap();
     assert_eq!(job.scan(), []);
+}
+
+#[test]
+fn what_was_never_published_goes_and_nothing_else() {
+    let job = Job::new();
+    job.write("state", "17");
+    let published = job.publish(&[]).unwrap();
+    job.write("half", "written");
+    fs::create_dir_all(job.folder().join("2")).unwrap();
+    remove_leftovers(&job.folder(), 1).unwrap();
+    assert_eq!(names(&job.folder()), ["2", "published"]);
+    assert_eq!(read(&published, "state"), "17");
+    // The second published nothing, and was killed while it tried.
+    fs::create_dir_all(published_folder(&job.folder()).join("taking.2.1/files")).unwrap();
+    fs::write(published_folder(&job.folder()).join("2.lock"), "").unwrap();
+    remove_leftovers(&job.folder(), 2).unwrap();
+    assert_eq!(job.names(), ["1.1", "1.lock"]);
+    published.remove().unwrap();
+    remove_leftovers(&job.folder(), 1).unwrap();
+    assert!(!job.folder().exists());
+    remove_leftovers(&job.folder(), 1).unwrap();
 }
 
 #[test]

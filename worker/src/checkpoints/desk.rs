@@ -7,7 +7,9 @@ use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use chrono::{SubsecRound as _, Utc};
-use qctl_checkpoint::{PublishError, Published as OnDisk, Request as PublishRequest, publish};
+use qctl_checkpoint::{
+    PublishError, Published as OnDisk, Request as PublishRequest, publish, remove_leftovers,
+};
 use qctl_worker_core::agent::Event;
 use qctl_worker_core::checkpoint::{Answer, CheckpointId, Published, surplus};
 use tokio::sync::mpsc;
@@ -30,6 +32,13 @@ pub(super) enum Request {
     },
     /// Nobody wants the checkpoints of a job.
     RemoveJob(i64),
+    /// Nobody wants what an attempt left unpublished.
+    RemoveLeftovers {
+        /// Its job.
+        job: i64,
+        /// Its number within the job.
+        attempt: i32,
+    },
 }
 
 pub(super) struct Desk {
@@ -73,6 +82,7 @@ impl Desk {
                 Request::Look(look) => self.look(&look),
                 Request::Answered { published, answer } => self.answered(&published, answer),
                 Request::RemoveJob(job) => self.remove_job(job),
+                Request::RemoveLeftovers { job, attempt } => self.remove_leftovers(job, attempt),
             }
         }
     }
@@ -195,6 +205,17 @@ impl Desk {
                 chain(&error)
             ),
             _ => {}
+        }
+    }
+
+    fn remove_leftovers(&self, job: i64, attempt: i32) {
+        if let Err(error) = remove_leftovers(&self.folders.job(job), attempt) {
+            tracing::warn!(
+                job,
+                "what attempt {attempt} of job {job} left in its folder for checkpoints could not \
+                 be removed: {}",
+                chain(&error)
+            );
         }
     }
 

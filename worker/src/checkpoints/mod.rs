@@ -172,6 +172,11 @@ impl Checkpoints {
         self.ask(Request::RemoveJob(job));
     }
 
+    /// Removes what an attempt left unpublished.
+    pub(crate) fn remove_leftovers(&self, job: i64, attempt: i32) {
+        self.ask(Request::RemoveLeftovers { job, attempt });
+    }
+
     /// Finds the checkpoint that an assignment resumes from.
     pub(crate) fn prepare(&mut self, fence: i64, job: i64, candidates: Vec<ResumeCandidate>) {
         let wanted = Arc::new(AtomicBool::new(true));

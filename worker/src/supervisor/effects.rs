@@ -109,6 +109,9 @@ impl Supervisor {
                 self.with.checkpoints.answered(published, answer);
             }
             Effect::RemoveCheckpoints(job) => self.with.checkpoints.remove_job(job),
+            Effect::RemoveLeftovers { job_id, attempt } => {
+                self.with.checkpoints.remove_leftovers(job_id, attempt);
+            }
             Effect::RemoveOld(running) => {
                 let spool = Arc::clone(&self.with.spool);
                 tokio::task::spawn_blocking(move || {

@@ -218,7 +218,10 @@ impl World {
                 }
             }
             Effect::Spawn(shim) => self.spawn_shim(machine, shim),
-            Effect::PauseSpawning { .. } | Effect::RemoveCheckpoints(_) | Effect::RemoveOld(_) => {}
+            Effect::PauseSpawning { .. }
+            | Effect::RemoveCheckpoints(_)
+            | Effect::RemoveLeftovers { .. }
+            | Effect::RemoveOld(_) => {}
             Effect::Run {
                 shim,
                 fence,

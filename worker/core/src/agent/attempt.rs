@@ -380,6 +380,19 @@ impl Held {
         self.committed && self.freed && ended.is_some_and(|ended| self.log_stored >= ended.log_end)
     }
 
+    /// It has exited with 0 by itself and left something in its folder for checkpoints: nobody will
+    /// look into that, as a person may after a failure.
+    pub(super) fn leaves_nothing_to_look_at(&self) -> bool {
+        self.ended.as_ref().is_some_and(|ended| {
+            ended.end == End::Waited
+                && ended.exit_code == Some(0)
+                && ended.stop_cause.is_none()
+                && ended.contradiction.is_empty()
+                && !ended.checkpointed
+                && !ended.checkpoint.is_empty()
+        })
+    }
+
     /// Notes what the greeting says; returns whether processes of it may be left.
     pub(super) fn greet(&mut self) -> bool {
         self.greeted_with_slot = self.slot_held();

@@ -331,6 +331,34 @@ mod tests {
     }
 
     #[test]
+    fn what_a_success_left_unpublished_goes_once_nothing_of_it_is_left() {
+        let leftovers = |exit_code| {
+            let mut driver = Driver::running(terms());
+            let ended = Fact::Ended(Box::new(Ended {
+                exit_code: Some(exit_code),
+                checkpoint: "/c/40/1".to_owned(),
+                ..Ended::of(End::Waited)
+            }));
+            driver.facts(1, [ended]);
+            driver.tell(Event::Looked(7));
+            let committed = driver.tell(Event::Committed(7));
+            let removes = |effect: &Effect| matches!(effect, Effect::RemoveLeftovers { .. });
+            assert!(
+                !committed.iter().any(removes),
+                "a process of it may be left"
+            );
+            let freed = driver.facts(1, [Fact::Freed]);
+            freed.into_iter().find(removes)
+        };
+        let removed = Effect::RemoveLeftovers {
+            job_id: 40,
+            attempt: 1,
+        };
+        assert_eq!(leftovers(0), Some(removed));
+        assert_eq!(leftovers(1), None);
+    }
+
+    #[test]
     fn a_new_agent_tells_what_it_finds() {
         let mut driver = Driver::new();
         driver.tell(Event::Published(vec![published(1)]));

@@ -263,6 +263,14 @@ pub enum Effect {
     },
     /// Remove all checkpoints of a job: nobody wants them.
     RemoveCheckpoints(i64),
+    /// Remove what an attempt that ended well left unpublished. Its checkpoints are for the
+    /// coordinator to give up.
+    RemoveLeftovers {
+        /// The job.
+        job_id: i64,
+        /// The attempt's number within the job.
+        attempt: i32,
+    },
     /// Look for checkpoints and spools that are old and belong to none of these jobs.
     RemoveOld(Vec<i64>),
 }

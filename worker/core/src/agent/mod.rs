@@ -277,6 +277,12 @@ impl Agent {
             && held.settled_at.is_none()
         {
             held.settled_at = Some(self.now);
+            if held.leaves_nothing_to_look_at() {
+                self.effects.push(Effect::RemoveLeftovers {
+                    job_id: held.terms.job_id,
+                    attempt: held.terms.attempt,
+                });
+            }
         }
     }
 
