@@ -4,6 +4,7 @@
 //! Everything that two programs must agree on lives here; nothing here imports another crate of
 //! the workspace.
 
+pub mod alarm;
 pub mod client;
 pub mod error;
 pub mod home;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use qctl_proto::v1::AlarmSetting;
 
 use crate::commands;
 
@@ -149,6 +150,8 @@ pub enum Command {
     Workers(commands::workers::Args),
     /// Steer one worker
     Worker(commands::worker::Args),
+    /// Show what is unusual about jobs and machines, and what was
+    Alarms(commands::alarms::Args),
     /// Show what people were told, and try whether notices arrive
     Notices(commands::notices::Args),
     /// Show failures in groups of the same error
@@ -227,6 +230,10 @@ pub struct SpecArgs {
     /// Run only on this worker
     #[arg(long, value_name = "NAME")]
     pub worker: Option<String>,
+    /// From which figure on something is an alarm, such as cpu=off, memory-growth=8GB or run-time=6h; can
+    /// be given several times [default: the worker's choice]
+    #[arg(long = "alarm", value_name = "KIND=LIMIT", value_delimiter = ',', value_parser = values::alarm)]
+    pub alarms: Vec<AlarmSetting>,
     /// Never run two attempts at once, even when a worker cannot be reached
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", action = ArgAction::Set)]
     pub exclusive: Option<bool>,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use qctl_proto::MAX_MESSAGE_BYTES;
 use qctl_proto::client::{ConnectError, addresses};
 use qctl_proto::home::Home;
+use qctl_proto::v1::alarm_service_client::AlarmServiceClient;
 use qctl_proto::v1::job_service_client::JobServiceClient;
 use qctl_proto::v1::log_service_client::LogServiceClient;
 use qctl_proto::v1::measures_service_client::MeasuresServiceClient;
@@ -143,6 +144,11 @@ impl Client {
     /// Output of jobs.
     pub fn logs(&self) -> LogServiceClient<LeaderChannel> {
         LogServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    /// Alarms, and how machines do.
+    pub fn alarms(&self) -> AlarmServiceClient<LeaderChannel> {
+        AlarmServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
     }
 
     /// What was measured.

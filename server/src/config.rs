@@ -8,10 +8,15 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use chrono::TimeDelta;
 use clap::{Parser, ValueEnum};
 use figment::Figment;
 use figment::providers::{Format, Serialized, Toml};
+use qctl_proto::alarm;
 use qctl_proto::home::{Home, HomeError};
+use qctl_proto::v1::AlarmSetting;
+use qctl_server_core::alarm::setting::{self, Setting};
+use qctl_server_core::alarm::{Kind, Pace};
 use serde::{Deserialize, Serialize};
 
 use crate::app::Settings;
@@ -81,6 +86,24 @@ pub struct Args {
     #[arg(long, env = "QCTL_CHECKPOINT_BYTES_KEPT", value_name = "SIZE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     checkpoint_bytes_kept: Option<String>,
+    /// From which figure on something is an alarm, such as cpu=off or run-time=6h; a worker or a job may
+    /// say otherwise; can be given several times
+    #[arg(
+        long,
+        env = "QCTL_ALARM",
+        value_name = "KIND=LIMIT",
+        value_delimiter = ','
+    )]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    alarm: Vec<String>,
+    /// How long processors or a card's memory must be full before that is an alarm [default: 10m]
+    #[arg(long, env = "QCTL_ALARM_AFTER", value_name = "TIME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    alarm_after: Option<String>,
+    /// How long memory must grow without a break before that is an alarm [default: 30m]
+    #[arg(long, env = "QCTL_ALARM_GROWTH_WINDOW", value_name = "TIME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    alarm_growth_window: Option<String>,
     /// What to log, such as `info` or `qctl_server=debug,warn` [default: info,sqlx=warn]
     #[arg(long, env = "QCTL_LOG", value_name = "FILTER")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -125,6 +148,10 @@ struct Raw {
     checkpoints_kept: Option<String>,
     checkpoint_upload_bytes: Option<String>,
     checkpoint_bytes_kept: Option<String>,
+    #[serde(default)]
+    alarm: Vec<String>,
+    alarm_after: Option<String>,
+    alarm_growth_window: Option<String>,
     log: String,
     log_format: LogFormat,
 }
@@ -147,6 +174,9 @@ impl Default for Raw {
             checkpoints_kept: None,
             checkpoint_upload_bytes: None,
             checkpoint_bytes_kept: None,
+            alarm: Vec::new(),
+            alarm_after: None,
+            alarm_growth_window: None,
             // sqlx repeats every notice of the database as information.
             log: "info,sqlx=warn".to_owned(),
             log_format: LogFormat::Compact,
@@ -251,6 +281,9 @@ pub enum ConfigError {
         /// What was given.
         given: String,
     },
+    /// What is an alarm cannot be read.
+    #[error("--alarm: {0}")]
+    Alarm(String),
     /// A size cannot be read, or may not be used.
     #[error("--{name} `{given}` is not a size of at least 1 MiB, such as `500MiB` or `2GiB`")]
     Size {
@@ -359,6 +392,19 @@ impl Config {
                 raw.checkpoint_bytes_kept,
                 defaults.checkpoint_bytes_kept,
             )?,
+            alarms: alarms(&raw.alarm)?,
+            alarm_pace: Pace {
+                sustained: span(
+                    "alarm-after",
+                    raw.alarm_after,
+                    defaults.alarm_pace.sustained,
+                )?,
+                growth_window: span(
+                    "alarm-growth-window",
+                    raw.alarm_growth_window,
+                    defaults.alarm_pace.growth_window,
+                )?,
+            },
             ..defaults
         };
         if settings.lost_after <= settings.unreachable_after {
@@ -423,6 +469,52 @@ fn time(
         .ok_or(ConfigError::Time { name, given })
 }
 
+fn span(
+    name: &'static str,
+    given: Option<String>,
+    default: TimeDelta,
+) -> Result<TimeDelta, ConfigError> {
+    let usual = default.to_std().unwrap_or_default();
+    let chosen = time(name, given, usual)?;
+    // More than a month would be no alarm at all.
+    TimeDelta::from_std(chosen)
+        .ok()
+        .filter(|chosen| *chosen <= TimeDelta::days(31))
+        .ok_or_else(|| ConfigError::Time {
+            name,
+            given: shown(chosen),
+        })
+}
+
+fn alarms(given: &[String]) -> Result<setting::Settings, ConfigError> {
+    let given = given.iter().filter(|text| !text.is_empty());
+    let settings = alarm::parse_all(given.map(String::as_str)).map_err(ConfigError::Alarm)?;
+    let chosen = settings.iter().filter_map(|setting| {
+        let word = alarm::word(setting.kind()).replace('-', "_");
+        let chosen = match (setting.off, setting.limit) {
+            (true, _) => Setting::Off,
+            (false, None) => Setting::On,
+            (false, Some(limit)) => Setting::At(limit),
+        };
+        Some((Kind::parse(&word)?, chosen))
+    });
+    Ok(chosen.collect())
+}
+
+/// A choice as `--alarm` has it.
+fn shown_alarm(kind: Kind, chosen: Setting) -> String {
+    let word = kind.as_str().replace('_', "-");
+    let wire = alarm::KINDS.iter().find(|(_, known)| *known == word);
+    alarm::shown(&AlarmSetting {
+        kind: wire.map_or(0, |(wire, _)| (*wire).into()),
+        off: chosen == Setting::Off,
+        limit: match chosen {
+            Setting::At(limit) => Some(limit),
+            Setting::Off | Setting::On => None,
+        },
+    })
+}
+
 fn size(name: &'static str, given: Option<String>, default: u64) -> Result<u64, ConfigError> {
     let Some(given) = given.filter(|given| !given.is_empty()) else {
         return Ok(default);
@@ -483,6 +575,22 @@ impl fmt::Display for Config {
             ("retry_base", self.settings.retry_base),
             ("history_kept", self.settings.history_kept),
             ("checkpoints_kept", self.settings.checkpoints_kept),
+            (
+                "alarm_after",
+                self.settings
+                    .alarm_pace
+                    .sustained
+                    .to_std()
+                    .unwrap_or_default(),
+            ),
+            (
+                "alarm_growth_window",
+                self.settings
+                    .alarm_pace
+                    .growth_window
+                    .to_std()
+                    .unwrap_or_default(),
+            ),
         ] {
             writeln!(f, "{name} = {}", text(&shown(time)))?;
         }
@@ -496,6 +604,13 @@ impl fmt::Display for Config {
         ] {
             writeln!(f, "{name} = {}", text(&format!("{size} B")))?;
         }
+        let alarms: Vec<String> = self
+            .settings
+            .alarms
+            .iter()
+            .map(|(kind, chosen)| text(&shown_alarm(*kind, *chosen)))
+            .collect();
+        writeln!(f, "alarm = [{}]", alarms.join(", "))?;
         writeln!(f, "log = {}", text(&self.log))?;
         let format = match self.log_format {
             LogFormat::Compact => "compact",

@@ -11,7 +11,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 use figment::Figment;
 use figment::providers::{Format, Serialized, Toml};
 use qctl_proto::home::{Home, HomeError};
-use qctl_proto::size;
+use qctl_proto::v1::AlarmSetting;
+use qctl_proto::{alarm, size};
 use qctl_worker_core::ring::DEFAULT_LIMIT_BYTES;
 use qctl_worker_core::roster::MAX_SLOTS;
 use serde::{Deserialize, Serialize};
@@ -72,6 +73,16 @@ pub struct Args {
     #[arg(long, env = "QCTL_GPU_DEADLINE", value_name = "TIME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     gpu_deadline: Option<String>,
+    /// From which figure on something is an alarm here, such as cpu=off or gpu-temperature=85; can be
+    /// given several times [default: the coordinator's]
+    #[arg(
+        long,
+        env = "QCTL_WORKER_ALARM",
+        value_name = "KIND=LIMIT",
+        value_delimiter = ','
+    )]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    alarm: Vec<String>,
     /// What to log, such as `info` or `qctl_worker=debug,warn` [default: info]
     #[arg(long, env = "QCTL_LOG", value_name = "FILTER")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -128,6 +139,8 @@ struct Raw {
     checkpoints_per_job: Option<u32>,
     nvml_library: Option<PathBuf>,
     gpu_deadline: Option<String>,
+    #[serde(default)]
+    alarm: Vec<String>,
     log: Option<String>,
     log_format: Option<LogFormat>,
 }
@@ -155,6 +168,8 @@ pub struct Config {
     pub nvml_library: Option<PathBuf>,
     /// How long the GPU driver may take for an answer.
     pub gpu_deadline: Duration,
+    /// From which figure on something is an alarm here.
+    pub alarms: Vec<AlarmSetting>,
     /// Filter of the log.
     pub log: String,
     /// How log lines look.
@@ -219,6 +234,9 @@ pub enum ConfigError {
         /// What may be.
         expected: String,
     },
+    /// What is an alarm cannot be read.
+    #[error("--alarm: {0}")]
+    Alarm(String),
     /// The number of checkpoints is out of its range.
     #[error("--checkpoints-per-job must be between 1 and {MAX_CHECKPOINTS}, not {given}")]
     Checkpoints {
@@ -305,6 +323,8 @@ impl Config {
                 .filter(|time| GPU_DEADLINES.contains(time))
                 .ok_or(ConfigError::GpuDeadline { given })?,
         };
+        let alarms = raw.alarm.iter().filter(|text| !text.is_empty());
+        let alarms = alarm::parse_all(alarms.map(String::as_str)).map_err(ConfigError::Alarm)?;
         let log = given(raw.log).unwrap_or_else(|| "info".to_owned());
         tracing_subscriber::EnvFilter::try_new(&log).map_err(|source| ConfigError::Log {
             given: log.clone(),
@@ -321,6 +341,7 @@ impl Config {
             checkpoints_per_job: checkpoints_per_job as usize,
             nvml_library: path(raw.nvml_library),
             gpu_deadline,
+            alarms,
             log,
             log_format: raw.log_format.unwrap_or_default(),
             // Survives an upgrade that replaces the file while this agent runs.
@@ -376,6 +397,12 @@ impl fmt::Display for Config {
         )?;
         let deadline = humantime::format_duration(self.gpu_deadline).to_string();
         line(f, "gpu_deadline", text(&deadline))?;
+        let alarms: Vec<String> = self
+            .alarms
+            .iter()
+            .map(|setting| format!("{:?}", alarm::shown(setting)))
+            .collect();
+        line(f, "alarm", Some(format!("[{}]", alarms.join(", "))))?;
         line(f, "log", text(&self.log))?;
         let format = match self.log_format {
             LogFormat::Compact => "compact",
@@ -423,6 +450,12 @@ mod tests {
             (&["--gpu-deadline", "soon"], "", "`soon`"),
             (&["--log", "a=b=c"], "", "--log"),
             (&["--log-limit", "none"], "", "a size such as"),
+            (&["--alarm", "cup=off"], "", "`cup` is no kind of alarm"),
+            (
+                &[],
+                "alarm = ['cpu=off', 'cpu=on']",
+                "`cpu` is chosen twice",
+            ),
             (&["--log-limit", "0"], "", "at least 1 MiB"),
             (&[], "log_limit = '9999T'", "--log-limit"),
             (&[], "colour = 'red'", "worker.toml"),

@@ -173,6 +173,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         authority: config.authority,
         name: config.name,
         slots: config.slots,
+        alarms: config.alarms.clone(),
         boot_id,
         host,
         nvml,

@@ -10,7 +10,7 @@ use qctl_proto::error::{Fault, Reason};
 use qctl_proto::v1::open_session_request::Message as Say;
 use qctl_proto::v1::open_session_response::Message as Said;
 use qctl_proto::v1::worker_session_service_client::WorkerSessionServiceClient;
-use qctl_proto::v1::{Hello, OpenSessionRequest, OpenSessionResponse, Welcome};
+use qctl_proto::v1::{AlarmSetting, Hello, OpenSessionRequest, OpenSessionResponse, Welcome};
 use qctl_proto::{MAX_MESSAGE_BYTES, PROTOCOL_VERSION};
 use qctl_worker_core::session::{Route, redial_delay};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -53,6 +53,8 @@ pub(crate) struct Dialler {
     pub(crate) authority: Option<PathBuf>,
     pub(crate) name: Option<String>,
     pub(crate) slots: Option<u32>,
+    /// From which figure on something is an alarm here.
+    pub(crate) alarms: Vec<AlarmSetting>,
     pub(crate) boot_id: String,
     pub(crate) host: Host,
     pub(crate) nvml: Nvml,
@@ -348,6 +350,7 @@ impl Dialler {
                 .collect(),
             memory_bytes: host.memory_bytes,
             cpus: host.cpus,
+            alarms: self.alarms.clone(),
             attempts,
             checkpoints,
             greeting: self.spool.next_greeting()?,

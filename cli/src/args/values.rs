@@ -8,6 +8,8 @@ use std::num::IntErrorKind;
 use std::ops::{Bound, RangeBounds};
 use std::time::Duration;
 
+use qctl_proto::alarm;
+use qctl_proto::v1::AlarmSetting;
 use qctl_proto::v1::dependency::Condition;
 
 /// Longest duration accepted: a hundred years of 365 days.
@@ -278,6 +280,29 @@ pub fn variable(text: &str) -> Result<Variable, String> {
         }
         Some((name, value)) => Ok(Variable::Set(name.to_owned(), value.to_owned())),
         None => Ok(Variable::Copy(text.to_owned())),
+    }
+}
+
+/// Reads from which figure on something is an alarm for a job.
+///
+/// # Errors
+/// Says what is wrong and what was expected.
+pub fn alarm(text: &str) -> Result<AlarmSetting, String> {
+    let setting = alarm::parse(text)?;
+    of_job(&[setting])?;
+    Ok(setting)
+}
+
+/// Refuses what is watched of machines only.
+///
+/// # Errors
+/// Names it.
+pub fn of_job(settings: &[AlarmSetting]) -> Result<(), String> {
+    match alarm::not_of_jobs(settings) {
+        None => Ok(()),
+        Some(kind) => Err(format!(
+            "`{kind}` is about a machine, not about a job: choose it in worker.toml or server.toml"
+        )),
     }
 }
 

@@ -10,7 +10,7 @@ use crate::args::{SpecArgs, values};
 use crate::context::{Context, request_id, unary};
 use crate::error::{Error, Problem};
 use crate::output::{document, time};
-use crate::submission::draft::{Draft, Words};
+use crate::submission::draft::{Draft, Words, laid_over};
 use crate::submission::from_options;
 use crate::submission::surroundings::Surroundings;
 
@@ -98,6 +98,8 @@ pub enum Field {
     LogLimit,
     /// All artifacts
     Artifacts,
+    /// What is an alarm, which is then as usual
+    Alarm,
 }
 
 impl Field {
@@ -120,6 +122,7 @@ impl Field {
             Self::ContradictedBy => "contradicted_by",
             Self::LogLimit => "log_limit_bytes",
             Self::Artifacts => "artifacts",
+            Self::Alarm => "alarms",
         }
     }
 
@@ -141,6 +144,7 @@ impl Field {
             Self::ContradictedBy => spec.contradicted_by.clear(),
             Self::LogLimit => spec.log_limit_bytes = 0,
             Self::Artifacts => spec.artifacts.clear(),
+            Self::Alarm => spec.alarms.clear(),
         }
     }
 }
@@ -272,6 +276,9 @@ fn apply(draft: Draft, spec: &mut v1::JobSpec, surroundings: &Surroundings) -> V
     }
     if draft.checkpoint_exit_code.is_some() && touch("checkpoint_exit_code", true) {
         spec.checkpoint_exit_code = draft.checkpoint_exit_code;
+    }
+    if touch("alarms", !draft.alarms.is_empty()) {
+        spec.alarms = laid_over(draft.alarms, std::mem::take(&mut spec.alarms));
     }
     let demands = draft.slots.is_some() || draft.gpus.is_some() || draft.memory.is_some();
     if touch("demand", demands) {

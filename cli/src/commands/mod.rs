@@ -9,6 +9,7 @@ use crate::error::Error;
 use crate::exit;
 use crate::output::document;
 
+pub mod alarms;
 pub mod cancel;
 pub mod checkpoint;
 pub mod checkpoints;

@@ -6,11 +6,11 @@ use qctl_proto::error::{Fault, Reason};
 use qctl_proto::v1;
 use tonic::Code;
 
-use super::carried;
+use super::{alarms, carried};
 use crate::args::values;
 use crate::context::{Client, Context, unary};
 use crate::error::Error;
-use crate::output::{document, job, measures};
+use crate::output::{alarm, document, job, measures};
 
 /// Most events that are fetched: a job's budgets bound its attempts, not what people do to it.
 const MAX_EVENTS: usize = 10_000;
@@ -33,10 +33,11 @@ pub struct Args {
 pub async fn run(context: &Context, args: Args) -> Result<ExitCode, Error> {
     let client = context.client().await?;
     let id = args.job.job;
-    let (response, events, used) = tokio::try_join!(
+    let (response, events, used, unusual) = tokio::try_join!(
         get(client, id),
         events(client, id),
-        measures(client, id, args.job.number)
+        measures(client, id, args.job.number),
+        alarms::known(client, Some(id))
     )?;
     let shown = carried(response.job)?;
     let mut attempts = response.attempts;
@@ -52,6 +53,7 @@ pub async fn run(context: &Context, args: Args) -> Result<ExitCode, Error> {
             &attempts,
             &events,
             &used,
+            &unusual,
             response.as_of,
         ))?;
     } else {
@@ -60,7 +62,7 @@ pub async fn run(context: &Context, args: Args) -> Result<ExitCode, Error> {
         context.output.print(&job::show(
             &shown,
             &attempts,
-            &measures::attempt(&used, &view),
+            &(measures::attempt(&used, &view) + &alarm::of_job(&unusual, &view)),
             latest,
             &view,
         ))?;

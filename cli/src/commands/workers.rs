@@ -6,9 +6,10 @@ use qctl_proto::v1;
 use serde::Serialize;
 use tonic::Code;
 
+use super::alarms;
 use crate::context::{Client, Context, unary};
 use crate::error::Error;
-use crate::output::{document, measures, text, worker};
+use crate::output::{alarm, document, measures, text, worker};
 
 /// Most workers that are listed: as many as a coordinator is designed for.
 const MAX_WORKERS: usize = 1_000;
@@ -54,6 +55,11 @@ pub async fn run(context: &Context, _args: Args) -> Result<ExitCode, Error> {
                 ));
                 heading = "";
             }
+        }
+        let unusual = alarms::known(client, None).await?;
+        let unusual = alarm::of_machines(&unusual, &view);
+        if !unusual.is_empty() {
+            lines.push_str(&format!("\n{unusual}"));
         }
         context.output.print(&lines)?;
     }

@@ -6,9 +6,10 @@
 use std::collections::BTreeMap;
 
 use chrono::SecondsFormat;
-use qctl_proto::v1;
+use qctl_proto::{alarm, v1};
 use serde::Serialize;
 
+use super::alarm::Alarm;
 use super::measures::Measures;
 use super::time;
 use crate::args::causes;
@@ -64,6 +65,8 @@ pub struct Job<'a> {
     /// Bytes of output that its worker keeps; 0 means the worker's default.
     log_limit: i64,
     notify: &'static str,
+    /// From which figure on something is an alarm, where that is not as usual.
+    alarm: Vec<String>,
     retry_of: Option<i64>,
     unreachable: bool,
     paused: bool,
@@ -206,6 +209,8 @@ pub struct JobInFull<'a> {
     events: Vec<Event<'a>>,
     /// What the shown attempt used.
     measures: Measures,
+    /// Its alarms, newest first.
+    alarms: Vec<Alarm<'a>>,
     as_of: i64,
 }
 
@@ -367,6 +372,7 @@ impl<'a> From<&'a v1::Job> for Job<'a> {
                 v1::job_spec::Notify::Failure => "failure",
                 v1::job_spec::Notify::Never => "never",
             },
+            alarm: spec.alarms.iter().map(alarm::shown).collect(),
             retry_of: known(job.retry_of),
             unreachable: job.unreachable,
             paused: job.paused,
@@ -523,6 +529,7 @@ impl<'a> JobInFull<'a> {
         attempts: &'a [v1::Attempt],
         events: &'a [v1::Event],
         measures: &v1::ReadAttemptMeasuresResponse,
+        alarms: &'a [v1::Alarm],
         as_of: i64,
     ) -> Self {
         Self {
@@ -530,6 +537,7 @@ impl<'a> JobInFull<'a> {
             attempts: attempts.iter().map(Attempt::from).collect(),
             events: events.iter().map(Event::from).collect(),
             measures: measures.into(),
+            alarms: alarms.iter().map(Alarm::from).collect(),
             as_of,
         }
     }

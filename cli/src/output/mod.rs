@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::args::ColourChoice;
 use crate::error::Error;
 
+pub mod alarm;
 pub mod checkpoint;
 pub mod document;
 pub mod drill;

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use qctl_proto::v1::FailureCause;
+use qctl_proto::alarm;
+use qctl_proto::v1::{AlarmSetting, FailureCause};
 use serde_json::Value;
 
 use crate::args::causes;
@@ -86,6 +87,8 @@ pub struct Draft {
     pub log_limit: Option<i64>,
     /// When people are told of it.
     pub notify: Option<qctl_proto::v1::job_spec::Notify>,
+    /// From which figure on something is an alarm; a kind at most once.
+    pub alarms: Vec<AlarmSetting>,
 }
 
 /// Keys that a line of a batch may have.
@@ -123,6 +126,7 @@ pub const BATCH_KEYS: &[&str] = &[
     "artifacts",
     "log_limit",
     "notify",
+    "alarm",
 ];
 
 /// Keys that a template may have besides its own.
@@ -156,6 +160,7 @@ pub const TEMPLATE_KEYS: &[&str] = &[
     "artifacts",
     "log_limit",
     "notify",
+    "alarm",
 ];
 
 /// Keys of a project's defaults. None of them decides what is run: a folder that someone else
@@ -182,6 +187,7 @@ pub const PROJECT_KEYS: &[&str] = &[
     "artifacts",
     "log_limit",
     "notify",
+    "alarm",
 ];
 
 impl Draft {
@@ -244,6 +250,7 @@ impl Draft {
             "pty" => self.pty = Some(truth(&value)?),
             "artifacts" => self.artifacts = Some(texts(value)?),
             "log_limit" => self.log_limit = Some(values::log_limit(&scalar(&value)?)?),
+            "alarm" => self.alarms = alarms(value)?,
             "notify" => self.notify = Some(values::notify(&text(value)?)?),
             other => return Err(format!("`{other}` is no key of a job")),
         }
@@ -330,8 +337,19 @@ impl Draft {
             artifacts: self.artifacts.or(below.artifacts),
             log_limit: self.log_limit.or(below.log_limit),
             notify: self.notify.or(below.notify),
+            alarms: laid_over(self.alarms, below.alarms),
         }
     }
+}
+
+/// Alarms of both, those of the first where they choose the same kind; the last choice counts.
+pub fn laid_over(own: Vec<AlarmSetting>, below: Vec<AlarmSetting>) -> Vec<AlarmSetting> {
+    let mut laid: Vec<AlarmSetting> = Vec::new();
+    for setting in below.into_iter().chain(own) {
+        laid.retain(|other| other.kind != setting.kind);
+        laid.push(setting);
+    }
+    laid
 }
 
 /// Checks that a path needs no folder to count from.
@@ -388,6 +406,17 @@ fn texts(value: Value) -> Result<Vec<String>, String> {
         Value::Array(items) => items.into_iter().map(text).collect(),
         other => Err(format!("expected a list of texts, not {}", kind(&other))),
     }
+}
+
+/// One text with commas, or a list of texts.
+fn alarms(value: Value) -> Result<Vec<AlarmSetting>, String> {
+    let texts = match value {
+        Value::String(text) => vec![text],
+        other => texts(other)?,
+    };
+    let settings = alarm::parse_all(texts.iter().map(String::as_str))?;
+    values::of_job(&settings)?;
+    Ok(settings)
 }
 
 fn words(value: Value) -> Result<Words, String> {

@@ -62,6 +62,7 @@ pub fn from_options(spec: SpecArgs, surroundings: &Surroundings) -> Result<Draft
         pty: spec.pty,
         log_limit: spec.log_limit,
         notify: spec.notify,
+        alarms: draft::laid_over(spec.alarms, Vec::new()),
         ..Draft::default()
     };
     if !spec.after.is_empty() {
@@ -265,6 +266,7 @@ fn finish(
         checkpoint_exit_code: draft.checkpoint_exit_code,
         contradicted_by: draft.contradicted_by.unwrap_or_default(),
         notify: draft.notify.unwrap_or_default().into(),
+        alarms: draft.alarms,
     })
 }
 

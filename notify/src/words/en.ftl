@@ -142,15 +142,95 @@ database_restarted = qctl's database was restarted
     .item = away for { $ran }, since { $since }
 
 disk_nearly_full = The disk of { $worker } is nearly full
-    .what = { $text }.
-    .did = Everything goes on for now.
+    .what = { $value } are left, less than { $limit }, since { $since }.
+    .did = Everything goes on for now. Without room, output and saved states of jobs are lost.
     .can = Make room. To delete old jobs with their output: qctl cleanup
     .many = { $count } disks are nearly full
-    .item = { $worker }
+    .item = { $worker }: { $value } left
 
 disk_well = The disk of { $worker } has room again
-    .what = { $text }.
+    .what = It was nearly full for { $ran }, since { $since }.
     .many = { $count } disks have room again
+    .item = { $worker }
+
+job_busy = Job { $job } “{ $name }” keeps all processors busy
+    .what = On { $worker } since { $since }: { $value } of the machine’s processors.
+    .did = It goes on. This is told once for this job.
+    .can = Nothing, if it is meant to work hard. To look: qctl show { $job }
+    .many = { $count } jobs keep all processors of their machines busy
+    .item = { $job } { $name }: { $value }
+
+job_grows = Job { $job } “{ $name }” takes more and more memory
+    .what = On { $worker } it has grown by { $value } without a break.
+    .did = It goes on. This is told once for this job.
+    .can = If it should not grow, it may be losing memory, and ends when the machine has none left. To look: qctl show { $job }
+    .many = { $count } jobs take more and more memory
+    .item = { $job } { $name }: { $value } more
+
+job_gpu_full = Job { $job } “{ $name }” fills its graphics memory
+    .what = On { $worker } since { $since }: { $value } are taken.
+    .did = It goes on. This is told once for this job.
+    .can = Nothing, if it is meant to. If it ends for want of memory, give it smaller batches. To look: qctl show { $job }
+    .many = { $count } jobs fill their graphics memory
+    .item = { $job } { $name }: { $value }
+
+job_long = Job { $job } “{ $name }” has been running for { $ran }
+    .what = On { $worker } since { $since }.
+    .did = It goes on. This is told once for this job.
+    .can = Nothing, if it is meant to take long. To look: qctl show { $job }
+    .many = { $count } jobs have been running for long
+    .item = { $job } { $name }: { $ran }
+
+machine_busy = The processors of { $worker } are all busy
+    .what = Since { $since }: { $value }. No single job does it.
+    .did = Jobs go on, perhaps slowly. This is told once a day.
+    .can = If jobs are too slow, run fewer at a time, or look for other programs there. To look: qctl health
+    .many = The processors of { $count } machines are all busy
+    .item = { $worker }: { $value }
+
+memory_nearly_full = The memory of { $worker } is nearly full
+    .what = Since { $since }: { $value } are taken.
+    .did = Jobs go on. When nothing is left, the system ends programs, and may take jobs.
+    .can = End what is not needed there. To see what takes it: qctl workers
+    .many = The memory of { $count } machines is nearly full
+    .item = { $worker }: { $value }
+
+memory_well = The memory of { $worker } has room again
+    .what = It was nearly full for { $ran }, since { $since }.
+    .many = The memory of { $count } machines has room again
+    .item = { $worker }
+
+gpu_hot = A graphics card of { $worker } is hot
+    .what = Since { $since }: { $value }.
+    .did = Jobs go on. A card that is too hot slows down by itself. This is told at most every six hours.
+    .can = Look at its fans, the dust, and the room. To look: qctl health
+    .many = Graphics cards of { $count } machines are hot
+    .item = { $worker }: { $value }
+
+out_of_memory = { $worker } ran out of memory
+    .what = At { $since } the system ended programs there to get memory back: { $value } of them. No job has told of it.
+    .did = Jobs go on.
+    .can = Run fewer jobs at a time there, or look for other programs. To look: qctl workers
+    .many = { $count } machines ran out of memory
+    .item = { $worker } at { $since }
+
+clock_jumped = The clock of { $worker } jumped
+    .what = At { $since }, by { $ran }.
+    .did = Jobs go on; their limits do not follow that clock.
+    .can = Look whether the machine sets its clock by the network. Times in its programs' own logs may be wrong.
+    .many = The clocks of { $count } machines jumped
+    .item = { $worker }: { $ran }
+
+looks_missed = { $worker } does not see what its jobs do
+    .what = It answers, but has not been able to look at its machine since { $since }.
+    .did = Jobs go on, but what they use is not watched, and no alarm about it can come.
+    .can = Often a disk or network folder there does not answer. Look at that machine.
+    .many = { $count } workers do not see what their jobs do
+    .item = { $worker }, since { $since }
+
+looks_back = { $worker } sees its jobs again
+    .what = What they used was not watched for { $ran }, since { $since }.
+    .many = { $count } workers see their jobs again
     .item = { $worker }
 
 coordinator_crashed = qctl crashed, and runs again

@@ -139,16 +139,96 @@ database_restarted = qctl のデータベースが再起動しました
     .many = qctl のデータベースが { $count } 回再起動しました
     .item = { $since } から { $ran }
 
-disk_nearly_full = { $worker } のディスクがもうすぐ一杯です
-    .what = { $text }。
-    .did = 今のところ、すべて動き続けています。
-    .can = 空きを作ってください。古いジョブと出力を消すには: qctl cleanup
-    .many = { $count } 台のディスクがもうすぐ一杯です
-    .item = { $worker }
+disk_nearly_full = { $worker } のディスクの空きが残りわずかです
+    .what = { $since } から、残りは { $value } です({ $limit } を下回りました)。
+    .did = 今はすべて続いています。空きがなくなると、ジョブの出力や保存した状態が失われます。
+    .can = 空きを作ってください。古いジョブを出力ごと消すには: qctl cleanup
+    .many = { $count } 台のディスクの空きが残りわずかです
+    .item = { $worker }: 残り { $value }
 
 disk_well = { $worker } のディスクに空きができました
-    .what = { $text }。
+    .what = { $since } から { $ran } の間、空きが残りわずかでした。
     .many = { $count } 台のディスクに空きができました
+    .item = { $worker }
+
+job_busy = ジョブ { $job }「{ $name }」がプロセッサーを使い切っています
+    .what = { $worker } で { $since } から: マシン全体の { $value }。
+    .did = そのまま続けます。このジョブについては一度だけ知らせます。
+    .can = 重い計算なら、何もしなくて大丈夫です。見るには: qctl show { $job }
+    .many = { $count } 件のジョブがプロセッサーを使い切っています
+    .item = { $job } { $name }: { $value }
+
+job_grows = ジョブ { $job }「{ $name }」のメモリが増え続けています
+    .what = { $worker } で、休みなく { $value } 増えました。
+    .did = そのまま続けます。このジョブについては一度だけ知らせます。
+    .can = 増えるはずがないなら、メモリを返し忘れているかもしれません。足りなくなると止まります。見るには: qctl show { $job }
+    .many = { $count } 件のジョブのメモリが増え続けています
+    .item = { $job } { $name }: { $value } 増えました
+
+job_gpu_full = ジョブ { $job }「{ $name }」が GPU のメモリを使い切りそうです
+    .what = { $worker } で { $since } から: { $value } を使っています。
+    .did = そのまま続けます。このジョブについては一度だけ知らせます。
+    .can = そのつもりなら、何もしなくて大丈夫です。メモリ不足で止まるなら、一度に扱う量を減らしてください。見るには: qctl show { $job }
+    .many = { $count } 件のジョブが GPU のメモリを使い切りそうです
+    .item = { $job } { $name }: { $value }
+
+job_long = ジョブ { $job }「{ $name }」は { $ran } 動いています
+    .what = { $worker } で { $since } から動いています。
+    .did = そのまま続けます。このジョブについては一度だけ知らせます。
+    .can = 長くかかる予定なら、何もしなくて大丈夫です。見るには: qctl show { $job }
+    .many = { $count } 件のジョブが長く動いています
+    .item = { $job } { $name }: { $ran }
+
+machine_busy = { $worker } のプロセッサーに余裕がありません
+    .what = { $since } から: { $value }。一つのジョブだけのせいではありません。
+    .did = ジョブは続きますが、遅くなるかもしれません。知らせるのは一日に一度です。
+    .can = 遅すぎるなら、同時に動かす数を減らすか、ほかのプログラムを確かめてください。見るには: qctl health
+    .many = { $count } 台のプロセッサーに余裕がありません
+    .item = { $worker }: { $value }
+
+memory_nearly_full = { $worker } のメモリの空きが残りわずかです
+    .what = { $since } から: { $value } を使っています。
+    .did = ジョブは続いています。空きがなくなると、システムがプログラムを止め、ジョブが止まることもあります。
+    .can = そこで要らないものを終わらせてください。何が使っているか見るには: qctl workers
+    .many = { $count } 台のメモリの空きが残りわずかです
+    .item = { $worker }: { $value }
+
+memory_well = { $worker } のメモリに空きができました
+    .what = { $since } から { $ran } の間、空きが残りわずかでした。
+    .many = { $count } 台のメモリに空きができました
+    .item = { $worker }
+
+gpu_hot = { $worker } の GPU が熱くなっています
+    .what = { $since } から: { $value }。
+    .did = ジョブは続いています。熱すぎると GPU は自分で遅くなります。知らせるのは六時間に一度までです。
+    .can = ファン、ほこり、部屋の温度を確かめてください。見るには: qctl health
+    .many = { $count } 台の GPU が熱くなっています
+    .item = { $worker }: { $value }
+
+out_of_memory = { $worker } のメモリが足りなくなりました
+    .what = { $since } に、メモリを空けるためにシステムがプログラムを { $value } 個止めました。ジョブからの知らせはありません。
+    .did = ジョブは続いています。
+    .can = そこで同時に動かすジョブを減らすか、ほかのプログラムを確かめてください。見るには: qctl workers
+    .many = { $count } 台のメモリが足りなくなりました
+    .item = { $worker }({ $since })
+
+clock_jumped = { $worker } の時計が飛びました
+    .what = { $since } に { $ran } ずれました。
+    .did = ジョブは続いています。制限時間はその時計で計っていません。
+    .can = 時計をネットワークで合わせているか確かめてください。そこのプログラムが書いた時刻は正しくないかもしれません。
+    .many = { $count } 台の時計が飛びました
+    .item = { $worker }: { $ran }
+
+looks_missed = { $worker } がジョブの様子を見られません
+    .what = 返事はありますが、{ $since } からマシンの様子を調べられません。
+    .did = ジョブは続いていますが、何をどれだけ使っているか見張れず、その警告も出せません。
+    .can = ディスクやネットワークのフォルダーが返事をしないことがよくあります。そのマシンを確かめてください。
+    .many = { $count } 台のワーカーがジョブの様子を見られません
+    .item = { $worker }({ $since } から)
+
+looks_back = { $worker } がジョブの様子を見られるようになりました
+    .what = { $since } から { $ran } の間、見張れませんでした。
+    .many = { $count } 台のワーカーがジョブの様子を見られるようになりました
     .item = { $worker }
 
 coordinator_crashed = qctl が落ちて、また動いています

@@ -1,6 +1,7 @@
 //! The coordinator's decisions: pure functions on recorded facts. No I/O, no clock, no randomness:
 //! the time and random numbers are arguments.
 
+pub mod alarm;
 pub mod attempt;
 pub mod checkpoint;
 pub mod dependency;

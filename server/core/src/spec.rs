@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::alarm::setting::{self, Settings};
 use crate::failure::{EXIT_CODES, FailureCause, MAX_CAUSES, RetryRules};
 use crate::id::JobId;
 use crate::notice::Wish;
@@ -105,6 +106,8 @@ pub struct JobSpec {
     pub contradicted_by: String,
     /// Which of its events its submitter wants to be told.
     pub notify: Wish,
+    /// From which figure on something is an alarm, where that is not as usual.
+    pub alarms: Settings,
 }
 
 /// What an attempt occupies, or what a worker offers.
@@ -208,6 +211,7 @@ impl JobSpec {
         self.validate_program()?;
         self.validate_words()?;
         self.validate_retry_rules()?;
+        self.validate_alarms()?;
         self.validate_numbers()
     }
 
@@ -303,6 +307,17 @@ impl JobSpec {
             at_most(field, pattern.len(), 1_000)?;
         }
         Ok(())
+    }
+
+    fn validate_alarms(&self) -> Result<(), SpecError> {
+        match setting::first_impossible(&self.alarms, true) {
+            None => Ok(()),
+            Some((kind, problem)) => Err(SpecError::new(
+                format!("alarms[{kind}]"),
+                problem,
+                "`off` is possible too; docs/monitoring.md has the kinds and their limits",
+            )),
+        }
     }
 
     fn validate_retry_rules(&self) -> Result<(), SpecError> {

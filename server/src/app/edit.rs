@@ -282,6 +282,7 @@ enum Field {
     LogLimitBytes,
     Artifacts,
     Notify,
+    Alarms,
 }
 
 impl Field {
@@ -314,6 +315,7 @@ impl Field {
             "log_limit_bytes" => Self::LogLimitBytes,
             "artifacts" => Self::Artifacts,
             "notify" => Self::Notify,
+            "alarms" => Self::Alarms,
             other => {
                 return Err(Error::field(
                     "update_mask",
@@ -365,6 +367,7 @@ impl Field {
             Self::LogLimitBytes => to.log_limit_bytes = from.log_limit_bytes,
             Self::Artifacts => to.artifacts.clone_from(&from.artifacts),
             Self::Notify => to.notify = from.notify,
+            Self::Alarms => to.alarms.clone_from(&from.alarms),
         }
     }
 }

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use qctl_server_core::alarm::setting;
+use qctl_server_core::alarm::watch::MachineFacts;
 use qctl_server_core::checkpoint::Told;
 use qctl_server_core::ledger::{AfterCommit, Answer, Greeted, Present, Which};
 use qctl_server_core::reconcile::Held;
@@ -46,6 +48,8 @@ pub struct Hello {
     pub memory_bytes: i64,
     /// Its logical processors.
     pub cpus: i32,
+    /// From which figure on something is an alarm there, where that is not as usual.
+    pub alarms: setting::Settings,
     /// Its number among the greetings of its spool; 0 when the worker counts none.
     pub greeting: i64,
     /// Every attempt it has a record of.
@@ -115,6 +119,16 @@ impl App {
             hello.name.clone(),
             hello.boot_id.clone(),
             hello.spool_id,
+            self.clock.now(),
+        );
+        self.alarms.connected(
+            hello.worker,
+            MachineFacts {
+                name: hello.name.clone(),
+                host: hello.hostname.clone(),
+                processors: hello.cpus,
+                settings: hello.alarms.clone(),
+            },
             self.clock.now(),
         );
         for (fence, job) in greeted.current {

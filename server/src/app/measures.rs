@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use chrono::{DateTime, TimeDelta, Utc};
+use qctl_server_core::alarm::watch::{AttemptLook, MachineLook};
 use qctl_server_core::measures::{AttemptMeasures, MachineMeasures, Minute, SumUp, points};
 use qctl_server_core::{Fence, JobId, WorkerId};
 
@@ -97,29 +98,27 @@ pub(crate) struct MachineHistory {
 
 impl App {
     /// Takes what a worker saw of its machine and of its attempts.
-    pub(crate) fn measured(
-        &self,
-        worker: WorkerId,
-        machine: MachineMeasures,
-        attempts: impl IntoIterator<Item = (Fence, AttemptMeasures)>,
-    ) {
+    pub(crate) fn measured(&self, worker: WorkerId, look: &MachineLook, attempts: &[AttemptLook]) {
         let now = self.clock.now();
+        // Only attempts that run may be spoken of.
+        let attempts: Vec<AttemptLook> = attempts
+            .iter()
+            .filter(|attempt| self.live.job_of(attempt.fence).is_some())
+            .copied()
+            .collect();
+        self.alarms.look(worker, look, &attempts, now);
         let mut inner = self.measures.locked();
         let inner = &mut *inner;
         let mut current = inner.machines.remove(&worker);
-        if let Some((minute, used)) = Current::take(&mut current, now, machine) {
+        if let Some((minute, used)) = Current::take(&mut current, now, look.used) {
             push(&mut inner.done_machines, (worker, minute, used));
         }
         inner
             .machines
             .extend(current.map(|current| (worker, current)));
-        for (fence, figures) in attempts {
-            // Only attempts that run may be spoken of.
-            if self.live.job_of(fence).is_none() {
-                continue;
-            }
+        for AttemptLook { fence, used, .. } in attempts {
             let mut current = inner.attempts.remove(&fence);
-            if let Some((minute, used)) = Current::take(&mut current, now, figures) {
+            if let Some((minute, used)) = Current::take(&mut current, now, used) {
                 push(&mut inner.done_attempts, (fence, minute, used));
             }
             inner

@@ -1,5 +1,6 @@
 //! Use cases: one file each.
 
+pub mod alarms;
 mod caller;
 mod changes;
 pub mod checkpoints;
@@ -54,6 +55,7 @@ pub(crate) use trouble::Doing;
 
 use crate::sessions::Sessions;
 use crate::store::Store;
+use alarms::Alarms;
 use edit::Edits;
 use links::Links;
 use logs::Logs;
@@ -116,6 +118,7 @@ pub struct App {
     reports: Reports,
     signs: SignsOfLife,
     measures: Measures,
+    alarms: Alarms,
     greetings: tokio::sync::Mutex<()>,
     stop: CancellationToken,
     fault: CancellationToken,
@@ -144,6 +147,7 @@ impl App {
             &tasks,
             stop.clone(),
         );
+        let alarms = Alarms::new(&settings);
         let (reports, inbox) = transitions::queue();
         let app = Arc::new(Self {
             store,
@@ -165,6 +169,7 @@ impl App {
             reports,
             signs: SignsOfLife::default(),
             measures: Measures::default(),
+            alarms,
             greetings: tokio::sync::Mutex::new(()),
             stop,
             fault: CancellationToken::new(),

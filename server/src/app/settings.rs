@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use qctl_server_core::alarm::{Pace, setting};
+
 /// The times and sizes that the coordinator works with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -33,6 +35,10 @@ pub struct Settings {
     pub wake_interval: Duration,
     /// Run time from which on a success is told.
     pub success_told_after: Duration,
+    /// From which figure on something is an alarm, where that is not as usual.
+    pub alarms: setting::Settings,
+    /// How long it must last.
+    pub alarm_pace: Pace,
 }
 
 impl Default for Settings {
@@ -52,6 +58,8 @@ impl Default for Settings {
             log_bytes_kept: 1024 * 1024 * 1024,
             wake_interval: Duration::from_secs(5),
             success_told_after: Duration::from_secs(120),
+            alarms: setting::Settings::new(),
+            alarm_pace: Pace::default(),
         }
     }
 }

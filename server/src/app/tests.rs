@@ -1,5 +1,6 @@
 //! The writing side on a real Postgres, with workers played by the test.
 
+mod alarms;
 mod faults;
 #[allow(
     dead_code,
@@ -251,6 +252,7 @@ impl Worker {
 
 fn hello(name: &str, slots: i32) -> Hello {
     Hello {
+        alarms: Default::default(),
         worker: WorkerId(Uuid::new_v4()),
         name: name.to_owned(),
         hostname: format!("{name}.test"),

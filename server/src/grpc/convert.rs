@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use qctl_proto::v1;
+use qctl_server_core::alarm::Kind;
+use qctl_server_core::alarm::setting::{self, Setting};
 use qctl_server_core::notice::Wish;
 use qctl_server_core::{
     AttemptState, Condition, Demand, Dependency, FailureCause, HoleCause, JobId, JobSpec, JobState,
@@ -134,8 +136,79 @@ pub(super) fn read_spec(spec: v1::JobSpec, path: &str) -> Result<JobSpec, Error>
             Ok(v1::job_spec::Notify::Never) => Wish::Never,
             Err(_) => return Err(unknown(&field("notify"))),
         },
+        alarms: read_alarms(&spec.alarms, &field("alarms"))?,
     })
 }
+
+/// From which figure on something is an alarm.
+pub(super) fn read_alarms(
+    settings: &[v1::AlarmSetting],
+    field: &str,
+) -> Result<setting::Settings, Error> {
+    let mut read = setting::Settings::new();
+    for (index, setting) in settings.iter().enumerate() {
+        let field = format!("{field}[{index}]");
+        let kind = ALARM_KINDS
+            .iter()
+            .find(|(_, wire)| *wire == setting.kind() && setting.kind == *wire as i32)
+            .map(|(kind, _)| *kind)
+            .ok_or_else(|| unknown(&format!("{field}.kind")))?;
+        let chosen = match (setting.off, setting.limit) {
+            (true, None) => Setting::Off,
+            (false, Some(limit)) => Setting::At(limit),
+            (false, None) => Setting::On,
+            (true, Some(_)) => {
+                return Err(Error::field(
+                    field,
+                    "is off and has a limit",
+                    "leave one of them out",
+                ));
+            }
+        };
+        if read.insert(kind, chosen).is_some() {
+            return Err(Error::field(
+                field,
+                format!("is about {kind}, which one before it is about too"),
+                "name each kind once",
+            ));
+        }
+    }
+    Ok(read)
+}
+
+/// The same as the contract writes it.
+fn alarms(settings: setting::Settings) -> Vec<v1::AlarmSetting> {
+    let write = |(kind, chosen)| v1::AlarmSetting {
+        kind: alarm_kind(kind).into(),
+        off: chosen == Setting::Off,
+        limit: match chosen {
+            Setting::At(limit) => Some(limit),
+            Setting::Off | Setting::On => None,
+        },
+    };
+    settings.into_iter().map(write).collect()
+}
+
+/// A kind of alarm as the contract writes it.
+pub(super) fn alarm_kind(kind: Kind) -> v1::AlarmKind {
+    ALARM_KINDS
+        .iter()
+        .find(|(known, _)| *known == kind)
+        .map_or(v1::AlarmKind::Unspecified, |(_, wire)| *wire)
+}
+
+const ALARM_KINDS: [(Kind, v1::AlarmKind); 10] = [
+    (Kind::Cpu, v1::AlarmKind::Cpu),
+    (Kind::MemoryGrowth, v1::AlarmKind::MemoryGrowth),
+    (Kind::GpuMemory, v1::AlarmKind::GpuMemory),
+    (Kind::GpuTemperature, v1::AlarmKind::GpuTemperature),
+    (Kind::RunTime, v1::AlarmKind::RunTime),
+    (Kind::Memory, v1::AlarmKind::Memory),
+    (Kind::Disk, v1::AlarmKind::Disk),
+    (Kind::OutOfMemory, v1::AlarmKind::OutOfMemory),
+    (Kind::Clock, v1::AlarmKind::Clock),
+    (Kind::Looks, v1::AlarmKind::Looks),
+];
 
 fn read_causes(causes: &[v1::FailureCause], field: &str) -> Result<Vec<FailureCause>, Error> {
     use v1::failure_cause::Kind;
@@ -251,6 +324,7 @@ pub(super) fn spec(spec: JobSpec) -> v1::JobSpec {
             Wish::Never => v1::job_spec::Notify::Never,
         }
         .into(),
+        alarms: alarms(spec.alarms),
     }
 }
 

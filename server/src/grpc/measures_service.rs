@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use qctl_proto::v1;
 use qctl_proto::v1::measures_service_server::MeasuresService;
-use qctl_server_core::JobId;
+use qctl_server_core::alarm::watch::{AttemptLook, MachineLook};
 use qctl_server_core::measures::{AttemptMeasures, MachineMeasures};
+use qctl_server_core::{Fence, JobId};
 use tonic::{Request, Response, Status};
 
 use super::convert;
@@ -113,8 +114,8 @@ fn count(points: i32) -> Result<usize, Error> {
 }
 
 /// What a worker says of an attempt; figures that make no sense are absent.
-pub(super) fn read_attempt(told: &v1::AttemptMeasures) -> AttemptMeasures {
-    AttemptMeasures {
+pub(super) fn read_attempt(told: &v1::AttemptMeasures) -> AttemptLook {
+    let used = AttemptMeasures {
         cpus: amount(told.cpus),
         resident_bytes: told.resident_bytes.max(0),
         anonymous_bytes: told.anonymous_bytes.filter(|bytes| *bytes >= 0),
@@ -126,11 +127,16 @@ pub(super) fn read_attempt(told: &v1::AttemptMeasures) -> AttemptMeasures {
         uninterruptible: told.uninterruptible.max(0),
         gpu_busy: share(told.gpu_busy),
         gpu_memory_bytes: told.gpu_memory_bytes.filter(|bytes| *bytes >= 0),
+    };
+    AttemptLook {
+        fence: Fence(told.fence),
+        used,
+        gpu_memory: share(told.gpu_memory_share),
     }
 }
 
 /// What a worker says of its machine; figures that make no sense are absent.
-pub(super) fn read_machine(told: &v1::MachineMeasures) -> MachineMeasures {
+pub(super) fn read_machine(told: &v1::MachineMeasures) -> MachineLook {
     let bytes = |bytes: Option<i64>| bytes.filter(|bytes| *bytes >= 0);
     let gpus = told.gpus.as_ref().map_or(&[][..], |watch| &watch.gpus);
     let busy: Vec<f64> = gpus.iter().filter_map(|gpu| share(gpu.busy)).collect();
@@ -138,7 +144,7 @@ pub(super) fn read_machine(told: &v1::MachineMeasures) -> MachineMeasures {
         .iter()
         .filter_map(|gpu| bytes(gpu.memory_used_bytes))
         .collect();
-    MachineMeasures {
+    let measured = MachineMeasures {
         busy: share(told.busy),
         load: amount(told.load),
         memory_available_bytes: bytes(told.memory_available_bytes),
@@ -150,6 +156,13 @@ pub(super) fn read_machine(told: &v1::MachineMeasures) -> MachineMeasures {
         gpu_memory_bytes: (!used.is_empty())
             .then(|| used.iter().fold(0i64, |a, b| a.saturating_add(*b))),
         gpu_temperature: gpus.iter().filter_map(|gpu| gpu.temperature_celsius).max(),
+    };
+    let finite = |seconds: f64| if seconds.is_finite() { seconds } else { 0.0 };
+    MachineLook {
+        used: measured,
+        oom_kills: told.oom_kills.unwrap_or(0).max(0),
+        clock_jump: finite(told.clock_jump_seconds),
+        slept: finite(told.slept_seconds).max(0.0),
     }
 }
 
@@ -176,6 +189,7 @@ fn attempt(used: AttemptMeasures) -> v1::AttemptMeasures {
         gpu_busy: used.gpu_busy,
         gpu_memory_bytes: used.gpu_memory_bytes,
         time: None,
+        gpu_memory_share: None,
     }
 }
 
@@ -203,6 +217,7 @@ fn machine(used: MachineMeasures) -> v1::MachineMeasures {
             gpus: vec![gpu],
         }),
         time: None,
+        slept_seconds: 0.0,
     }
 }
 
@@ -220,7 +235,7 @@ mod tests {
             read_rate: Some(-0.5),
             ..v1::AttemptMeasures::default()
         };
-        assert_eq!(read_attempt(&told), AttemptMeasures::default());
+        assert_eq!(read_attempt(&told).used, AttemptMeasures::default());
         let told = v1::MachineMeasures {
             busy: Some(0.5),
             gpus: Some(v1::GpuWatch {
@@ -240,7 +255,7 @@ mod tests {
             }),
             ..v1::MachineMeasures::default()
         };
-        let machine = read_machine(&told);
+        let machine = read_machine(&told).used;
         assert_eq!(
             (machine.busy, machine.gpu_temperature),
             (Some(0.5), Some(70))

@@ -1,5 +1,6 @@
 //! The services of the contract. Wire types live here and in `web` only.
 
+mod alarm_service;
 #[cfg(test)]
 mod checkpoint_tests;
 mod checkpoint_transfer;
@@ -24,6 +25,7 @@ mod worker_tests;
 use std::sync::Arc;
 
 use qctl_proto::MAX_MESSAGE_BYTES;
+use qctl_proto::v1::alarm_service_server::AlarmServiceServer;
 use qctl_proto::v1::checkpoint_transfer_service_server::CheckpointTransferServiceServer;
 use qctl_proto::v1::job_service_server::JobServiceServer;
 use qctl_proto::v1::log_service_server::LogServiceServer;
@@ -54,6 +56,7 @@ pub(crate) fn routes(app: &Arc<App>) -> Routes {
         QueueServiceServer(queue_service::Queue::new(Arc::clone(app)));
         NoticeServiceServer(notice_service::Notices::new(Arc::clone(app)));
         LogServiceServer(log_service::Logs::new(Arc::clone(app)));
+        AlarmServiceServer(alarm_service::Alarms::new(Arc::clone(app)));
         MeasuresServiceServer(measures_service::Measures::new(Arc::clone(app)));
         CheckpointTransferServiceServer(
             checkpoint_transfer::CheckpointTransfer::new(Arc::clone(app)));

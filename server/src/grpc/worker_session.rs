@@ -11,6 +11,7 @@ use qctl_proto::v1::open_session_request::Message as FromWorker;
 use qctl_proto::v1::open_session_response::Message as ToWire;
 use qctl_proto::v1::worker_session_service_server::WorkerSessionService;
 use qctl_proto::{PROTOCOL_VERSION, v1};
+use qctl_server_core::alarm::setting;
 use qctl_server_core::checkpoint::{
     Answer, CheckpointId, Damaged, Finding, MAX_CANDIDATES, Resumes, Told,
 };
@@ -185,14 +186,18 @@ impl Session {
             FromWorker::Heartbeat(beat) => {
                 self.app
                     .heartbeat(self.worker, self.id, beat.load, beat.memory_used_bytes);
-                if let Some(machine) = &beat.machine {
-                    let attempts = beat.attempts.iter().take(MAX_MEASURED);
-                    self.app.measured(
-                        self.worker,
-                        measures_service::read_machine(machine),
-                        attempts
-                            .map(|told| (Fence(told.fence), measures_service::read_attempt(told))),
-                    );
+                match &beat.machine {
+                    Some(machine) => {
+                        let attempts: Vec<_> = beat
+                            .attempts
+                            .iter()
+                            .take(MAX_MEASURED)
+                            .map(measures_service::read_attempt)
+                            .collect();
+                        let machine = measures_service::read_machine(machine);
+                        self.app.measured(self.worker, &machine, &attempts);
+                    }
+                    None => self.app.not_measured(self.worker),
                 }
                 let ack = ToWorker::HeartbeatAck {
                     sequence: beat.sequence,
@@ -301,6 +306,7 @@ fn hello_from(hello: v1::Hello) -> Result<Hello, Error> {
             .collect(),
         memory_bytes: hello.memory_bytes,
         cpus: hello.cpus,
+        alarms: alarms_from(&hello.alarms)?,
         greeting: hello.greeting,
         held,
         checkpoints: hello
@@ -309,6 +315,18 @@ fn hello_from(hello: v1::Hello) -> Result<Hello, Error> {
             .map(checkpoint_from)
             .collect::<Result<_, _>>()?,
     })
+}
+
+fn alarms_from(settings: &[v1::AlarmSetting]) -> Result<setting::Settings, Error> {
+    let settings = convert::read_alarms(settings, "alarms")?;
+    match setting::first_impossible(&settings, false) {
+        None => Ok(settings),
+        Some((kind, problem)) => Err(Error::InvalidField {
+            field: format!("alarms[{kind}]"),
+            problem,
+            hint: "change `alarm` in the worker's settings".to_owned(),
+        }),
+    }
 }
 
 fn checkpoint_from(told: v1::CheckpointPublished) -> Result<(Fence, Told), Error> {

@@ -49,6 +49,8 @@ fn of_details(details: &Details, worker: &str) -> Facts {
         ("name", &details.name),
         ("place", &details.place),
         ("text", &details.text),
+        ("value", &details.value),
+        ("limit", &details.limit),
     ] {
         fact(name, Fact::Text(text.clone()));
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use qctl_notify::outbox::{Entry, Filed, Stage};
+use qctl_server_core::alarm::watch::Disk;
 use qctl_server_core::notice::{Class, Details, Notice};
 
 use super::{Teller, facts};
@@ -20,10 +21,7 @@ const EVERY: Duration = Duration::from_secs(1);
 /// Between two signs that the coordinator lives.
 const TOUCH: Duration = Duration::from_secs(10);
 /// Between two looks at the disk.
-const DISK: Duration = Duration::from_secs(60);
-/// From this part on a disk is nearly full, and below the other one it is well again.
-const DISK_FULL: f64 = 0.95;
-const DISK_WELL: f64 = 0.90;
+const DISK: Duration = Duration::from_secs(5);
 /// Longest wait for the database's answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(3);
 
@@ -33,7 +31,6 @@ pub(super) async fn run(teller: Arc<Teller>) {
     watch.begins = true;
     let mut touch_at = tokio::time::Instant::now();
     let mut disk_at = touch_at;
-    let mut nearly_full = None;
     loop {
         qctl_notify::panics::provoked("second-path");
         if tokio::time::Instant::now() >= touch_at {
@@ -43,7 +40,9 @@ pub(super) async fn run(teller: Arc<Teller>) {
         watch.look(&teller).await;
         if tokio::time::Instant::now() >= disk_at {
             disk_at = tokio::time::Instant::now() + DISK;
-            nearly_full = teller.look_at_disk(nearly_full).await;
+            if let Some(disk) = disk(&teller.data) {
+                teller.app.saw_own_disk(&teller.host, disk);
+            }
         }
         tokio::time::sleep(EVERY).await;
     }
@@ -61,28 +60,14 @@ pub(super) async fn after_term(teller: Arc<Teller>) {
     }
 }
 
-/// Whether a disk is nearly full, with room between the two answers so that it does not flap.
-/// `None` while neither is known.
-fn is_nearly_full(was: Option<bool>, used: f64) -> Option<bool> {
-    if used >= DISK_FULL {
-        Some(true)
-    } else if used <= DISK_WELL {
-        Some(false)
-    } else {
-        was
-    }
-}
-
-/// How much of the disk below a folder is used, from 0 to 1, and how many bytes are left.
-fn disk(folder: &Path) -> Option<(f64, u64)> {
+/// Room left and size of the disk below a folder. What only root may fill is no room.
+fn disk(folder: &Path) -> Option<Disk> {
     let disk = rustix::fs::statvfs(folder).ok()?;
-    let used = disk.f_blocks.saturating_sub(disk.f_bfree);
-    let usable = used + disk.f_bavail;
-    (usable > 0).then(|| {
-        (
-            used as f64 / usable as f64,
-            disk.f_bavail.saturating_mul(disk.f_frsize),
-        )
+    let bytes =
+        |blocks: u64| i64::try_from(blocks.saturating_mul(disk.f_frsize)).unwrap_or(i64::MAX);
+    Some(Disk {
+        free: bytes(disk.f_bavail),
+        total: bytes(disk.f_blocks),
     })
 }
 
@@ -212,37 +197,6 @@ impl DatabaseWatch {
 }
 
 impl Teller {
-    /// Tells when the disk of the coordinator's folder becomes nearly full, and when it has room
-    /// again. `was` is what the look before found.
-    async fn look_at_disk(&self, was: Option<bool>) -> Option<bool> {
-        let Some((used, left)) = disk(&self.data) else {
-            return was;
-        };
-        // After a start the history knows whether it was full: what ends no episode is not written.
-        let now = is_nearly_full(was, used);
-        let (true, Some(full)) = (was != now, now) else {
-            return now;
-        };
-        let class = match full {
-            true => Class::DiskNearlyFull,
-            false => Class::DiskWell,
-        };
-        let details = Details {
-            text: format!(
-                "{}: {:.0} %, {:.1} GB",
-                self.data.display(),
-                used * 100.0,
-                left as f64 / 1e9
-            ),
-            ..Details::default()
-        };
-        let subject = format!("disk of {}", self.host);
-        match self.app.tell(self.notice(class, &subject, details)).await {
-            Ok(()) => now,
-            Err(_) => was,
-        }
-    }
-
     /// True while an episode of this class goes on.
     async fn has_open(&self, class: Class) -> Result<bool, Error> {
         Ok(!self.app.store.open_episodes(class).await?.is_empty())
@@ -393,21 +347,6 @@ impl Marker {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_disk_has_to_be_cleared_before_it_is_well_again() {
-        let mut full = None;
-        let seen: Vec<_> = [0.92, 0.5, 0.94, 0.95, 0.93, 0.91, 0.90, 0.93, 0.96]
-            .into_iter()
-            .map(|used| {
-                full = is_nearly_full(full, used);
-                full
-            })
-            .collect();
-        let (yes, no) = (Some(true), Some(false));
-        assert_eq!(seen, [None, no, no, yes, yes, yes, no, no, yes]);
-        assert!(disk(Path::new("/")).is_some());
-    }
 
     #[test]
     fn a_mark_that_was_left_says_when_its_coordinator_was_last_seen() {

@@ -17,6 +17,8 @@ const LIVE: Duration = Duration::from_secs(1);
 const DEPENDENTS: Duration = Duration::from_secs(30);
 /// Between two writes of what was measured.
 const MEASURES: Duration = Duration::from_secs(10);
+/// Between two writes of alarms.
+const ALARMS: Duration = Duration::from_secs(2);
 /// Between two deletions of old measures.
 const THINNING: Duration = Duration::from_secs(60 * 60);
 /// Between two looks at what changes slowly.
@@ -32,8 +34,12 @@ pub(crate) fn start(app: &Arc<App>) {
     every(app, "measures", MEASURES, |app| async move {
         app.save_measures().await
     });
+    every(app, "alarms", ALARMS, |app| async move {
+        app.save_alarms().await
+    });
     every(app, "old measures", THINNING, |app| async move {
-        app.thin_measures().await
+        app.thin_measures().await?;
+        app.forget_alarms().await
     });
     every(app, "overlooked dependents", DEPENDENTS, |app| async move {
         app.resolve_overlooked().await

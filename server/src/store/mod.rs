@@ -1,6 +1,7 @@
 //! All SQL. Nothing here decides: callers read, decide with the core, and write guarded by what
 //! they read.
 
+pub mod alarms;
 pub mod checkpoint_copies;
 pub mod checkpoints;
 pub(crate) mod dependencies;

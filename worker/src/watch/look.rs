@@ -40,7 +40,7 @@ impl Looker {
 
     pub(super) fn look(&mut self, attempts: &BTreeMap<i64, Leader>) -> Seen {
         self.trees.retain(|fence, _| attempts.contains_key(fence));
-        let now = monotonic();
+        let now = read_clock(ClockId::Monotonic);
         Seen {
             machine: self.machine.observe(self.read_machine(now)),
             trees: self.look_at_trees(attempts, now),
@@ -77,6 +77,7 @@ impl Looker {
         let wall = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
             .unwrap_or_default();
+        let since_start = read_clock(ClockId::Boottime);
         let disk = rustix::fs::statvfs(&self.folder).ok();
         MachineReading {
             times: kernel_file("/proc/stat").and_then(|text| Times::parse(&text)),
@@ -91,13 +92,14 @@ impl Looker {
             }),
             load: kernel_file("/proc/loadavg")
                 .and_then(|text| text.split_whitespace().next()?.parse().ok()),
-            clock_offset: wall.saturating_sub(now),
+            clock_offset: wall.saturating_sub(since_start),
+            slept: since_start.saturating_sub(now),
         }
     }
 }
 
-fn monotonic() -> Duration {
-    let now = clock_gettime(ClockId::Monotonic);
+fn read_clock(clock: ClockId) -> Duration {
+    let now = clock_gettime(clock);
     Duration::new(
         u64::try_from(now.tv_sec).unwrap_or(0),
         u32::try_from(now.tv_nsec).unwrap_or(0),

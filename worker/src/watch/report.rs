@@ -29,7 +29,17 @@ pub(super) fn attempt(
         gpu_busy: (!busy.is_empty()).then(|| busy.iter().sum::<f64>() / busy.len() as f64),
         gpu_memory_bytes: (!memory.is_empty()).then(|| signed(memory.iter().sum())),
         time: None,
+        gpu_memory_share: fullest(&gpus),
     }
+}
+
+/// The part of its memory that is in use, on the fullest of some GPUs.
+fn fullest(gpus: &[&GpuReading]) -> Option<f64> {
+    gpus.iter()
+        .filter_map(|gpu| gpu.memory_used.zip(gpu.memory_total))
+        .filter(|(_, total)| *total > 0)
+        .map(|(used, total)| (used as f64 / total as f64).min(1.0))
+        .reduce(f64::max)
 }
 
 /// What the machine uses.
@@ -46,6 +56,7 @@ pub(super) fn machine(seen: &MachineSample, gpus: GpuState) -> v1::MachineMeasur
         disk_total_bytes: seen.disk.map(|(_, total)| signed(total)),
         oom_kills: seen.oom_kills.map(signed),
         clock_jump_seconds: seen.clock_jump,
+        slept_seconds: seen.slept,
         gpus: Some(watch(gpus)),
         time: None,
     }

@@ -73,6 +73,30 @@ pub enum Class {
     DiskNearlyFull,
     /// It has room again.
     DiskWell,
+    /// A job keeps all processors busy.
+    JobBusy,
+    /// A job's memory grows and grows.
+    JobGrows,
+    /// A job fills the memory of its graphics card.
+    JobGpuFull,
+    /// A job has been running for long.
+    JobLong,
+    /// The processors of a machine are busy, by no job alone.
+    MachineBusy,
+    /// The memory of a machine is nearly full.
+    MemoryNearlyFull,
+    /// It has room again.
+    MemoryWell,
+    /// A graphics card is hot.
+    GpuHot,
+    /// The kernel killed programs for memory.
+    OutOfMemory,
+    /// A clock jumped.
+    ClockJumped,
+    /// A worker lives but does not see what its machine does.
+    LooksMissed,
+    /// It sees it again.
+    LooksBack,
     /// The coordinator ended without having been asked to, and runs again.
     CoordinatorCrashed,
     /// A worker does not reach the coordinator.
@@ -111,6 +135,18 @@ words!(Class {
     DatabaseRestarted = "database_restarted",
     DiskNearlyFull = "disk_nearly_full",
     DiskWell = "disk_well",
+    JobBusy = "job_busy",
+    JobGrows = "job_grows",
+    JobGpuFull = "job_gpu_full",
+    JobLong = "job_long",
+    MachineBusy = "machine_busy",
+    MemoryNearlyFull = "memory_nearly_full",
+    MemoryWell = "memory_well",
+    GpuHot = "gpu_hot",
+    OutOfMemory = "out_of_memory",
+    ClockJumped = "clock_jumped",
+    LooksMissed = "looks_missed",
+    LooksBack = "looks_back",
     CoordinatorCrashed = "coordinator_crashed",
     CoordinatorAway = "coordinator_away",
     CoordinatorBack = "coordinator_back",
@@ -132,6 +168,12 @@ impl Class {
             | Self::WorkerBack
             | Self::DatabaseBack
             | Self::DiskWell
+            | Self::JobBusy
+            | Self::JobGpuFull
+            | Self::JobLong
+            | Self::MachineBusy
+            | Self::MemoryWell
+            | Self::LooksBack
             | Self::CoordinatorBack
             | Self::TroubleOver
             | Self::ChannelWorks
@@ -142,11 +184,17 @@ impl Class {
             | Self::JobRefused
             | Self::SubmissionRefused
             | Self::DatabaseRestarted
+            | Self::JobGrows
+            | Self::GpuHot
+            | Self::OutOfMemory
+            | Self::ClockJumped
+            | Self::LooksMissed
             | Self::Trouble => Severity::Warning,
             Self::JobFailed
             | Self::JobHeld
             | Self::WorkerUnreachable
             | Self::DiskNearlyFull
+            | Self::MemoryNearlyFull
             | Self::CoordinatorCrashed
             | Self::Panic
             | Self::ChannelRefused => Severity::Error,
@@ -160,6 +208,8 @@ impl Class {
             Self::WorkerBack => Some(Self::WorkerUnreachable),
             Self::DatabaseBack => Some(Self::DatabaseAway),
             Self::DiskWell => Some(Self::DiskNearlyFull),
+            Self::MemoryWell => Some(Self::MemoryNearlyFull),
+            Self::LooksBack => Some(Self::LooksMissed),
             Self::CoordinatorBack => Some(Self::CoordinatorAway),
             Self::TroubleOver => Some(Self::Trouble),
             Self::ChannelWorks => Some(Self::ChannelRefused),
@@ -171,7 +221,13 @@ impl Class {
     pub fn gathers(self) -> bool {
         matches!(
             self,
-            Self::JobSucceeded | Self::JobRecovered | Self::JobCancelled | Self::JobSkipped
+            Self::JobSucceeded
+                | Self::JobRecovered
+                | Self::JobCancelled
+                | Self::JobSkipped
+                | Self::JobBusy
+                | Self::JobGpuFull
+                | Self::JobLong
         )
     }
 
@@ -184,7 +240,9 @@ impl Class {
     pub fn episode(self) -> Option<TimeDelta> {
         match self {
             Self::SubmissionRefused | Self::JobRefused => Some(TimeDelta::hours(1)),
-            Self::Panic => Some(TimeDelta::days(1)),
+            // A card gets hot and cool with every job, and is told of a few times a day at most.
+            Self::GpuHot | Self::OutOfMemory | Self::ClockJumped => Some(TimeDelta::hours(6)),
+            Self::Panic | Self::MachineBusy => Some(TimeDelta::days(1)),
             _ => None,
         }
     }
@@ -265,6 +323,12 @@ pub struct Details {
     /// What is wrong with a GPU.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gpu: Option<GpuFault>,
+    /// What was measured, with its unit.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub value: String,
+    /// From where on it is told, with its unit.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub limit: String,
 }
 
 impl Details {

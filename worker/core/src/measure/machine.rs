@@ -73,8 +73,10 @@ pub struct MachineReading {
     pub disk: Option<(u64, u64)>,
     /// One-minute load average.
     pub load: Option<f64>,
-    /// The wall clock less the monotonic one; jumps when somebody sets the time or the host slept.
+    /// The wall clock less the time since the machine's start; jumps when somebody sets the time.
     pub clock_offset: Duration,
+    /// How long the machine slept since its start.
+    pub slept: Duration,
 }
 
 impl MachineReading {
@@ -99,6 +101,8 @@ pub struct MachineSample {
     pub oom_kills: Option<u64>,
     /// How far the wall clock jumped since the look before, in seconds; forward is positive.
     pub clock_jump: f64,
+    /// How long the machine slept since the look before, in seconds.
+    pub slept: f64,
 }
 
 impl MachineSample {
@@ -109,6 +113,7 @@ impl MachineSample {
             (now, before) => now.or(before),
         };
         self.clock_jump += earlier.clock_jump;
+        self.slept += earlier.slept;
     }
 }
 
@@ -128,6 +133,7 @@ impl MachineMeter {
             (all > 0).then(|| now.busy.saturating_sub(before.busy) as f64 / all as f64)
         });
         let oom_kills = before.oom_kills.zip(now.oom_kills);
+        let slept = now.slept.saturating_sub(before.slept);
         let jump = now.clock_offset.as_secs_f64() - before.clock_offset.as_secs_f64();
         MachineSample {
             busy,
@@ -136,6 +142,7 @@ impl MachineMeter {
             disk: now.disk,
             oom_kills: oom_kills.map(|(before, now)| now.saturating_sub(before)),
             clock_jump: if first { 0.0 } else { jump },
+            slept: if first { 0.0 } else { slept.as_secs_f64() },
         }
     }
 }
@@ -180,6 +187,12 @@ mod tests {
         assert_eq!(first.clock_jump, 0.0);
         let second = meter.observe(reading(75, 200, 5, 900));
         assert_eq!((second.busy, second.oom_kills), (Some(0.25), Some(2)));
-        assert_eq!(second.clock_jump, -100.0);
+        assert_eq!((second.clock_jump, second.slept), (-100.0, 0.0));
+        let woken = MachineReading {
+            slept: Duration::from_secs(3_600),
+            ..reading(75, 200, 5, 900)
+        };
+        let woken = meter.observe(woken);
+        assert_eq!((woken.clock_jump, woken.slept), (0.0, 3_600.0));
     }
 }
