@@ -1,11 +1,13 @@
 //! The contract between qctl's programs: the messages and services of `qctl.v1`, how a client
-//! connects, how errors travel, and where a person's installation keeps its files.
+//! connects, how errors travel, where a person's installation keeps its files, and what its daemons
+//! owe their machine.
 //!
 //! Everything that two programs must agree on lives here; nothing here imports another crate of
 //! the workspace.
 
 pub mod alarm;
 pub mod client;
+pub mod daemon;
 pub mod error;
 pub mod home;
 pub mod size;

@@ -12,7 +12,6 @@ pub mod database;
 mod gate;
 mod grpc;
 mod notify;
-mod readiness;
 mod reconcilers;
 mod serve;
 pub mod sessions;
@@ -29,6 +28,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use clap::Parser;
+use qctl_proto::daemon;
 use sqlx::PgPool;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -128,6 +128,8 @@ fn report(error: &(dyn std::error::Error + 'static)) {
 
 async fn start(config: Config) -> anyhow::Result<()> {
     let telemetry = telemetry::start(&config.log, config.log_format)?;
+    // A connection is a file, and the usual limit is 1,024.
+    daemon::raise_open_files();
     qctl_notify::panics::tell(
         "qctl-server",
         notify::host(),

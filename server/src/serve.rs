@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
+use qctl_proto::daemon;
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -24,7 +25,6 @@ use tonic::transport::Server;
 use tonic::transport::server::Connected;
 
 use crate::config::TlsFiles;
-use crate::readiness;
 
 /// Connections served at once; more wait in the kernel's queue.
 const CONNECTIONS: usize = 4_096;
@@ -335,7 +335,7 @@ impl Announcement {
         let (stop, withdrawn) = (stop.clone(), Arc::clone(&written));
         tokio::spawn(async move {
             stop.cancelled().await;
-            readiness::notify("STOPPING=1");
+            daemon::tell_manager("STOPPING=1");
             *locked(&withdrawn) = None;
         });
         Self {
@@ -353,7 +353,7 @@ impl Announcement {
         let mut written = locked(&self.written);
         if written.is_none() {
             *written = Some(AddressFile::write(self.path.clone(), &self.local_url)?);
-            readiness::notify("READY=1");
+            daemon::tell_manager("READY=1");
         }
         Ok(())
     }

@@ -1,11 +1,9 @@
 //! Deals with segments whose shim is gone: ends what is left of their attempts, and writes down what
 //! became of them.
 
-use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use qctl_checkpoint::is_used;
@@ -75,7 +73,7 @@ pub(crate) fn conclude(
         }
     }
     // The facts hold either way; without the record the next agent finds them out again.
-    if let Err(error) = append(file, follower.position(), &bytes) {
+    if let Err(error) = append(follower, &bytes) {
         tracing::error!(
             "what became of lost attempts could not be recorded: {}",
             chain(&error)
@@ -85,10 +83,15 @@ pub(crate) fn conclude(
 }
 
 /// Writes records behind the last whole one, cutting off what a vanished shim left half-written.
-fn append(file: &Arc<File>, position: u64, bytes: &[u8]) -> io::Result<()> {
+/// What was not read, or not understood, is never cut off.
+fn append(follower: &Follower, bytes: &[u8]) -> io::Result<()> {
     if bytes.is_empty() {
         return Ok(());
     }
+    if !follower.has_read_all()? {
+        return Err(io::Error::other("not all of the segment could be read"));
+    }
+    let (file, position) = (follower.file(), follower.position());
     file.set_len(position)?;
     let mut at = position;
     if at == 0 {
@@ -130,5 +133,63 @@ fn end_processes(loss: &Loss, tell: impl Fn(Vec<(i64, Fact)>)) {
                 std::thread::sleep(PAUSE);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, OpenOptions};
+    use std::path::PathBuf;
+    use std::sync::Arc;
+
+    use qctl_worker_core::segment::{Record, Stream, encode};
+
+    use super::*;
+    use crate::follower::FollowError;
+
+    fn follow(path: &Path, pump: &Pump) -> Follower {
+        let file = OpenOptions::new().read(true).write(true).open(path);
+        Follower::new(Arc::new(file.unwrap()), PathBuf::from(path), pump.clone())
+    }
+
+    fn read(follower: &mut Follower) -> Result<(), FollowError> {
+        follower.read_all(Duration::ZERO, &mut Vec::new())
+    }
+
+    #[test]
+    fn only_a_torn_end_that_was_read_is_cut_off() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("1.segment");
+        let pump = Pump::start(|_| {}).unwrap();
+        let mut whole = segment::header().to_vec();
+        let record = Record::Out {
+            fence: 7,
+            offset: 0,
+            stream: Stream::Stdout,
+            wall_us: 1,
+            data: b"text",
+        };
+        encode(&record, &mut whole).unwrap();
+        let torn = [whole.as_slice(), &whole[whole.len() - 9..]].concat();
+        fs::write(&path, &torn).unwrap();
+        let mut follower = follow(&path, &pump);
+        assert!(append(&follower, b"more").is_err(), "nothing was read");
+        assert_eq!(fs::read(&path).unwrap(), torn);
+        read(&mut follower).unwrap();
+        append(&follower, b"more").unwrap();
+        assert_eq!(
+            fs::read(&path).unwrap(),
+            [whole.as_slice(), b"more"].concat()
+        );
+
+        let mut newer = whole.clone();
+        newer[8] = 9;
+        let check = crc32c::crc32c(&newer[..12]);
+        newer[12..16].copy_from_slice(&check.to_le_bytes());
+        fs::write(&path, &newer).unwrap();
+        let mut follower = follow(&path, &pump);
+        read(&mut follower).unwrap_err();
+        assert!(append(&follower, b"more").is_err(), "it was not understood");
+        assert_eq!(fs::read(&path).unwrap(), newer);
     }
 }

@@ -12,6 +12,7 @@ use qctl_worker_core::dead_man::{DeadMan, Word};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::checkpoints::Coordinator;
 use crate::clock;
 
 /// Between two looks.
@@ -26,7 +27,7 @@ pub(crate) async fn run(
     settings: Settings,
     data: &Path,
     worker: String,
-    connected: watch::Receiver<bool>,
+    link: watch::Receiver<Option<Coordinator>>,
     stop: CancellationToken,
 ) {
     if settings.channels.is_empty() || settings.dead_man_after.is_zero() {
@@ -45,7 +46,7 @@ pub(crate) async fn run(
             () = tokio::time::sleep(EVERY) => {}
         }
         qctl_notify::panics::provoked("dead-man");
-        let is_connected = *connected.borrow();
+        let is_connected = link.borrow().is_some();
         match dead_man.look(is_connected, clock::now()) {
             Some(Word::Away(away)) => {
                 teller.file(&teller.away(away));

@@ -173,6 +173,16 @@ impl Follower {
         self.reader.position()
     }
 
+    /// True when everything that is in the segment was read and understood, up to a last record that is
+    /// not whole.
+    ///
+    /// # Errors
+    /// When its length cannot be read.
+    pub(crate) fn has_read_all(&self) -> io::Result<bool> {
+        let is_fed = self.reader.feed_position() >= self.file.metadata()?.len();
+        Ok(is_fed && !self.failed && !self.waiting)
+    }
+
     /// True while output is read from the files beside the segment.
     pub(crate) fn is_in_ring(&self) -> bool {
         self.ring.is_some()

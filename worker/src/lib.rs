@@ -15,7 +15,6 @@ mod follower;
 pub mod inventory;
 mod log_pump;
 pub mod process;
-mod readiness;
 mod session;
 pub mod shim;
 mod shim_link;
@@ -33,12 +32,13 @@ use std::sync::Arc;
 use anyhow::Context;
 use clap::Parser;
 use qctl_notify::outbox::Outbox;
+use qctl_proto::daemon;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-use checkpoints::Checkpoints;
+use checkpoints::{Checkpoints, Coordinator};
 use config::{Args, Command, Config, LogFormat};
 use inventory::gpu::{self, Nvml};
 use inventory::host::Observer;
@@ -121,6 +121,7 @@ async fn run_until_signal(config: Config) -> anyhow::Result<()> {
 /// # Errors
 /// When the worker's folder cannot be used, or its segments cannot be read.
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
+    let open_files = daemon::raise_open_files();
     let spool = Arc::new(Spool::open(&config.home.worker_dir())?);
     let boot_id = identity::boot_id().context("cannot read the machine's boot id")?;
     let (tell_stored, stored) = mpsc::unbounded_channel();
@@ -134,11 +135,11 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let observer = Observer::new();
     let host = observer.host();
     let (events, session) = mpsc::channel(QUEUED_EVENTS);
-    let (reachable, coordinator) = tokio::sync::watch::channel(None);
+    let (link, coordinator) = tokio::sync::watch::channel(None);
     let (checkpoints, found) = Checkpoints::start(
         spool.checkpoints_dir(),
         config.checkpoints_per_job,
-        coordinator,
+        coordinator.clone(),
     )
     .context("cannot start the threads that look after checkpoints")?;
     let nvml = Nvml {
@@ -151,6 +152,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         spool: Arc::clone(&spool),
         boot_id: boot_id.clone(),
         shim_program: config.shim_program.clone(),
+        open_files,
         slots: config.slots.unwrap_or(1),
         log_limit: config.log_limit,
         pump: pump.clone(),
@@ -164,8 +166,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     })
     .await?;
     let gpus = watcher.watch_gpus(nvml.clone(), tell_gpus, stop.clone());
-    let (link, connected) = tokio::sync::watch::channel(false);
-    let watching = watch_coordinator(&config, host.name.clone(), connected, stop.clone());
+    let watching = watch_coordinator(&config, host.name.clone(), coordinator, stop.clone());
     let dialler = Dialler {
         server: config.server,
         address_file: config.home.address_file(),
@@ -180,7 +181,6 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         spool,
         pump,
         supervisor: events,
-        reachable,
         link,
     };
     tracing::info!(
@@ -189,10 +189,10 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         "worker started"
     );
     // Ready without a coordinator too: jobs of an earlier agent are in good hands by now.
-    readiness::notify("READY=1");
+    daemon::tell_manager("READY=1");
     let ending = async {
         stop.cancelled().await;
-        readiness::notify("STOPPING=1");
+        daemon::tell_manager("STOPPING=1");
     };
     tokio::join!(
         ending,
@@ -209,7 +209,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
 fn watch_coordinator(
     config: &Config,
     host: String,
-    connected: tokio::sync::watch::Receiver<bool>,
+    link: tokio::sync::watch::Receiver<Option<Coordinator>>,
     stop: CancellationToken,
 ) -> impl Future<Output = ()> + use<> {
     let name = config.name.clone().unwrap_or(host);
@@ -219,7 +219,7 @@ fn watch_coordinator(
         .ok();
     async move {
         if let Some(settings) = settings {
-            dead_man::run(settings, &data, name, connected, stop).await;
+            dead_man::run(settings, &data, name, link, stop).await;
         }
     }
 }

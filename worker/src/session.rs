@@ -62,9 +62,7 @@ pub(crate) struct Dialler {
     pub(crate) pump: Pump,
     pub(crate) supervisor: mpsc::Sender<SessionEvent>,
     /// Told where the coordinator is while there is a session.
-    pub(crate) reachable: watch::Sender<Option<Coordinator>>,
-    /// Says whether there is a session.
-    pub(crate) link: watch::Sender<bool>,
+    pub(crate) link: watch::Sender<Option<Coordinator>>,
 }
 
 /// Why there is no session.
@@ -131,8 +129,7 @@ impl Dialler {
                     Err(error) => error,
                 },
             };
-            self.reachable.send_replace(None);
-            self.link.send_replace(false);
+            self.link.send_replace(None);
             if self.supervisor.send(SessionEvent::Closed).await.is_err() {
                 return;
             }
@@ -233,7 +230,6 @@ impl Dialler {
         .await?;
         answer.await.map_err(|_| SessionError::Stopped)??;
         *welcomed = Some(Instant::now());
-        self.link.send_replace(true);
         tracing::info!(
             address = %target.address,
             %session,
@@ -242,7 +238,7 @@ impl Dialler {
             "connected to the coordinator at {} (session {session})",
             target.address,
         );
-        self.reachable.send_replace(Some(Coordinator {
+        self.link.send_replace(Some(Coordinator {
             target: target.clone(),
             upload_bytes,
         }));
@@ -327,6 +323,11 @@ impl Dialler {
             attempts,
             checkpoints,
         } = held.await.map_err(|_| SessionError::Stopped)?;
+        let spool = Arc::clone(&self.spool);
+        // It waits for the disk, and jobs have news meanwhile.
+        let greeting = tokio::task::spawn_blocking(move || spool.next_greeting())
+            .await
+            .map_err(|_| SessionError::Stopped)??;
         let host = &self.host;
         let worker_id = self.spool.worker_id();
         let name = match &self.name {
@@ -353,7 +354,7 @@ impl Dialler {
             alarms: self.alarms.clone(),
             attempts,
             checkpoints,
-            greeting: self.spool.next_greeting()?,
+            greeting,
         })
     }
 

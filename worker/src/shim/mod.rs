@@ -36,6 +36,8 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use qctl_proto::daemon;
+
 pub use control::connect;
 pub use journal::JournalError;
 
@@ -75,6 +77,9 @@ pub struct Args {
     /// Length of the segment after which the shim retires, in bytes
     #[arg(long, value_name = "BYTES", default_value_t = 64 * 1024 * 1024)]
     pub max_segment_bytes: u64,
+    /// Files that a job may open at once, unless it asks for more [default: as many as the shim may]
+    #[arg(long, value_name = "NUMBER")]
+    pub open_files: Option<u64>,
 }
 
 /// Why a shim gave up.
@@ -131,6 +136,10 @@ pub fn run(args: &Args) -> Result<(), ShimError> {
     // Fails when this process leads its group already, which a shell may have arranged; then it is
     // as far from the agent as it can be.
     let _ = rustix::process::setsid();
+    if args.open_files.is_some() {
+        // A shim needs few, and what it may is what its jobs may.
+        daemon::set_open_files(args.open_files).map_err(system("limit open files"))?;
+    }
     let first = take_stdin().map_err(system("take standard input"))?;
     let journal = Journal::begin(&args.segment)?;
     let shim = Shim::new(args, journal, first)?;

@@ -15,7 +15,7 @@ use crate::wire;
 use crate::{chain, clock};
 
 impl Supervisor {
-    pub(super) fn carry_out(&mut self, effect: Effect) {
+    pub(super) async fn carry_out(&mut self, effect: Effect) {
         match effect {
             Effect::Greet { held, checkpoints } => {
                 if let Some(reply) = self.greeting.take() {
@@ -27,7 +27,11 @@ impl Supervisor {
                 }
             }
             Effect::RememberTerm(term) => {
-                if let Err(error) = self.with.spool.set_term(term) {
+                let spool = Arc::clone(&self.with.spool);
+                // What follows may rest on it, so this waits; others need not wait for the disk.
+                let kept = tokio::task::spawn_blocking(move || spool.set_term(term)).await;
+                // It fails to be run only when the agent is ending.
+                if let Ok(Err(error)) = kept {
                     self.end_session(Ending::Term(error));
                     self.followed.push_back(Event::Closed);
                 }

@@ -100,6 +100,8 @@ pub(crate) struct Surroundings {
     pub(crate) spool: Arc<Spool>,
     pub(crate) boot_id: String,
     pub(crate) shim_program: PathBuf,
+    /// How many files a job may open at once; `None` for any number.
+    pub(crate) open_files: Option<u64>,
     pub(crate) slots: u32,
     /// Most bytes of an attempt's output to keep, unless the job says otherwise.
     pub(crate) log_limit: u64,
@@ -195,8 +197,8 @@ impl Supervisor {
             supervisor.adopt_shim(shim).await?;
         }
         let published = supervisor.with.checkpoints.scan();
-        supervisor.step(Event::Published(published));
-        supervisor.step(Event::Began);
+        supervisor.step(Event::Published(published)).await;
+        supervisor.step(Event::Began).await;
         Ok(supervisor)
     }
 
@@ -209,7 +211,7 @@ impl Supervisor {
                 biased;
                 () = stop.cancelled() => return self.retire_idle().await,
                 () = tokio::time::sleep(due) => Some(Event::Tick),
-                Some(event) = self.with.session.recv() => self.session_event(event),
+                Some(event) = self.with.session.recv() => self.session_event(event).await,
                 Some((shim, event)) = self.heard.recv() => Some(self.link_event(shim, event)),
                 Some(facts) = self.concluded.recv() => {
                     facts.iter().for_each(|(fence, _)| self.with.watcher.leave(*fence));
@@ -221,10 +223,10 @@ impl Supervisor {
             };
             if self.clocks.has_jumped() {
                 tracing::warn!("the machine slept or its clock was set; agreeing everything anew");
-                self.step(Event::ClockJumped);
+                self.step(Event::ClockJumped).await;
             }
             if let Some(event) = event {
-                self.step(event);
+                self.step(event).await;
             }
             self.reap();
         }
@@ -234,9 +236,9 @@ impl Supervisor {
     async fn retire_idle(mut self) {
         let effects = self.agent.step(Event::Ending, clock::now());
         let mut idle: BTreeSet<_> = effects.iter().filter_map(asked).collect();
-        effects
-            .into_iter()
-            .for_each(|effect| self.carry_out(effect));
+        for effect in effects {
+            self.carry_out(effect).await;
+        }
         let deadline = Instant::now() + RETIRE_WITHIN;
         while !idle.is_empty() {
             let Ok(Some((shim, event))) = timeout_at(deadline, self.heard.recv()).await else {
@@ -246,16 +248,16 @@ impl Supervisor {
                 idle.remove(&shim);
             }
             let event = self.link_event(shim, event);
-            self.step(event);
+            self.step(event).await;
         }
     }
 
     /// Tells the agent what happened, and carries out what it wants, until nothing follows.
-    fn step(&mut self, event: Event) {
+    async fn step(&mut self, event: Event) {
         let mut next = Some(event);
         while let Some(event) = next {
             for effect in self.agent.step(event, clock::now()) {
-                self.carry_out(effect);
+                self.carry_out(effect).await;
             }
             next = self.followed.pop_front();
         }
@@ -288,7 +290,7 @@ impl Supervisor {
         }
     }
 
-    fn session_event(&mut self, event: SessionEvent) -> Option<Event> {
+    async fn session_event(&mut self, event: SessionEvent) -> Option<Event> {
         Some(match event {
             SessionEvent::Greeting(reply) => {
                 self.session = None;
@@ -307,11 +309,11 @@ impl Supervisor {
                 self.session = None;
                 Event::Closed
             }
-            SessionEvent::Said(said) => return self.said(said),
+            SessionEvent::Said(said) => return self.said(said).await,
         })
     }
 
-    fn said(&mut self, said: Said) -> Option<Event> {
+    async fn said(&mut self, said: Said) -> Option<Event> {
         Some(match said {
             Said::HeartbeatAck(ack) => Event::Answered {
                 sequence: ack.sequence,
@@ -319,7 +321,7 @@ impl Supervisor {
             },
             Said::Assign(assign) => {
                 for assignment in assign.assignments {
-                    self.assign(assignment);
+                    self.assign(assignment).await;
                 }
                 return None;
             }
@@ -354,14 +356,14 @@ impl Supervisor {
         })
     }
 
-    fn assign(&mut self, mut assignment: Assignment) {
+    async fn assign(&mut self, mut assignment: Assignment) {
         let told = wire::assignment(&assignment);
         // Only what was verified here is handed to a job.
         assignment.resume_from.clear();
         if self.agent.stage(assignment.fence).is_none() {
             self.assignments.insert(assignment.fence, assignment);
         }
-        self.step(Event::Assign(told));
+        self.step(Event::Assign(told)).await;
     }
 }
 

@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use qctl_proto::daemon::NOTIFY_SOCKET;
 use qctl_worker_core::agent::{Event, Fact, Loss};
 use qctl_worker_core::roster::ShimId;
 use tokio::net::UnixStream;
@@ -18,7 +19,7 @@ use crate::adoption;
 use crate::follower::{FollowError, Follower, Note};
 use crate::shim_link::{Link, LinkEvent, wall_now};
 use crate::spool::{self, SpoolError};
-use crate::{chain, readiness, wire};
+use crate::{chain, wire};
 
 /// Why the supervisor cannot begin.
 #[derive(Debug, thiserror::Error)]
@@ -65,13 +66,13 @@ impl Supervisor {
         // A living job may write faster than this reads: what comes from now on is left to the link.
         let length = file.metadata().map_err(failed)?.len();
         let mut follower = Follower::new(Arc::new(file), path.clone(), self.with.pump.clone());
-        self.step(Event::Found(shim));
+        self.step(Event::Found(shim)).await;
         let mut failures = 0;
         loop {
             let mut notes = Vec::new();
             let read = follower.read(wall_now(), &mut notes);
             let event = self.told(shim, notes);
-            self.step(event);
+            self.step(event).await;
             match read {
                 Ok(true) if !lives || (follower.position() < length && !follower.is_in_ring()) => {
                     tokio::task::yield_now().await;
@@ -98,7 +99,7 @@ impl Supervisor {
             tracing::info!(shim, "shim {shim} of an earlier agent is gone");
             self.followers.insert(shim, follower);
         }
-        self.step(Event::Adopted { shim, lives });
+        self.step(Event::Adopted { shim, lives }).await;
         Ok(())
     }
 
@@ -159,14 +160,19 @@ impl Supervisor {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         ours.set_nonblocking(true)?;
         let log = self.with.spool.shim_log()?;
-        let child = Command::new(&self.with.shim_program)
+        let mut command = Command::new(&self.with.shim_program);
+        command
             .arg0("qctl-worker")
             .arg("shim")
             .arg("--segment")
             .arg(spool::segment_name(shim))
             .arg("--socket")
-            .arg(self.with.spool.socket(shim))
-            .env_remove(readiness::VARIABLE)
+            .arg(self.with.spool.socket(shim));
+        if let Some(files) = self.with.open_files {
+            command.arg("--open-files").arg(files.to_string());
+        }
+        let child = command
+            .env_remove(NOTIFY_SOCKET)
             .current_dir(self.with.spool.segments_dir())
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())

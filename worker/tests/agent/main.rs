@@ -66,6 +66,41 @@ async fn a_job_runs_and_everything_about_it_is_told() {
     assert_eq!(worker.shims().len(), 1, "the shim stays warm");
 }
 
+/// Programs that wait with select(2) break where many files may be open, so only the agent may open
+/// many.
+#[tokio::test]
+async fn the_agent_may_open_many_files_and_a_job_as_many_as_ever() {
+    use std::os::unix::process::CommandExt as _;
+    let coordinator = Coordinator::start().await;
+    let mut worker = Worker::prepare(&coordinator.address);
+    let mut command = worker.command();
+    let limit = libc::rlimit {
+        rlim_cur: 300,
+        rlim_max: 2_000,
+    };
+    // SAFETY: setrlimit is a plain system call.
+    unsafe {
+        command.pre_exec(move || match libc::setrlimit(libc::RLIMIT_NOFILE, &limit) {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        });
+    }
+    worker.restart_as(command);
+    coordinator
+        .wait("a greeting", |s| s.hellos.len() == 1)
+        .await;
+    coordinator.assign(1, "ulimit -Sn; ulimit -Hn");
+    coordinator.complete(1).await;
+    assert_eq!(coordinator.log(1), b"300\n2000\n");
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", worker.pid())).unwrap();
+    let files = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"))
+        .unwrap();
+    let files: Vec<_> = files.split_whitespace().collect();
+    assert_eq!(files[..2], ["2000", "2000"]);
+}
+
 #[tokio::test]
 async fn the_waiting_assignment_starts_without_asking() {
     let (coordinator, _worker) = connected().await;
@@ -663,9 +698,7 @@ async fn a_coordinator_of_a_lower_term_is_refused() {
 #[tokio::test]
 async fn a_second_agent_on_the_same_folder_is_refused_and_a_copy_has_its_own_spool() {
     let (coordinator, worker) = connected().await;
-    let output = worker::command(worker.home().data_dir().parent().unwrap())
-        .output()
-        .unwrap();
+    let output = worker.command().output().unwrap();
     assert!(!output.status.success());
     let message = String::from_utf8(output.stderr).unwrap();
     assert!(

@@ -7,7 +7,7 @@ use qctl_proto::v1::{Revoke, Stop, StopCause, attempt_ended, held_attempt};
 
 use crate::connected;
 use crate::coordinator::{Coordinator, DEADLINE};
-use crate::worker::{self, Worker, signal};
+use crate::worker::{Worker, signal};
 
 /// Stops a shim, or lets it go on.
 fn stand(shim: i32, stand: bool) {
@@ -92,7 +92,7 @@ async fn a_service_manager_is_told_when_the_agent_is_ready_and_when_it_stops() {
     let path = worker.home().data_dir().join("notify");
     let manager = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
     manager.set_read_timeout(Some(DEADLINE)).unwrap();
-    let mut command = worker::command(worker.home().data_dir().parent().unwrap());
+    let mut command = worker.command();
     command.env("NOTIFY_SOCKET", &path);
     worker.restart_as(command);
     let hear = || {

@@ -57,7 +57,12 @@ impl Worker {
 
     /// Starts the agent, which must not be running.
     pub(crate) fn restart(&mut self) {
-        self.restart_as(command(self.home.path()));
+        self.restart_as(self.command());
+    }
+
+    /// The agent's command line.
+    pub(crate) fn command(&self) -> Command {
+        command(self.home.path())
     }
 
     /// Starts the agent, which must not be running, by a command of the caller's.
@@ -116,7 +121,7 @@ impl Drop for Worker {
 }
 
 /// The agent's command line.
-pub(crate) fn command(home: &Path) -> Command {
+fn command(home: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_qctl-worker"));
     command
         .env_clear()
