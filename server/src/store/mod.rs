@@ -6,6 +6,8 @@ pub mod checkpoint_copies;
 pub mod checkpoints;
 pub(crate) mod dependencies;
 pub(crate) mod dispatch;
+#[cfg(test)]
+mod double_tests;
 pub mod events;
 #[cfg(test)]
 pub(crate) mod fixtures;

@@ -127,10 +127,10 @@ impl Double {
     }
 
     fn queued(&self, id: JobId, stored: &StoredJob) -> QueuedJob {
-        let checkpoint = self.checkpoint_of(id).map(|row| Newest {
-            worker: row.worker,
-            folder: row.checkpoint.clone(),
-            uploaded: false,
+        let checkpoint = self.newest_of(id).map(|newest| Newest {
+            worker: newest.row.worker,
+            folder: newest.row.told.path.clone(),
+            uploaded: newest.uploaded,
         });
         QueuedJob {
             candidate: Candidate {
@@ -140,7 +140,7 @@ impl Double {
                 pinned: Some(stored.spec.worker.clone()).filter(|name| !name.is_empty()),
                 checkpoint_on: checkpoint
                     .as_ref()
-                    .filter(|_| !stored.job.anywhere)
+                    .filter(|newest| !stored.job.anywhere && !newest.uploaded)
                     .map(|newest| newest.worker),
                 time_limit: stored
                     .spec
@@ -151,6 +151,11 @@ impl Double {
             run_now_on: stored.run_now_on,
             checkpoint,
         }
+    }
+
+    /// The next attempt gets this fence: a database may leave numbers out.
+    pub fn number_from(&mut self, fence: Fence) {
+        self.last_fence = fence.0 - 1;
     }
 
     /// Makes attempts: each job must still be queued and without an attempt. What comes back is what

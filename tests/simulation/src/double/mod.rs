@@ -2,6 +2,7 @@
 //! guards. A test of the coordinator applies generated operations to this and to Postgres and
 //! compares every answer and the whole state.
 
+mod checkpoint;
 mod dispatch;
 mod read;
 mod write;
@@ -10,6 +11,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use qctl_server_core::checkpoint::{CheckpointId, CheckpointRow};
 use qctl_server_core::dependency::Open;
 use qctl_server_core::job::Job;
 use qctl_server_core::ledger::{AttemptRow, NewEvent};
@@ -108,6 +110,10 @@ pub struct StoredJob {
     pub run_now_on: Option<WorkerId>,
     /// The job that it repeats.
     pub retry_of: Option<JobId>,
+    /// The checkpoint of another job that its first attempt resumes from.
+    pub resume_from: Option<CheckpointId>,
+    /// When it was submitted.
+    pub created_at: DateTime<Utc>,
     /// Number of its latest attempt.
     pub attempts: i32,
     /// The latest attempt's fence.
@@ -131,6 +137,19 @@ pub struct StoredAttempt {
     pub resumed_from: String,
 }
 
+/// A stored checkpoint.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoredCheckpoint {
+    /// What was told of it.
+    pub row: CheckpointRow,
+    /// Its worker still has its contents.
+    pub on_disk: bool,
+    /// It was found damaged.
+    pub damaged: bool,
+    /// The coordinator has a copy.
+    pub uploaded: bool,
+}
+
 /// A remembered request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
@@ -149,6 +168,7 @@ pub struct Double {
     attempts: BTreeMap<Fence, StoredAttempt>,
     dependencies: BTreeMap<(JobId, JobId), (Condition, bool)>,
     workers: BTreeMap<WorkerId, Known>,
+    checkpoints: BTreeMap<CheckpointId, StoredCheckpoint>,
     requests: BTreeMap<String, Request>,
     events: Vec<NewEvent>,
     keep_events: bool,
@@ -156,6 +176,7 @@ pub struct Double {
     renewals: i64,
     leader: Option<Uuid>,
     lease: Duration,
+    released: bool,
     queue_paused: bool,
     last_job: i64,
     last_fence: i64,
@@ -169,6 +190,7 @@ impl Double {
         Self {
             keep_events,
             unguarded,
+            released: true,
             ..Self::default()
         }
     }
@@ -186,6 +208,26 @@ impl Double {
     /// Every attempt.
     pub fn attempts(&self) -> &BTreeMap<Fence, StoredAttempt> {
         &self.attempts
+    }
+
+    /// Every checkpoint.
+    pub fn checkpoints(&self) -> &BTreeMap<CheckpointId, StoredCheckpoint> {
+        &self.checkpoints
+    }
+
+    /// Every dependency: who waits for whom, how that one must end, and whether it has.
+    pub fn dependencies(&self) -> &BTreeMap<(JobId, JobId), (Condition, bool)> {
+        &self.dependencies
+    }
+
+    /// Every worker.
+    pub fn workers(&self) -> &BTreeMap<WorkerId, Known> {
+        &self.workers
+    }
+
+    /// The queue is paused.
+    pub fn queue_paused(&self) -> bool {
+        self.queue_paused
     }
 
     /// The history, when it is kept.

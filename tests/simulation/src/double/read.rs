@@ -2,6 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use qctl_server_core::attempt::AttemptState;
+use qctl_server_core::checkpoint::CheckpointId;
 use qctl_server_core::dependency::Open;
 use qctl_server_core::ledger::{AttemptRow, Current, JobRow, Which};
 use qctl_server_core::{Fence, JobId, JobSpec, JobState, WorkerId};
@@ -66,8 +67,22 @@ impl Double {
             .dependencies
             .iter()
             .any(|((_, on), (_, met))| *on == row.job && !met);
+        row.published = self.published(row.fence);
         row.read = row.attempt.state;
         row
+    }
+
+    /// Number of the newest checkpoint of an attempt; 0 when there is none.
+    fn published(&self, fence: Fence) -> i32 {
+        let of_attempt = CheckpointId {
+            fence,
+            number: i32::MIN,
+        }..=CheckpointId {
+            fence,
+            number: i32::MAX,
+        };
+        let newest = self.checkpoints.range(of_attempt).next_back();
+        newest.map_or(0, |(id, _)| id.number)
     }
 
     pub(super) fn attempts_of(&self, job: JobId) -> impl Iterator<Item = &StoredAttempt> {
@@ -182,30 +197,5 @@ impl Double {
         due.truncate(most);
         let next = waits().map(|(until, _)| until).filter(|until| *until > now);
         (due.into_iter().map(|(_, id)| id).collect(), next.min())
-    }
-
-    /// Where the latest checkpoint of a job lies.
-    pub(super) fn checkpoint_of(&self, job: JobId) -> Option<&AttemptRow> {
-        self.attempts_of(job)
-            .map(|attempt| &attempt.row)
-            .filter(|row| !row.checkpoint.is_empty())
-            .max_by_key(|row| row.number)
-    }
-
-    /// Queued jobs whose checkpoint lies on a worker, and whose last attempt ended before `before`.
-    pub fn waiting_for_checkpoint(&self, before: DateTime<Utc>) -> Vec<(JobId, WorkerId, String)> {
-        self.jobs
-            .iter()
-            .filter(|(_, stored)| {
-                stored.job.state == JobState::Queued && stored.attempts > 0 && !stored.job.anywhere
-            })
-            .filter_map(|(id, _)| {
-                let row = self.checkpoint_of(*id)?;
-                let known = self.workers.get(&row.worker)?;
-                row.ended_at
-                    .is_some_and(|at| at < before)
-                    .then(|| (*id, row.worker, known.worker.name.clone()))
-            })
-            .collect()
     }
 }

@@ -17,7 +17,7 @@ impl Double {
             term: Term(self.term),
             renewals: self.renewals,
             leader: self.leader,
-            released: false,
+            released: self.released,
             lease: self.lease,
         }
     }
@@ -32,14 +32,20 @@ impl Double {
         self.renewals = 0;
         self.leader = Some(me);
         self.lease = lease;
+        self.released = false;
         Some(Term(self.term))
     }
 
     /// Renews the leader's lease; false when its term is over.
     pub fn renew(&mut self, term: Term) -> bool {
-        let is_ours = term.0 == self.term;
+        let is_ours = term.0 == self.term && !self.released;
         self.renewals += i64::from(is_ours);
         is_ours || self.unguarded.term
+    }
+
+    /// Gives the lease back, if the term is still this one.
+    pub fn release(&mut self, term: Term) {
+        self.released |= term.0 == self.term;
     }
 
     /// Every transaction of a coordinator reads the term in which it may write.
@@ -85,7 +91,7 @@ impl Double {
     }
 
     /// Writes new jobs with their dependencies and first history.
-    pub fn insert_jobs(&mut self, submitter: &str, jobs: &[NewJob]) {
+    pub fn insert_jobs(&mut self, now: DateTime<Utc>, submitter: &str, jobs: &[NewJob]) {
         self.version += 1;
         for new in jobs {
             for (dependency, met) in new.spec.after.iter().zip(&new.met) {
@@ -97,6 +103,8 @@ impl Double {
                 spec: new.spec.clone(),
                 run_now_on: None,
                 retry_of: new.retry_of,
+                resume_from: None,
+                created_at: now,
                 attempts: 0,
                 fence: None,
             };
@@ -148,6 +156,7 @@ impl Double {
                 stored.row.log_stored = log_stored;
             }
         }
+        self.write_checkpoints(changes);
         self.tell(changes.events.iter().cloned());
         Ok(())
     }
@@ -181,6 +190,7 @@ impl Double {
             self.jobs.remove(&job);
             self.attempts.retain(|_, attempt| attempt.row.job != job);
             self.dependencies.retain(|(waits, _), _| *waits != job);
+            self.checkpoints.retain(|_, stored| stored.row.job != job);
         }
     }
 

@@ -430,6 +430,6 @@ fn submit(
         });
     }
     double.remember(now, request, 0, &ids)?;
-    double.insert_jobs("a person", &jobs);
+    double.insert_jobs(now, "a person", &jobs);
     Ok(ids)
 }
