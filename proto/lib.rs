@@ -10,6 +10,8 @@ pub mod client;
 pub mod daemon;
 pub mod error;
 pub mod home;
+pub mod length;
+pub mod silence;
 pub mod size;
 
 /// Messages and services of package `qctl.v1`, documented in `proto/qctl/v1/*.proto`.

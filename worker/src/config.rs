@@ -11,15 +11,16 @@ use clap::{Parser, Subcommand, ValueEnum};
 use figment::Figment;
 use figment::providers::{Format, Serialized, Toml};
 use qctl_proto::home::{Home, HomeError};
-use qctl_proto::v1::AlarmSetting;
-use qctl_proto::{alarm, size};
+use qctl_proto::v1::silence::Counts;
+use qctl_proto::v1::{AlarmSetting, Silence};
+use qctl_proto::{alarm, silence, size};
 use qctl_worker_core::ring::DEFAULT_LIMIT_BYTES;
 use qctl_worker_core::roster::MAX_SLOTS;
 use serde::{Deserialize, Serialize};
 
 use crate::inventory::gpu;
 use crate::shim;
-use crate::watch::nvml;
+use crate::watch::{evidence, nvml};
 
 /// Checkpoints of a job that are kept: the newest may turn out to be damaged.
 const CHECKPOINTS: u32 = 3;
@@ -83,6 +84,16 @@ pub struct Args {
     )]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     alarm: Vec<String>,
+    /// When a silent job is warned of, warned of again and stopped, such as 5m,10m,15m or stop=30m, or
+    /// off; a submission may say otherwise [default: the coordinator's, 5m,10m,15m]
+    #[arg(long, env = "QCTL_WORKER_SILENCE", value_name = "STAGES")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    silence: Option<String>,
+    /// What counts as a sign of life of a job: output, or activity of its processes as well; a
+    /// submission may say otherwise [default: the coordinator's, output]
+    #[arg(long, env = "QCTL_WORKER_SILENCE_COUNTS", value_name = "WHAT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    silence_counts: Option<String>,
     /// What to log, such as `info` or `qctl_worker=debug,warn` [default: info]
     #[arg(long, env = "QCTL_LOG", value_name = "FILTER")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -113,6 +124,9 @@ pub enum Command {
     /// Print what the GPUs do, a line of JSON every few seconds.
     #[command(hide = true)]
     WatchGpus(nvml::Args),
+    /// Print what an attempt's processes do, as JSON.
+    #[command(hide = true)]
+    LookInto(evidence::Args),
 }
 
 /// How log lines look.
@@ -141,6 +155,8 @@ struct Raw {
     gpu_deadline: Option<String>,
     #[serde(default)]
     alarm: Vec<String>,
+    silence: Option<String>,
+    silence_counts: Option<String>,
     log: Option<String>,
     log_format: Option<LogFormat>,
 }
@@ -170,6 +186,8 @@ pub struct Config {
     pub gpu_deadline: Duration,
     /// From which figure on something is an alarm here.
     pub alarms: Vec<AlarmSetting>,
+    /// What holds about silence where a job says nothing.
+    pub silence: Silence,
     /// Filter of the log.
     pub log: String,
     /// How log lines look.
@@ -249,6 +267,16 @@ pub enum ConfigError {
         /// What was given.
         given: String,
     },
+    /// What is said about silence has no meaning.
+    #[error("--{name} cannot be `{given}`: {expected}")]
+    Silence {
+        /// The setting.
+        name: &'static str,
+        /// What was given.
+        given: String,
+        /// What may be.
+        expected: String,
+    },
     /// The filter of the log cannot be read.
     #[error("--log `{given}` is not a filter such as `info` or `qctl_worker=debug`")]
     Log {
@@ -325,6 +353,7 @@ impl Config {
         };
         let alarms = raw.alarm.iter().filter(|text| !text.is_empty());
         let alarms = alarm::parse_all(alarms.map(String::as_str)).map_err(ConfigError::Alarm)?;
+        let silence = check_silence(given(raw.silence), given(raw.silence_counts))?;
         let log = given(raw.log).unwrap_or_else(|| "info".to_owned());
         tracing_subscriber::EnvFilter::try_new(&log).map_err(|source| ConfigError::Log {
             given: log.clone(),
@@ -342,6 +371,7 @@ impl Config {
             nvml_library: path(raw.nvml_library),
             gpu_deadline,
             alarms,
+            silence,
             log,
             log_format: raw.log_format.unwrap_or_default(),
             // Survives an upgrade that replaces the file while this agent runs.
@@ -349,6 +379,26 @@ impl Config {
             home,
         })
     }
+}
+
+fn check_silence(stages: Option<String>, counts: Option<String>) -> Result<Silence, ConfigError> {
+    let wrong = |name, given: &str| {
+        let given = given.to_owned();
+        move |expected| ConfigError::Silence {
+            name,
+            given,
+            expected,
+        }
+    };
+    let mut silence = match stages {
+        Some(text) => silence::parse(&text).map_err(wrong("silence", &text))?,
+        None => Silence::default(),
+    };
+    if let Some(text) = counts {
+        let counts = silence::counts(&text).map_err(wrong("silence-counts", &text))?;
+        silence.set_counts(counts);
+    }
+    Ok(silence)
 }
 
 fn check_name(given: String) -> Result<String, ConfigError> {
@@ -403,6 +453,15 @@ impl fmt::Display for Config {
             .map(|setting| format!("{:?}", alarm::shown(setting)))
             .collect();
         line(f, "alarm", Some(format!("[{}]", alarms.join(", "))))?;
+        let stages = silence::show(&self.silence);
+        let stages = Some(stages).filter(|stages| !stages.is_empty());
+        line(f, "silence", stages.as_deref().and_then(text))?;
+        let counts = match self.silence.counts() {
+            Counts::Unspecified => None,
+            Counts::Output => text("output"),
+            Counts::Activity => text("activity"),
+        };
+        line(f, "silence_counts", counts)?;
         line(f, "log", text(&self.log))?;
         let format = match self.log_format {
             LogFormat::Compact => "compact",

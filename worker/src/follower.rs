@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use qctl_proto::v1::{
-    Assignment, AttemptEnded, SegmentHole, SegmentPid, SegmentTail, StopCause, attempt_ended,
+    Assignment, AttemptEnded, SegmentHole, SegmentPid, SegmentSilence, SegmentTail, StopCause,
+    attempt_ended,
 };
 use qctl_worker_core::ending::{Contradiction, Ending};
 use qctl_worker_core::gpu::{Fault, FaultKind};
@@ -78,6 +79,13 @@ pub(crate) enum Fact {
     Void(String),
     /// Processes of it do not end although they were killed.
     Stuck(Vec<i32>),
+    /// Its silence has come to a stage, or is over.
+    Silence {
+        /// What the shim has recorded.
+        recorded: SegmentSilence,
+        /// The last lines of its output until then.
+        last_lines: String,
+    },
     /// It says that it has published a checkpoint.
     Bell,
     /// No process of it is left.
@@ -459,6 +467,12 @@ impl Follower {
             }
             Event::Void(reason) => Fact::Void(reason),
             Event::Stuck(stuck) => Fact::Stuck(stuck.pids),
+            Event::Silence(recorded) => Fact::Silence {
+                recorded,
+                last_lines: current
+                    .map(|attempt| attempt.ending.last_lines())
+                    .unwrap_or_default(),
+            },
             Event::Freed(_) => Fact::Freed,
             Event::Tail(_) => return None,
         })

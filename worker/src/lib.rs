@@ -63,6 +63,7 @@ pub fn main() -> ExitCode {
         }
         Some(Command::Gpus(args)) => return gpu::main(args),
         Some(Command::WatchGpus(args)) => return watch::nvml::main(args),
+        Some(Command::LookInto(args)) => return watch::evidence::main(args),
         None => {}
     }
     match agent(&args) {
@@ -155,6 +156,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         open_files,
         slots: config.slots.unwrap_or(1),
         log_limit: config.log_limit,
+        silence: wire::silence_wish(&config.silence),
         pump: pump.clone(),
         checkpoints,
         found,

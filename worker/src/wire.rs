@@ -8,18 +8,21 @@ use chrono::DateTime;
 use prost_types::Timestamp;
 use qctl_proto::v1::open_session_request::Message as Say;
 use qctl_proto::v1::shim_request::Message as Ask;
+use qctl_proto::v1::silence::Counts;
 use qctl_proto::v1::{
     Assignment, AssignmentReturned, AttemptEnded, AttemptStarted, CheckpointPublished, HeldAttempt,
     PauseChanged, Progress, ProgressReported, ResultCommitted, SegmentFreed, SegmentPid,
-    SegmentStuck, SetPaused, ShimLease, ShimRetire, SlotFreed, SlotStuck, Stop,
-    StopCause as WireCause, Verdict as WireVerdict, Welcome, attempt_ended, checkpoint_answered,
-    held_attempt, verdict,
+    SegmentSilence, SegmentStuck, SetPaused, ShimActivity, ShimLease, ShimRetire,
+    Silence as WireSilence, SilenceEvidence, SilenceReported, SilenceStage, SilentProcess,
+    SlotFreed, SlotStuck, Stop, StopCause as WireCause, Verdict as WireVerdict, Welcome,
+    attempt_ended, checkpoint_answered, held_attempt, verdict,
 };
 use qctl_worker_core::agent::{self, End, Ended, Fact, Holding, Judged, Started, Terms};
 use qctl_worker_core::checkpoint::{Answer, Published};
 use qctl_worker_core::enforcement::{DEFAULT_GRACE, StopCause};
 use qctl_worker_core::progress::Reading;
 use qctl_worker_core::session::{Stage, Verdict};
+use qctl_worker_core::silence::{self, Evidence, Silence};
 
 use crate::follower;
 use crate::shim::records;
@@ -46,6 +49,80 @@ pub(crate) fn duration(wire: prost_types::Duration) -> Option<Duration> {
 
 pub(crate) fn wire_duration(duration: Duration) -> Option<prost_types::Duration> {
     duration.try_into().ok()
+}
+
+/// What is said about silence; what means nothing here is left to others.
+pub(crate) fn silence_wish(wire: &WireSilence) -> silence::Wish {
+    silence::Wish {
+        warn_after: wire.warn_after.and_then(duration),
+        remind_after: wire.remind_after.and_then(duration),
+        stop_after: wire.stop_after.and_then(duration),
+        counts: match wire.counts() {
+            Counts::Unspecified => None,
+            Counts::Output => Some(silence::Counts::Output),
+            Counts::Activity => Some(silence::Counts::Activity),
+        },
+    }
+}
+
+/// The same as the contract spells it.
+pub(crate) fn wire_silence(wish: silence::Wish) -> WireSilence {
+    let counts = match wish.counts {
+        None => Counts::Unspecified,
+        Some(silence::Counts::Output) => Counts::Output,
+        Some(silence::Counts::Activity) => Counts::Activity,
+    };
+    WireSilence {
+        warn_after: wish.warn_after.and_then(wire_duration),
+        remind_after: wish.remind_after.and_then(wire_duration),
+        stop_after: wish.stop_after.and_then(wire_duration),
+        counts: counts.into(),
+    }
+}
+
+/// When an attempt counts as silent: what the agent says, or, when that is an older one, the job.
+pub(crate) fn stages(told: Option<&WireSilence>, assignment: &Assignment) -> silence::Stages {
+    let spec = assignment.spec.as_ref();
+    told.or_else(|| spec.and_then(|spec| spec.silence.as_ref()))
+        .map(silence_wish)
+        .unwrap_or_default()
+        .stages()
+}
+
+/// A step of a silence as the shim records it.
+pub(crate) fn segment_silence(silence: Silence, wall_us: i64) -> SegmentSilence {
+    SegmentSilence {
+        episode: i32::try_from(silence.episode).unwrap_or(i32::MAX),
+        stage: wire_stage(silence.stage).into(),
+        lasted: wire_duration(silence.lasted),
+        stop_after: silence.stop_after.and_then(wire_duration),
+        wall_us,
+    }
+}
+
+/// What a shim has recorded of a silence; `None` for a stage that this program does not know.
+pub(crate) fn silence(recorded: &SegmentSilence) -> Option<Silence> {
+    Some(Silence {
+        episode: recorded.episode.max(0) as u32,
+        stage: match recorded.stage() {
+            SilenceStage::Unspecified => return None,
+            SilenceStage::Warned => silence::Stage::Warned,
+            SilenceStage::Reminded => silence::Stage::Reminded,
+            SilenceStage::Ending => silence::Stage::Ending,
+            SilenceStage::Over => silence::Stage::Over,
+        },
+        lasted: recorded.lasted.and_then(duration).unwrap_or_default(),
+        stop_after: recorded.stop_after.and_then(duration),
+    })
+}
+
+fn wire_stage(stage: silence::Stage) -> SilenceStage {
+    match stage {
+        silence::Stage::Warned => SilenceStage::Warned,
+        silence::Stage::Reminded => SilenceStage::Reminded,
+        silence::Stage::Ending => SilenceStage::Ending,
+        silence::Stage::Over => SilenceStage::Over,
+    }
 }
 
 /// A cause as the contract spells it.
@@ -181,7 +258,42 @@ pub(crate) fn say(say: agent::Say) -> Option<Say> {
         agent::Say::PauseChanged { fence, paused } => {
             Say::PauseChanged(PauseChanged { fence, paused })
         }
+        agent::Say::Silence { fence, told } => Say::Silence(silence_report(fence, *told)),
     })
+}
+
+/// A step of a silence, and what was found.
+fn silence_report(fence: i64, told: silence::Told) -> SilenceReported {
+    let silence::Told {
+        silence,
+        wall_us,
+        evidence,
+    } = told;
+    SilenceReported {
+        fence,
+        episode: i32::try_from(silence.episode).unwrap_or(i32::MAX),
+        stage: wire_stage(silence.stage).into(),
+        lasted: wire_duration(silence.lasted),
+        time: timestamp(wall_us),
+        stop_after: silence.stop_after.and_then(wire_duration),
+        evidence: (evidence != Evidence::default()).then(|| SilenceEvidence {
+            cpu_still: evidence.cpu_still.and_then(wire_duration),
+            io_still: evidence.io_still.and_then(wire_duration),
+            gpu_still: evidence.gpu_still.and_then(wire_duration),
+            processes: evidence
+                .processes
+                .into_iter()
+                .map(|process| SilentProcess {
+                    pid: process.pid,
+                    command: process.command,
+                    state: process.state,
+                    wait_channel: process.wait_channel,
+                })
+                .collect(),
+            stack: evidence.stack,
+            last_lines: evidence.last_lines,
+        }),
+    }
 }
 
 /// A published checkpoint.
@@ -261,6 +373,7 @@ pub(crate) fn ask(ask: agent::Ask, moment: Moment) -> Ask {
             clock_offset: wire_duration(moment.clock_offset),
         }),
         agent::Ask::Committed(fence) => Ask::Committed(ResultCommitted { fence }),
+        agent::Ask::Activity(fence) => Ask::Activity(ShimActivity { fence }),
         agent::Ask::Retire => Ask::Retire(ShimRetire {}),
     }
 }
@@ -293,6 +406,17 @@ pub(crate) fn fact(fact: follower::Fact) -> Option<Fact> {
         follower::Fact::Ended(wire) => Fact::Ended(Box::new(ended(*wire))),
         follower::Fact::Void(reason) => Fact::Void(reason),
         follower::Fact::Stuck(pids) => Fact::Stuck(pids),
+        follower::Fact::Silence {
+            recorded,
+            last_lines,
+        } => Fact::Silence(Box::new(silence::Told {
+            silence: silence(&recorded)?,
+            wall_us: recorded.wall_us,
+            evidence: Evidence {
+                last_lines,
+                ..Evidence::default()
+            },
+        })),
         follower::Fact::Bell => Fact::Bell,
         follower::Fact::Freed => Fact::Freed,
     })
@@ -326,6 +450,7 @@ pub(crate) fn record(fence: i64, fact: &Fact) -> Option<records::Event> {
         | Fact::Stopping(_)
         | Fact::Paused(_)
         | Fact::Output { .. }
+        | Fact::Silence(_)
         | Fact::Bell
         | Fact::Progress(_) => None,
     }

@@ -12,53 +12,28 @@ use qctl_proto::alarm;
 use qctl_proto::v1::AlarmSetting;
 use qctl_proto::v1::dependency::Condition;
 
-/// Longest duration accepted: a hundred years of 365 days.
-const MAX_DURATION: Duration = Duration::from_secs(100 * 365 * 86_400);
-
 /// Reads `90s`, `10m`, `1h30m`, `2d`, `1.5h`, `250ms`.
 ///
 /// # Errors
 /// A bare number is refused with a suggestion, because its unit would be a guess.
 pub fn duration(text: &str) -> Result<Duration, String> {
-    let expected = "expected a duration such as 90s, 10m, 1h30m or 2d";
-    let text = text.trim();
-    if text.is_empty() {
-        return Err(expected.to_owned());
-    }
-    if text.bytes().all(|b| b.is_ascii_digit()) {
-        return Err(format!(
-            "a number needs a unit: {text}s for seconds, {text}m for minutes, {text}h for hours"
-        ));
-    }
-    let mut seconds = 0.0f64;
-    let mut rest = text;
-    while !rest.is_empty() {
-        let digits = rest
-            .find(|c: char| !(c.is_ascii_digit() || c == '.'))
-            .unwrap_or(rest.len());
-        let (number, after) = rest.split_at(digits);
-        let letters = after
-            .find(|c: char| !c.is_ascii_alphabetic())
-            .unwrap_or(after.len());
-        let (unit, after) = after.split_at(letters);
-        let number: f64 = number.parse().map_err(|_| expected.to_owned())?;
-        let unit = match unit {
-            "ms" => 0.001,
-            "s" | "sec" | "second" | "seconds" => 1.0,
-            "m" | "min" | "minute" | "minutes" => 60.0,
-            "h" | "hour" | "hours" => 3_600.0,
-            "d" | "day" | "days" => 86_400.0,
-            "w" | "week" | "weeks" => 604_800.0,
-            "" => return Err(format!("the last number has no unit; {expected}")),
-            other => return Err(format!("`{other}` is no unit of time; {expected}")),
-        };
-        seconds += number * unit;
-        rest = after.trim_start();
-    }
-    match Duration::try_from_secs_f64(seconds) {
-        Ok(duration) if duration <= MAX_DURATION => Ok(duration),
-        _ => Err("longer than a hundred years".to_owned()),
-    }
+    qctl_proto::length::parse(text)
+}
+
+/// Reads when an attempt counts as silent.
+///
+/// # Errors
+/// Says what was expected.
+pub fn silence(text: &str) -> Result<qctl_proto::v1::Silence, String> {
+    qctl_proto::silence::parse(text)
+}
+
+/// Reads what counts as a sign of life.
+///
+/// # Errors
+/// Says what was expected.
+pub fn silence_counts(text: &str) -> Result<qctl_proto::v1::silence::Counts, String> {
+    qctl_proto::silence::counts(text)
 }
 
 /// Reads a size in bytes: `512M`, `2G`, `1.5TiB`, `4096`. K, M, G and T count in 1024, as does

@@ -84,23 +84,7 @@ pub fn duration(span: Duration) -> String {
 
 /// A duration that was chosen, without rounding: `10m`, `1h30m`, `90s` as `1m30s`.
 pub fn exact(span: Duration) -> String {
-    if span.is_zero() {
-        return "0s".to_owned();
-    }
-    let seconds = span.as_secs();
-    let mut out = String::new();
-    for (count, unit) in [
-        (seconds / 86_400, "d"),
-        (seconds / 3_600 % 24, "h"),
-        (seconds / 60 % 60, "m"),
-        (seconds % 60, "s"),
-        (u64::from(span.subsec_millis()), "ms"),
-    ] {
-        if count > 0 {
-            out.push_str(&format!("{count}{unit}"));
-        }
-    }
-    out
+    qctl_proto::length::show(span)
 }
 
 /// How long ago: `now`, `12s ago`, `5m ago`, `3h ago`, `2d ago`, then the day.

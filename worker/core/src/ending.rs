@@ -12,6 +12,8 @@ use crate::progress::strip;
 pub const TAIL_BYTES: usize = 16 * 1024;
 /// Most memory a compiled pattern may take, in bytes.
 const MAX_COMPILED_BYTES: usize = 1 << 20;
+/// Lines at the end that are told of a silent attempt.
+const MAX_LAST_LINES: usize = 3;
 /// Longest line that is quoted, in bytes.
 const MAX_QUOTE_BYTES: usize = 300;
 
@@ -127,6 +129,21 @@ impl Ending {
         })
     }
 
+    /// The last lines that hold anything, as people saw them.
+    pub fn last_lines(&self) -> String {
+        let (tail, _) = self.tail();
+        let mut lines: Vec<String> = tail
+            .rsplit(|&byte| byte == b'\n')
+            .filter_map(|line| {
+                let seen = line.trim_ascii_end().rsplit(|&byte| byte == b'\r').next()?;
+                Some(quote(&strip(seen))).filter(|line| !line.is_empty())
+            })
+            .take(MAX_LAST_LINES)
+            .collect();
+        lines.reverse();
+        lines.join("\n")
+    }
+
     fn tail(&self) -> (&[u8], bool) {
         let cut = self.tail.len().saturating_sub(TAIL_BYTES);
         (&self.tail[cut..], self.is_cut || cut > 0)
@@ -155,6 +172,13 @@ mod tests {
         let mut ending = Ending::new(Some(pattern));
         ending.output(output.as_bytes());
         ending
+    }
+
+    #[test]
+    fn the_last_lines_are_those_that_people_saw() {
+        let ending = ending("one\ntwo\n\n 10%\r 20%\r\n\u{1b}[31mEpoch 3\u{1b}[0m, no newline");
+        assert_eq!(ending.last_lines(), "two\n20%\nEpoch 3, no newline");
+        assert_eq!(Ending::default().last_lines(), "");
     }
 
     #[test]

@@ -1,10 +1,12 @@
-//! What a shim enforces on a running attempt by itself: time limit and warning, an exclusive
+//! What a shim enforces on a running attempt by itself: time limit and warning, silence, an exclusive
 //! attempt's lease, pauses, and the ladder that ends a process tree.
 //!
 //! [`Enforcement`] is told what happens and when, and answers with what to do. `now` is the time
 //! since any fixed moment by a clock that never jumps.
 
 use std::time::Duration;
+
+use crate::silence::{Clock, Due, Silence, Stages};
 
 /// Time that processes surviving the attempt's own one are left alone.
 pub const LINGER: Duration = Duration::from_secs(10);
@@ -51,6 +53,8 @@ pub struct Limits {
     pub grace: Duration,
     /// How long an exclusive attempt may run without a renewal, pauses included.
     pub lease: Option<Duration>,
+    /// When it counts as silent, and what follows.
+    pub silence: Stages,
 }
 
 /// What happens to an attempt.
@@ -69,6 +73,8 @@ pub enum Event {
     SetPaused(bool),
     /// Its lease holds for this much longer.
     LeaseRenewed(Duration),
+    /// There is a sign of life: output, progress, or activity where that counts.
+    Heard,
     /// The machine's clocks disagree with what they said before: it may have slept.
     ClockJumped,
     /// [`Action::Freeze`] was tried.
@@ -92,6 +98,8 @@ pub enum Action {
     RecordStopping(StopCause),
     /// Record that the tree is frozen, or runs again.
     RecordPaused(bool),
+    /// Record that a silence has come to a stage, or is over.
+    RecordSilence(Silence),
     /// Send the warning signal.
     Warn,
     /// Send the stop signal.
@@ -142,6 +150,7 @@ pub struct Enforcement {
     /// When the clock of the run time was last set going; `None` while it stands.
     running_since: Option<Duration>,
     lease_until: Option<Duration>,
+    silence: Clock,
 }
 
 impl Enforcement {
@@ -160,6 +169,7 @@ impl Enforcement {
             ran: Duration::ZERO,
             running_since: Some(now),
             lease_until: limits.lease.map(|lease| now.saturating_add(lease)),
+            silence: Clock::new(limits.silence),
         }
     }
 
@@ -183,6 +193,13 @@ impl Enforcement {
         self.lease_until.is_some() && !self.exited
     }
 
+    /// How long nothing was heard, when it runs and activity would be a sign of life.
+    pub fn idle(&self, now: Duration) -> Option<Duration> {
+        let watched = self.limits.silence.activity && self.limits.silence.first().is_some();
+        let runs = self.ladder == Ladder::Ground && self.running_since.is_some();
+        (watched && runs).then(|| self.silence.silent(self.ran(now)))
+    }
+
     /// Run time without pauses; after the exit, until the exit.
     pub fn ran(&self, now: Duration) -> Duration {
         let since = self.running_since.map(|since| now.saturating_sub(since));
@@ -200,6 +217,7 @@ impl Enforcement {
                 [
                     self.limits.time_limit.and_then(running),
                     self.warn_after().and_then(running),
+                    self.silence.deadline().and_then(running),
                     self.lease_until,
                     self.freeze_again.map(|(at, _)| at),
                 ]
@@ -233,6 +251,13 @@ impl Enforcement {
                     self.settle_pause(now, &mut actions);
                 }
             }
+            Event::Heard => {
+                let ran = self.ran(now);
+                if self.ladder == Ladder::Ground {
+                    let over = self.silence.heard(ran);
+                    actions.extend(over.map(Action::RecordSilence));
+                }
+            }
             Event::ClockJumped => {
                 self.unconfirmed = self.lease_until.is_some();
                 self.settle_pause(now, &mut actions);
@@ -255,10 +280,19 @@ impl Enforcement {
         match self.ladder {
             Ladder::Ground => {
                 let ran = self.ran(now);
+                let runs = self.running_since.is_some();
+                let silence = runs.then(|| self.silence.look(ran)).flatten();
                 if self.lease_until.is_some_and(|until| now >= until) {
                     self.stop(now, StopCause::Lease, self.limits.grace, actions);
                 } else if self.limits.time_limit.is_some_and(|limit| ran >= limit) {
                     self.stop(now, StopCause::TimeLimit, self.limits.grace, actions);
+                } else if let Some(due) = silence {
+                    match due {
+                        Due::Stage(silence) => actions.push(Action::RecordSilence(silence)),
+                        Due::Stop => {
+                            self.stop(now, StopCause::Silence, self.limits.grace, actions);
+                        }
+                    }
                 } else if self.warn_after().is_some_and(|after| ran >= after) {
                     self.warned = true;
                     actions.push(Action::Warn);
@@ -419,12 +453,19 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::silence::Stage;
 
     const NO_LIMITS: Limits = Limits {
         time_limit: None,
         warn_before: None,
         grace: Duration::from_secs(10),
         lease: None,
+        silence: Stages {
+            warn_after: None,
+            remind_after: None,
+            stop_after: None,
+            activity: false,
+        },
     };
 
     fn s(seconds: u64) -> Duration {
@@ -500,6 +541,50 @@ mod tests {
         assert_eq!(attempt.deadline(), Some(s(6010)));
         attempt.apply(s(6005), Event::Exited { survivors: false });
         assert_eq!(attempt.ran(s(9999)), s(55));
+    }
+
+    #[test]
+    fn f37_silence_is_told_and_then_stops_what_is_not_paused() {
+        let mut attempt = Enforcement::start(
+            s(100),
+            Limits {
+                silence: Stages {
+                    warn_after: Some(s(10)),
+                    stop_after: Some(s(20)),
+                    ..Stages::default()
+                },
+                ..NO_LIMITS
+            },
+        );
+        assert_eq!(attempt.apply(s(105), Event::Heard), []);
+        assert_eq!(attempt.deadline(), Some(s(115)));
+        assert_eq!(attempt.apply(s(114), Event::Tick), []);
+        let told = |attempt: &mut Enforcement, now, event| match attempt.apply(now, event)[..] {
+            [Action::RecordSilence(silence)] => (silence.stage, silence.lasted, silence.episode),
+            ref other => panic!("{other:?}"),
+        };
+        let warned = told(&mut attempt, s(115), Event::Tick);
+        assert_eq!(warned, (Stage::Warned, s(10), 1));
+        assert_eq!(attempt.apply(s(116), Event::Tick), [], "once");
+        // Three minutes of a pause are no silence.
+        apply(&mut attempt, s(116), Event::SetPaused(true));
+        assert_eq!(attempt.deadline(), None);
+        assert_eq!(attempt.apply(s(290), Event::Tick), []);
+        attempt.apply(s(296), Event::SetPaused(false));
+        let over = told(&mut attempt, s(297), Event::Heard);
+        assert_eq!(over, (Stage::Over, s(12), 1));
+        let warned = told(&mut attempt, s(307), Event::Tick);
+        assert_eq!(warned, (Stage::Warned, s(10), 2));
+        let ending = told(&mut attempt, s(315), Event::Tick);
+        assert_eq!(ending.0, Stage::Ending);
+        assert_eq!(attempt.apply(s(316), Event::Tick), []);
+        let stop = [
+            Action::RecordStopping(StopCause::Silence),
+            Action::Terminate,
+        ];
+        assert_eq!(attempt.apply(s(317), Event::Tick), stop);
+        assert_eq!(attempt.apply(s(318), Event::Heard), [], "too late");
+        assert_eq!(attempt.cause(), Some(StopCause::Silence));
     }
 
     #[test]
@@ -693,6 +778,12 @@ mod tests {
                 warn_before: Some(Duration::MAX),
                 grace: Duration::MAX,
                 lease: Some(Duration::MAX),
+                silence: Stages {
+                    warn_after: Some(Duration::MAX),
+                    remind_after: None,
+                    stop_after: Some(Duration::MAX),
+                    activity: true,
+                },
             },
         );
         assert_eq!(attempt.apply(s(1), Event::Tick), [Action::Warn]);
@@ -714,6 +805,7 @@ mod tests {
             2 => any::<bool>().prop_map(Event::SetPaused),
             1 => time().prop_map(Event::LeaseRenewed),
             1 => Just(Event::ClockJumped),
+            2 => Just(Event::Heard),
             1 => any::<bool>().prop_map(|survivors| Event::Exited { survivors }),
         ]
     }
@@ -724,6 +816,7 @@ mod tests {
             time_limit in proptest::option::of(0_u64..200),
             warn_before in proptest::option::of(0_u64..200),
             lease in proptest::option::of(0_u64..200),
+            silence in proptest::option::of(1_u64..100),
             steps in proptest::collection::vec((0_u64..40, any_event()), 0..40),
         ) {
             let mut attempt = Enforcement::start(s(0), Limits {
@@ -731,6 +824,10 @@ mod tests {
                 warn_before: warn_before.map(s),
                 grace: s(10),
                 lease: lease.map(s),
+                silence: Stages {
+                    stop_after: silence.map(s),
+                    ..Stages::default()
+                },
             });
             let mut now = s(0);
             let mut done = Vec::new();

@@ -19,3 +19,4 @@ pub mod ring;
 pub mod roster;
 pub mod segment;
 pub mod session;
+pub mod silence;

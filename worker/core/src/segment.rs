@@ -64,6 +64,8 @@ pub enum EventKind {
     Tail = 12,
     /// Processes do not end although they were killed.
     Stuck = 13,
+    /// A silence has come to a stage, or is over.
+    Silence = 14,
 }
 
 impl EventKind {
@@ -81,6 +83,7 @@ impl EventKind {
             11 => Self::Hole,
             12 => Self::Tail,
             13 => Self::Stuck,
+            14 => Self::Silence,
             _ => return None,
         })
     }

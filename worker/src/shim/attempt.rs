@@ -11,6 +11,7 @@ use rustix::process::{Pid, Signal, WaitStatus, kill_process_group};
 
 use crate::process::signal;
 use crate::process::snapshot::{Process, Snapshot};
+use crate::shim::activity::Activity;
 use crate::shim::output::Output;
 use crate::wire::{timestamp, wire_cause};
 
@@ -32,6 +33,8 @@ pub(super) struct Attempt {
     pub(super) pid: i32,
     /// Its limits.
     pub(super) enforcement: Enforcement,
+    /// Whether it works, where that is a sign of life.
+    pub(super) activity: Option<Activity>,
     /// Its output.
     pub(super) output: Output,
     /// How far its end was recorded.

@@ -14,6 +14,7 @@ use qctl_proto::v1::{
 use qctl_worker_core::enforcement::{self, Action, Enforcement, Limits, StopCause};
 use qctl_worker_core::ring;
 use qctl_worker_core::segment::{MAX_OUT_BYTES, Stream};
+use qctl_worker_core::silence::Stages;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Signal, WaitOptions, WaitStatus};
@@ -22,6 +23,7 @@ use crate::charge::Charge;
 use crate::clock::{self, JumpWatch};
 use crate::process::signal;
 use crate::process::snapshot::Process;
+use crate::shim::activity::Activity;
 use crate::shim::attempt::{self, Attempt, CheckpointDir, DRAIN, Facts, Stage};
 use crate::shim::control::Control;
 use crate::shim::durability::Durability;
@@ -203,6 +205,7 @@ impl Shim {
             attempt.and_then(|attempt| attempt.enforcement.deadline()),
             attempt.and_then(|attempt| attempt.output.deadline(self.now)),
             attempt.and_then(|attempt| attempt.kill_again.map(|(at, _)| at)),
+            attempt.and_then(|attempt| attempt.activity.as_ref().map(Activity::deadline)),
             draining,
             is_leased.then(|| self.now + WATCH_CLOCKS),
             self.progress.as_ref().and_then(Progress::deadline),
@@ -219,6 +222,7 @@ impl Shim {
         match ready {
             Ready::Output(stream) => {
                 if let Some(attempt) = &mut self.running {
+                    let before = attempt.output.position().offset;
                     attempt.output.read(
                         stream,
                         self.now,
@@ -226,12 +230,21 @@ impl Shim {
                         &mut self.buffer,
                         &mut self.journal,
                     );
+                    // Also what found no room was heard.
+                    if attempt.output.position().offset > before {
+                        let fence = attempt.fence;
+                        self.apply(fence, enforcement::Event::Heard);
+                    }
                 }
                 self.conclude_when_drained(false);
             }
             Ready::Progress => {
                 if let Some(progress) = &mut self.progress {
                     progress.read();
+                }
+                if let Some(attempt) = &self.running {
+                    let fence = attempt.fence;
+                    self.apply(fence, enforcement::Event::Heard);
                 }
             }
             Ready::Signals => {
@@ -266,6 +279,12 @@ impl Shim {
             }
             Some(Message::Retire(_)) => self.retiring = true,
             Some(Message::Committed(result)) => self.durability.committed(result.fence),
+            Some(Message::Activity(works)) => {
+                let counts = |attempt: &Attempt| attempt.activity.is_some();
+                if self.running.as_ref().is_some_and(counts) {
+                    self.apply(works.fence, enforcement::Event::Heard);
+                }
+            }
             None => note!("a request of an unknown kind was ignored"),
         }
     }
@@ -325,6 +344,11 @@ impl Shim {
                     self.journal.append(fence, &[Event::PauseChanged(change)]);
                     Ok(())
                 }
+                Action::RecordSilence(silence) => {
+                    let silence = wire::segment_silence(silence, clock::wall_us());
+                    self.journal.append(fence, &[Event::Silence(silence)]);
+                    Ok(())
+                }
                 Action::Warn => attempt.warn(),
                 Action::Terminate => attempt.terminate(),
                 Action::Freeze => {
@@ -375,7 +399,16 @@ impl Shim {
             {
                 note!("attempt {fence}: its processes cannot be listed: {error}");
             }
-            if attempt.enforcement.is_leased() && self.clocks.has_jumped() {
+            let idle = attempt.enforcement.idle(self.now);
+            let works = attempt
+                .activity
+                .as_mut()
+                .is_some_and(|activity| activity.look(self.now, idle));
+            let has_jumped = attempt.enforcement.is_leased() && self.clocks.has_jumped();
+            if works {
+                self.apply(fence, enforcement::Event::Heard);
+            }
+            if has_jumped {
                 self.apply(fence, enforcement::Event::ClockJumped);
             }
         }
@@ -595,7 +628,8 @@ impl Shim {
             .find(|limit| *limit > 0);
         self.journal
             .begin_output(limit.unwrap_or(ring::DEFAULT_LIMIT_BYTES));
-        match self.launch(&assignment, lease, &run.checkpoint_dir) {
+        let silence = wire::stages(run.silence.as_ref(), &assignment);
+        match self.launch(&assignment, lease, silence, &run.checkpoint_dir) {
             Ok(attempt) => {
                 let started = Event::Pid(SegmentPid {
                     pid: attempt.pid,
@@ -635,6 +669,7 @@ impl Shim {
         &mut self,
         assignment: &Assignment,
         lease: Option<Duration>,
+        silence: Stages,
         checkpoint_dir: &str,
     ) -> Result<Attempt, String> {
         let no_spec = JobSpec::default();
@@ -690,11 +725,13 @@ impl Shim {
                 .as_ref()
                 .map_or(enforcement::DEFAULT_GRACE, duration),
             lease,
+            silence,
         };
         Ok(Attempt {
             fence: assignment.fence,
             pid,
             enforcement: Enforcement::start(started, limits),
+            activity: Activity::watch(&silence, started),
             output: Output::new(assignment.fence, channels),
             stage: Stage::Running,
             warn_signal,

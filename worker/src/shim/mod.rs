@@ -16,6 +16,7 @@ macro_rules! note {
     };
 }
 
+mod activity;
 mod append_file;
 mod attempt;
 mod control;

@@ -43,6 +43,7 @@ pub fn encode(fence: i64, event: &Event, bytes: &mut Vec<u8>) -> Result<(), TooL
         Event::Hole(_) => EventKind::Hole,
         Event::Tail(_) => EventKind::Tail,
         Event::Stuck(_) => EventKind::Stuck,
+        Event::Silence(_) => EventKind::Silence,
     };
     // Field by field what `SegmentRecord` encodes to: the message would have to own the event, and
     // an assignment can hold megabytes.

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use qctl_proto::v1::open_session_request::Message as Wire;
 use qctl_proto::v1::shim_request::Message as Ask;
-use qctl_proto::v1::{Heartbeat, OpenSessionRequest, ShimRequest, ShimRun};
+use qctl_proto::v1::{Assignment, Heartbeat, OpenSessionRequest, ShimRequest, ShimRun, Silence};
 use qctl_worker_core::agent::{Effect, Event, Say};
 use qctl_worker_core::roster::ShimId;
 
@@ -78,6 +78,7 @@ impl Supervisor {
                     agent: self.number,
                     checkpoint_dir: checkpoint_dir.to_string_lossy().into_owned(),
                     log_limit_bytes: i64::try_from(self.with.log_limit).unwrap_or(i64::MAX),
+                    silence: Some(self.silence_of(&assignment)),
                     assignment: Some(assignment),
                 };
                 self.ask(shim, Ask::Run(run));
@@ -109,6 +110,20 @@ impl Supervisor {
                 ended,
                 publish,
             }),
+            Effect::LookInto { fence, silence } => {
+                let program = self.with.shim_program.clone();
+                let watcher = self.with.watcher.clone();
+                let told = self.look.clone();
+                tokio::spawn(async move {
+                    let evidence = Box::new(watcher.look_into(fence, program).await);
+                    // Nobody listens any more once the agent is ending.
+                    let _ = told.send(Event::LookedInto {
+                        fence,
+                        silence,
+                        evidence,
+                    });
+                });
+            }
             Effect::CheckpointAnswered { published, answer } => {
                 self.with.checkpoints.answered(published, answer);
             }
@@ -125,6 +140,16 @@ impl Supervisor {
                 });
             }
         }
+    }
+
+    /// What holds about silence: the job's word counts before the worker's, and that before the
+    /// coordinator's.
+    fn silence_of(&self, assignment: &Assignment) -> Silence {
+        let wish = |told: Option<&Silence>| told.map(wire::silence_wish).unwrap_or_default();
+        let job = assignment.spec.as_ref();
+        let job = wish(job.and_then(|spec| spec.silence.as_ref()));
+        let general = wish(assignment.default_silence.as_ref());
+        wire::wire_silence(job.over(self.with.silence).over(general))
     }
 
     fn moment(&self) -> wire::Moment {

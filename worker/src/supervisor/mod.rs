@@ -19,8 +19,9 @@ use qctl_worker_core::agent::{Agent, Close, Effect, Event, Fact};
 use qctl_worker_core::checkpoint::CheckpointId;
 use qctl_worker_core::enforcement::StopCause;
 use qctl_worker_core::roster::ShimId;
+use qctl_worker_core::silence;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, MissedTickBehavior, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::checkpoints::{Checkpoints, Told};
@@ -39,6 +40,9 @@ const RETIRE_WITHIN: Duration = Duration::from_secs(1);
 
 /// Pause between two tries to take charge of the shims.
 const CHARGE_PAUSE: Duration = Duration::from_millis(20);
+
+/// Time between two looks at the GPUs of jobs.
+const LOOK_AT_GPUS: Duration = Duration::from_secs(5);
 
 /// Events of links that wait for the supervisor.
 const QUEUED_EVENTS: usize = 1024;
@@ -105,6 +109,8 @@ pub(crate) struct Surroundings {
     pub(crate) slots: u32,
     /// Most bytes of an attempt's output to keep, unless the job says otherwise.
     pub(crate) log_limit: u64,
+    /// What holds about silence where a job says nothing.
+    pub(crate) silence: silence::Wish,
     pub(crate) pump: Pump,
     pub(crate) checkpoints: Checkpoints,
     /// What is found out about checkpoints.
@@ -146,6 +152,9 @@ pub(crate) struct Supervisor {
     heard: mpsc::Receiver<(ShimId, LinkEvent)>,
     conclusions: mpsc::UnboundedSender<Vec<(i64, Fact)>>,
     concluded: mpsc::UnboundedReceiver<Vec<(i64, Fact)>>,
+    /// What silent attempts do: one look a stage.
+    look: mpsc::UnboundedSender<Event>,
+    looked: mpsc::UnboundedReceiver<Event>,
     session: Option<Session>,
     /// Who waits for the greeting.
     greeting: Option<oneshot::Sender<Greeting>>,
@@ -167,6 +176,7 @@ impl Supervisor {
         let found = with.spool.shims()?;
         let (events, heard) = mpsc::channel(QUEUED_EVENTS);
         let (conclusions, concluded) = mpsc::unbounded_channel();
+        let (look, looked) = mpsc::unbounded_channel();
         let agent = Agent::new(
             with.boot_id.clone(),
             with.spool.spool_id(),
@@ -187,6 +197,8 @@ impl Supervisor {
             heard,
             conclusions,
             concluded,
+            look,
+            looked,
             session: None,
             greeting: None,
             chosen: BTreeMap::new(),
@@ -204,6 +216,8 @@ impl Supervisor {
 
     /// Works until `stop`. Jobs and their shims live on; shims without a job are sent home.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
+        let mut gpus = tokio::time::interval(LOOK_AT_GPUS);
+        gpus.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             qctl_notify::panics::provoked("agent");
             let due = self.agent.deadline().saturating_sub(clock::now());
@@ -220,6 +234,13 @@ impl Supervisor {
                 Some(event) = self.with.gpus.recv() => Some(event),
                 Some(fence) = self.with.stored.recv() => Some(Event::Stored(fence)),
                 Some(told) = self.with.found.recv() => Some(self.checkpoint_event(told)),
+                Some(event) = self.looked.recv() => Some(event),
+                _ = gpus.tick() => {
+                    for fence in self.with.watcher.working_gpus() {
+                        self.step(Event::Works(fence));
+                    }
+                    None
+                }
             };
             if self.clocks.has_jumped() {
                 tracing::warn!("the machine slept or its clock was set; agreeing everything anew");

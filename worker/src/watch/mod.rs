@@ -1,6 +1,7 @@
 //! Looks every few seconds at the processes of every attempt, at the machine, and at its GPUs. What it
 //! sees goes to the coordinator with the heartbeats; a look that hangs delays no heartbeat.
 
+pub mod evidence;
 mod gpu;
 mod look;
 pub mod nvml;
@@ -15,10 +16,12 @@ use std::time::Duration;
 use qctl_proto::v1;
 use qctl_worker_core::agent::Event;
 use qctl_worker_core::gpu::FaultWatch;
-use qctl_worker_core::measure::{MachineSample, TreeSample};
+use qctl_worker_core::measure::{GPU_BUSY, Life, MachineSample, Still, TreeSample};
+use qctl_worker_core::silence::Evidence;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::clock;
 use crate::follower::{Fact, Note};
 use crate::inventory::gpu::Nvml;
 use gpu::GpuState;
@@ -61,6 +64,8 @@ struct Shared {
     /// What was seen and not told yet.
     seen: Mutex<Option<Seen>>,
     gpus: Mutex<GpuState>,
+    /// When each attempt was last seen to work.
+    lives: Mutex<BTreeMap<i64, Life>>,
 }
 
 impl Watcher {
@@ -128,6 +133,38 @@ impl Watcher {
         locked(&self.0.attempts).remove(&fence);
     }
 
+    /// Attempts whose GPUs work now.
+    pub(crate) fn working_gpus(&self) -> Vec<i64> {
+        let gpus = locked(&self.0.gpus);
+        let attempts = locked(&self.0.attempts);
+        let works = |watched: &Watched| {
+            let busy = busiest(&gpus, &watched.gpus);
+            busy.is_some_and(|busy| busy >= GPU_BUSY)
+        };
+        let working = attempts.iter().filter(|(_, watched)| works(watched));
+        working.map(|(fence, _)| *fence).collect()
+    }
+
+    /// Finds out what an attempt does; the processes are looked at through `program`.
+    pub(crate) async fn look_into(self, fence: i64, program: PathBuf) -> Evidence {
+        let now = clock::now();
+        let life = locked(&self.0.lives).get(&fence).copied();
+        let Still { cpu, io, gpu } = life.unwrap_or_default().still(now);
+        let watched = locked(&self.0.attempts).get(&fence).cloned();
+        let (processes, stack) = match watched.and_then(|watched| watched.leader) {
+            Some(leader) => evidence::look_into(&program, leader).await,
+            None => Default::default(),
+        };
+        Evidence {
+            cpu_still: cpu,
+            io_still: io,
+            gpu_still: gpu,
+            processes,
+            stack,
+            last_lines: String::new(),
+        }
+    }
+
     /// What was seen since the last call; nothing when no look has ended since.
     pub(crate) fn measures(&self) -> (Option<v1::MachineMeasures>, Vec<v1::AttemptMeasures>) {
         let Some(seen) = locked(&self.0.seen).take() else {
@@ -152,10 +189,11 @@ fn look_until_dropped(shared: &Weak<Shared>, folder: PathBuf) {
         };
         let attempts = locked(&shared.attempts).clone();
         let leaders = attempts
-            .into_iter()
-            .filter_map(|(fence, watched)| Some((fence, watched.leader?)))
+            .iter()
+            .filter_map(|(fence, watched)| Some((*fence, watched.leader?)))
             .collect();
         let mut seen = looker.look(&leaders);
+        note_lives(&shared, &attempts, &seen);
         let mut waiting = locked(&shared.seen);
         if let Some(earlier) = &*waiting {
             // Nobody was told of these, and they do not show in a later look.
@@ -166,6 +204,28 @@ fn look_until_dropped(shared: &Weak<Shared>, folder: PathBuf) {
         drop(shared);
         std::thread::sleep(EVERY);
     }
+}
+
+fn note_lives(shared: &Shared, attempts: &BTreeMap<i64, Watched>, seen: &Seen) {
+    let now = clock::now();
+    let gpus = locked(&shared.gpus);
+    let mut lives = locked(&shared.lives);
+    lives.retain(|fence, _| attempts.contains_key(fence));
+    for (fence, tree) in &seen.trees {
+        let own: &[String] = attempts.get(fence).map_or(&[], |watched| &watched.gpus);
+        let io = match (tree.read_rate, tree.write_rate) {
+            (None, None) => None,
+            (read, write) => Some(read.unwrap_or(0.0) + write.unwrap_or(0.0)),
+        };
+        let life = lives.entry(*fence).or_default();
+        life.observe(now, tree.cpus, io, busiest(&gpus, own));
+    }
+}
+
+/// The use of the busiest of these GPUs.
+fn busiest(gpus: &GpuState, uuids: &[String]) -> Option<f64> {
+    let busy = gpus.of(uuids).into_iter().filter_map(|gpu| gpu.busy);
+    busy.reduce(f64::max)
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

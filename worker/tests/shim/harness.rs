@@ -283,6 +283,7 @@ impl Shim {
                     Event::Hole(_) => "hole",
                     Event::Tail(_) => "tail",
                     Event::Stuck(_) => "stuck",
+                    Event::Silence(_) => "silence",
                 }),
                 _ => None,
             })

@@ -5,5 +5,6 @@ mod harness;
 mod ends;
 mod limits;
 mod output;
+mod silence;
 mod starts;
 mod trees;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use qctl_worker_core::agent::{Ask, End, Ended, Fact, Started};
 use qctl_worker_core::enforcement::{Action, Enforcement, Event, Limits};
 use qctl_worker_core::roster::ShimId;
+use qctl_worker_core::silence::Stages;
 
 use super::agent::terms_of;
 use super::network::Given;
@@ -257,6 +258,7 @@ impl World {
             warn_before: None,
             grace: given.grace,
             lease,
+            silence: Stages::default(),
         };
         if let Some(segment) = self.machines[machine].shims.get_mut(&shim) {
             segment.running = Some(Running {

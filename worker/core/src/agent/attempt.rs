@@ -9,6 +9,7 @@ use crate::gpu::Fault;
 use crate::progress::Reading;
 use crate::roster::{ShimId, Waiting};
 use crate::session::Stage;
+use crate::silence::Told;
 
 /// What the agent must remember of an assignment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -180,6 +181,8 @@ pub enum Fact {
     Void(String),
     /// Processes of it do not end although they were killed.
     Stuck(Vec<i32>),
+    /// Its silence has come to a stage, or is over.
+    Silence(Box<Told>),
     /// It says that it has published a checkpoint.
     Bell,
     /// No process of it is left.
@@ -196,6 +199,7 @@ pub(super) enum Change {
     Bell,
     Ended,
     Stuck,
+    Silence,
     Freed,
 }
 
@@ -248,6 +252,8 @@ pub(super) struct Held {
     freed: bool,
     /// Its processes that do not end although they were killed, until that was told.
     pub(super) stuck: Option<Vec<i32>>,
+    /// Its newest silence that has come to a stage.
+    pub(super) silence: Option<Box<Told>>,
     /// The last greeting said that processes of it may be left.
     greeted_with_slot: bool,
     /// It has ended, and what it published is still being looked for: its end is not told before.
@@ -281,6 +287,7 @@ impl Held {
             ended: None,
             freed: false,
             stuck: None,
+            silence: None,
             greeted_with_slot: false,
             looking: false,
             committed: false,
@@ -324,6 +331,10 @@ impl Held {
                 self.progress = Some(reading);
                 return Change::Progress;
             }
+            Fact::Silence(told) if self.ended.is_none() => {
+                self.silence = Some(told);
+                return Change::Silence;
+            }
             Fact::Bell => return Change::Bell,
             Fact::Ended(ended) if self.ended.is_none() => {
                 self.looking = !ended.checkpoint.is_empty();
@@ -348,7 +359,7 @@ impl Held {
                 self.stuck = None;
                 return Change::Freed;
             }
-            Fact::Ended(_) | Fact::Void(_) | Fact::Stuck(_) | Fact::Freed => {}
+            Fact::Ended(_) | Fact::Void(_) | Fact::Stuck(_) | Fact::Silence(_) | Fact::Freed => {}
         }
         Change::Nothing
     }

@@ -142,6 +142,7 @@ impl Agent {
         let progress = progress.map(|reading| Say::Progress { fence, reading });
         let says = [started, paused, progress].into_iter().flatten();
         says.for_each(|say| self.say(say));
+        self.tell_silence(fence);
     }
 
     /// Tells everything about an attempt that has ended.
@@ -153,9 +154,11 @@ impl Agent {
         if held.ended.is_none() || !self.may_tell_end(fence) {
             return;
         }
+        let silence = held.silence.clone();
+        let silence = silence.map(|told| Say::Silence { fence, told });
         let ended = held.ended.clone().map(|ended| Say::Ended { fence, ended });
         let freed = (!held.slot_held()).then_some(Say::SlotFreed(fence));
-        let says = [ended, freed].into_iter().flatten();
+        let says = [silence, ended, freed].into_iter().flatten();
         says.for_each(|say| self.say(say));
     }
 

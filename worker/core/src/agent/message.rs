@@ -9,6 +9,7 @@ use crate::gpu::Fault;
 use crate::progress::Reading;
 use crate::roster::ShimId;
 use crate::session::{Stage, TermPassed, Verdict};
+use crate::silence::{Evidence, Silence, Told};
 
 /// What the coordinator answered to a greeting.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -161,6 +162,17 @@ pub enum Event {
     },
     /// An attempt's output is stored to its end.
     Stored(i64),
+    /// What [`Effect::LookInto`] has found.
+    LookedInto {
+        /// The attempt.
+        fence: i64,
+        /// The step of its silence.
+        silence: Silence,
+        /// What was found.
+        evidence: Box<Evidence>,
+    },
+    /// An attempt's GPU works.
+    Works(i64),
     /// The machine has slept or its clock was set: nobody knows how much time has passed.
     ClockJumped,
     /// Time has passed.
@@ -253,6 +265,14 @@ pub enum Effect {
         /// first.
         publish: bool,
     },
+    /// An attempt is silent: find out what it does, soon, then tell [`Event::LookedInto`], whatever was
+    /// found.
+    LookInto {
+        /// The attempt.
+        fence: i64,
+        /// The step of its silence.
+        silence: Silence,
+    },
     /// The coordinator has answered for a checkpoint. One that it refuses must not be told again;
     /// one that nobody wants, or whose contents are gone, is removed.
     CheckpointAnswered {
@@ -344,6 +364,13 @@ pub enum Say {
         /// True when it is frozen.
         paused: bool,
     },
+    /// An attempt's silence has come to a stage, or is over.
+    Silence {
+        /// The attempt.
+        fence: i64,
+        /// The step, and what was found.
+        told: Box<Told>,
+    },
 }
 
 /// Something to ask of a shim. All of it may be asked twice.
@@ -376,6 +403,8 @@ pub enum Ask {
     },
     /// The coordinator has committed the attempt's result.
     Committed(i64),
+    /// The attempt works, which may count as a sign of life.
+    Activity(i64),
     /// Exit as soon as nothing runs.
     Retire,
 }

@@ -184,6 +184,12 @@ impl Agent {
             Event::GpuFailed(fault) => self.gpu_failed(&fault),
             Event::GpuUnused { fence, fault } => self.gpu_unused(fence, fault),
             Event::Stored(fence) => self.stored(fence),
+            Event::LookedInto {
+                fence,
+                silence,
+                evidence,
+            } => self.looked_into(fence, silence, *evidence),
+            Event::Works(fence) => self.ask_about(fence, Ask::Activity),
             Event::ClockJumped => self.clock_jumped(),
             Event::Tick => self.tick(),
             Event::Ending => self.end(),

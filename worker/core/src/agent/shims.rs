@@ -8,6 +8,7 @@ use crate::agent::attempt::{Change, Fact, Held, Loss, Terms};
 use crate::agent::message::{Ask, Effect, Say};
 use crate::roster::ShimId;
 use crate::session::Stage;
+use crate::silence::{self, Evidence, Silence};
 
 /// Bounds of the pause after a shim that could not be started.
 const FIRST_SPAWN_PAUSE: Duration = Duration::from_millis(200);
@@ -207,6 +208,7 @@ impl Agent {
                     .map(|ended| Say::Ended { fence, ended })
             }
             Change::Stuck => return self.tell_stuck(fence),
+            Change::Silence => return self.silent(fence),
             Change::Freed => return self.freed(fence),
         };
         let held = self.attempts.get(&fence);
@@ -223,6 +225,42 @@ impl Agent {
         let held = self.attempts.get_mut(&fence).filter(|_| in_session);
         if let Some(pids) = held.and_then(|held| held.stuck.take()) {
             self.say(Say::SlotStuck { fence, pids });
+        }
+    }
+
+    /// A silence has come to a stage: it is looked into before it is told. What an earlier agent saw
+    /// come is told as it is.
+    fn silent(&mut self, fence: i64) {
+        let held = self.attempts.get(&fence);
+        let Some(told) = held.and_then(|held| held.silence.as_ref()) else {
+            return;
+        };
+        let silence = told.silence;
+        if self.phase == Phase::Adopting || silence.stage == silence::Stage::Over {
+            return self.tell_silence(fence);
+        }
+        self.effects.push(Effect::LookInto { fence, silence });
+    }
+
+    pub(super) fn looked_into(&mut self, fence: i64, silence: Silence, evidence: Evidence) {
+        let held = self.attempts.get_mut(&fence);
+        let told = held.and_then(|held| held.silence.as_mut());
+        // Meanwhile it may have gone on, or be over.
+        if let Some(told) = told.filter(|told| told.silence == silence) {
+            let last_lines = std::mem::take(&mut told.evidence.last_lines);
+            told.evidence = Evidence {
+                last_lines,
+                ..evidence
+            };
+            self.tell_silence(fence);
+        }
+    }
+
+    /// Tells the newest silence; in every session again.
+    pub(super) fn tell_silence(&mut self, fence: i64) {
+        let held = self.attempts.get(&fence);
+        if let Some(told) = held.and_then(|held| held.silence.clone()) {
+            self.say(Say::Silence { fence, told });
         }
     }
 

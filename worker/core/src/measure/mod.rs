@@ -1,9 +1,11 @@
 //! What a process tree and a machine use: readings of the kernel's files, and the rates between two
 //! of them. An absent figure is absent, never zero.
 
+mod activity;
 mod machine;
 mod tree;
 
+pub use activity::{ActivityMeter, CPUS, GPU_BUSY, IO_RATE, Life, Still, Usage};
 pub use machine::{MachineMeter, MachineReading, MachineSample, Memory, Times};
 pub use tree::{MAX_PROCESSES, Reading, TreeMeter, TreeSample};
 
