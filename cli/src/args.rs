@@ -227,6 +227,14 @@ pub struct SpecArgs {
     /// Memory that the job needs, such as 512M or 2G
     #[arg(long, value_name = "SIZE", value_parser = values::size)]
     pub memory: Option<i64>,
+    /// When a silent attempt is warned of, warned of again and stopped, such as 5m,10m,15m; or single
+    /// stages, such as stop=30m or warn=10m,stop=off; or off [default: the worker's, 5m,10m,15m]
+    #[arg(long, value_name = "STAGES", value_parser = values::silence)]
+    pub silence: Option<qctl_proto::v1::Silence>,
+    /// What counts as a sign of life: output, or activity of its processes as well [default: the
+    /// worker's, output]
+    #[arg(long, value_name = "WHAT", value_parser = values::silence_counts)]
+    pub silence_counts: Option<qctl_proto::v1::silence::Counts>,
     /// Run only on this worker
     #[arg(long, value_name = "NAME")]
     pub worker: Option<String>,

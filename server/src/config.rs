@@ -15,8 +15,10 @@ use figment::providers::{Format, Serialized, Toml};
 use qctl_proto::alarm;
 use qctl_proto::home::{Home, HomeError};
 use qctl_proto::v1::AlarmSetting;
+use qctl_proto::v1::silence::Counts;
 use qctl_server_core::alarm::setting::{self, Setting};
 use qctl_server_core::alarm::{Kind, Pace};
+use qctl_server_core::silence;
 use serde::{Deserialize, Serialize};
 
 use crate::app::Settings;
@@ -62,6 +64,16 @@ pub struct Args {
     #[arg(long, env = "QCTL_LOST_AFTER", value_name = "TIME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     lost_after: Option<String>,
+    /// When a silent job is warned of, warned of again and stopped, such as 5m,10m,15m or stop=30m, or
+    /// off; a worker and a submission may say otherwise [default: 5m,10m,15m]
+    #[arg(long, env = "QCTL_SILENCE", value_name = "STAGES")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    silence: Option<String>,
+    /// What counts as a sign of life of a job: output, or activity of its processes as well; a worker
+    /// and a submission may say otherwise [default: output]
+    #[arg(long, env = "QCTL_SILENCE_COUNTS", value_name = "WHAT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    silence_counts: Option<String>,
     /// Mean wait before a job's first retry; doubles with each further one [default: 5s]
     #[arg(long, env = "QCTL_RETRY_BASE", value_name = "TIME")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -142,6 +154,8 @@ struct Raw {
     tls_key: Option<PathBuf>,
     unreachable_after: Option<String>,
     lost_after: Option<String>,
+    silence: Option<String>,
+    silence_counts: Option<String>,
     retry_base: Option<String>,
     history_kept: Option<String>,
     log_bytes_kept: Option<String>,
@@ -168,6 +182,8 @@ impl Default for Raw {
             tls_key: None,
             unreachable_after: None,
             lost_after: None,
+            silence: None,
+            silence_counts: None,
             retry_base: None,
             history_kept: None,
             log_bytes_kept: None,
@@ -292,6 +308,16 @@ pub enum ConfigError {
         /// What was given.
         given: String,
     },
+    /// What is said about silence has no meaning.
+    #[error("--{name} cannot be `{given}`: {expected}")]
+    Silence {
+        /// The setting.
+        name: &'static str,
+        /// What was given.
+        given: String,
+        /// What may be.
+        expected: String,
+    },
     /// A worker would be given up before it is shown as unreachable.
     #[error("--lost-after {lost:?} must be longer than --unreachable-after {unreachable:?}")]
     LostTooSoon {
@@ -370,6 +396,7 @@ impl Config {
                 defaults.unreachable_after,
             )?,
             lost_after: time("lost-after", raw.lost_after, defaults.lost_after)?,
+            silence: silence_rules(raw.silence, raw.silence_counts)?,
             retry_base: time("retry-base", raw.retry_base, defaults.retry_base)?,
             history_kept: time("history-kept", raw.history_kept, defaults.history_kept)?,
             log_bytes_kept: size(
@@ -515,6 +542,48 @@ fn shown_alarm(kind: Kind, chosen: Setting) -> String {
     })
 }
 
+fn silence_rules(
+    stages: Option<String>,
+    counts: Option<String>,
+) -> Result<silence::Rules, ConfigError> {
+    let wrong = |name, given: &str| {
+        let given = given.to_owned();
+        move |expected| ConfigError::Silence {
+            name,
+            given,
+            expected,
+        }
+    };
+    let mut rules = silence::Rules::default();
+    if let Some(text) = stages.filter(|text| !text.is_empty()) {
+        let read = qctl_proto::silence::parse(&text).map_err(wrong("silence", &text))?;
+        let length = |wire: Option<prost_types::Duration>| Duration::try_from(wire?).ok();
+        rules.warn_after = length(read.warn_after);
+        rules.remind_after = length(read.remind_after);
+        rules.stop_after = length(read.stop_after);
+    }
+    if let Some(text) = counts.filter(|text| !text.is_empty()) {
+        let read = qctl_proto::silence::counts(&text).map_err(wrong("silence-counts", &text))?;
+        rules.counts = match read {
+            Counts::Unspecified => None,
+            Counts::Output => Some(silence::Counts::Output),
+            Counts::Activity => Some(silence::Counts::Activity),
+        };
+    }
+    Ok(rules)
+}
+
+/// The rules as the setting says them; empty when nothing is said.
+fn shown_silence(rules: &silence::Rules) -> String {
+    let length = |length: Option<Duration>| length.and_then(|length| length.try_into().ok());
+    qctl_proto::silence::show(&qctl_proto::v1::Silence {
+        warn_after: length(rules.warn_after),
+        remind_after: length(rules.remind_after),
+        stop_after: length(rules.stop_after),
+        ..qctl_proto::v1::Silence::default()
+    })
+}
+
 fn size(name: &'static str, given: Option<String>, default: u64) -> Result<u64, ConfigError> {
     let Some(given) = given.filter(|given| !given.is_empty()) else {
         return Ok(default);
@@ -611,6 +680,15 @@ impl fmt::Display for Config {
             .map(|(kind, chosen)| text(&shown_alarm(*kind, *chosen)))
             .collect();
         writeln!(f, "alarm = [{}]", alarms.join(", "))?;
+        match shown_silence(&self.settings.silence).as_str() {
+            "" => writeln!(f, "# silence is not set")?,
+            stages => writeln!(f, "silence = {}", text(stages))?,
+        }
+        match self.settings.silence.counts {
+            None => writeln!(f, "# silence_counts is not set")?,
+            Some(silence::Counts::Output) => writeln!(f, "silence_counts = \"output\"")?,
+            Some(silence::Counts::Activity) => writeln!(f, "silence_counts = \"activity\"")?,
+        }
         writeln!(f, "log = {}", text(&self.log))?;
         let format = match self.log_format {
             LogFormat::Compact => "compact",

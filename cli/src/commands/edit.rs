@@ -11,8 +11,8 @@ use crate::context::{Context, request_id, unary};
 use crate::error::{Error, Problem};
 use crate::output::{document, time};
 use crate::submission::draft::{Draft, Words, laid_over};
-use crate::submission::from_options;
 use crate::submission::surroundings::Surroundings;
+use crate::submission::{from_options, silence};
 
 /// Arguments of `qctl edit`.
 #[derive(Debug, clap::Args)]
@@ -29,6 +29,8 @@ use crate::submission::surroundings::Surroundings;
     mut_arg("log_limit", |arg| arg.help("Most output of an attempt to keep on its worker's disk")),
     mut_arg("artifacts", |arg| arg.help("File or folder with the job's results, instead of those there are")),
     mut_arg("notify", |arg| arg.help("Tell people of its end always, on failure, never, or as by default")),
+    mut_arg("silence", |arg| arg.help("When a silent attempt is warned of, warned of again and stopped")),
+    mut_arg("silence_counts", |arg| arg.help("What counts as a sign of life: output or activity")),
     after_help = "Not changed here: `qctl hold` and `qctl release` keep a job from starting and let it go; a job\n\
                   keeps its template and its request id, and `qctl logs -f` and `qctl wait` follow it."
 )]
@@ -100,6 +102,8 @@ pub enum Field {
     Artifacts,
     /// What is an alarm, which is then as usual
     Alarm,
+    /// The choice of what happens when it is silent
+    Silence,
 }
 
 impl Field {
@@ -123,6 +127,7 @@ impl Field {
             Self::LogLimit => "log_limit_bytes",
             Self::Artifacts => "artifacts",
             Self::Alarm => "alarms",
+            Self::Silence => "silence",
         }
     }
 
@@ -145,6 +150,7 @@ impl Field {
             Self::LogLimit => spec.log_limit_bytes = 0,
             Self::Artifacts => spec.artifacts.clear(),
             Self::Alarm => spec.alarms.clear(),
+            Self::Silence => spec.silence = None,
         }
     }
 }
@@ -279,6 +285,12 @@ fn apply(draft: Draft, spec: &mut v1::JobSpec, surroundings: &Surroundings) -> V
     }
     if touch("alarms", !draft.alarms.is_empty()) {
         spec.alarms = laid_over(draft.alarms, std::mem::take(&mut spec.alarms));
+    }
+    let silences = draft.silence.is_some() || draft.silence_counts.is_some();
+    if touch("silence", silences) {
+        let before = spec.silence.unwrap_or_default();
+        let counts = draft.silence_counts.unwrap_or(before.counts());
+        spec.silence = silence(draft.silence.or(Some(before)), Some(counts));
     }
     let demands = draft.slots.is_some() || draft.gpus.is_some() || draft.memory.is_some();
     if touch("demand", demands) {

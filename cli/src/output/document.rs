@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::alarm::Alarm;
 use super::measures::Measures;
-use super::time;
+use super::{silence, time};
 use crate::args::causes;
 
 /// A job.
@@ -67,6 +67,7 @@ pub struct Job<'a> {
     notify: &'static str,
     /// From which figure on something is an alarm, where that is not as usual.
     alarm: Vec<String>,
+    silence: Option<silence::Rules>,
     retry_of: Option<i64>,
     unreachable: bool,
     paused: bool,
@@ -127,6 +128,7 @@ pub struct Attempt<'a> {
     resumed_from: &'a str,
     unreachable: bool,
     not_enforced: &'a [String],
+    silence: Option<silence::State<'a>>,
 }
 
 /// A published checkpoint.
@@ -373,6 +375,7 @@ impl<'a> From<&'a v1::Job> for Job<'a> {
                 v1::job_spec::Notify::Never => "never",
             },
             alarm: spec.alarms.iter().map(alarm::shown).collect(),
+            silence: spec.silence.as_ref().map(silence::Rules::from),
             retry_of: known(job.retry_of),
             unreachable: job.unreachable,
             paused: job.paused,
@@ -433,6 +436,7 @@ impl<'a> From<&'a v1::Attempt> for Attempt<'a> {
             resumed_from: &attempt.resumed_from,
             unreachable: attempt.unreachable,
             not_enforced: &attempt.not_enforced,
+            silence: attempt.silence.as_ref().map(silence::State::from),
         }
     }
 }

@@ -6,7 +6,7 @@ use qctl_proto::v1;
 use v1::job::State;
 
 use super::table::{Cell, Column, Paint, Table, facts};
-use super::{View, document, text, time};
+use super::{View, document, silence, text, time};
 use crate::args::{causes, values};
 
 /// The colour of a job's state.
@@ -320,6 +320,7 @@ pub fn show(
             ("Template", printable(&spec.template)),
             ("Needs", needs(&spec)),
             ("Limits", limits(job, &spec)),
+            ("On silence", silence::rules(&spec)),
             ("Retries", retry_rules(&spec)),
             ("Notices", notices(&spec).to_owned()),
             ("After", after(&spec)),
@@ -329,6 +330,7 @@ pub fn show(
             ("Started", at(job.started_at.as_ref())),
             ("Ended", at(job.ended_at.as_ref())),
             ("Run time", run_time(job, view)),
+            ("Silence", silence::clock(attempts, view)),
             (
                 "Progress",
                 job.progress.as_ref().map(progress).unwrap_or_default(),
@@ -354,6 +356,7 @@ pub fn show(
             for note in &attempt.not_enforced {
                 let _ = writeln!(out, "  attempt {}: {}", attempt.number, printable(note));
             }
+            out.push_str(&silence::evidence(attempt));
         }
     }
     if !used.is_empty() {

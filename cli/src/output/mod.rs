@@ -19,6 +19,7 @@ pub mod follow;
 pub mod job;
 pub mod lines;
 pub mod measures;
+pub mod silence;
 pub mod table;
 pub mod text;
 pub mod time;

@@ -89,6 +89,10 @@ pub struct Draft {
     pub notify: Option<qctl_proto::v1::job_spec::Notify>,
     /// From which figure on something is an alarm; a kind at most once.
     pub alarms: Vec<AlarmSetting>,
+    /// When an attempt counts as silent.
+    pub silence: Option<qctl_proto::v1::Silence>,
+    /// What counts as a sign of life.
+    pub silence_counts: Option<qctl_proto::v1::silence::Counts>,
 }
 
 /// Keys that a line of a batch may have.
@@ -127,6 +131,8 @@ pub const BATCH_KEYS: &[&str] = &[
     "log_limit",
     "notify",
     "alarm",
+    "silence",
+    "silence_counts",
 ];
 
 /// Keys that a template may have besides its own.
@@ -161,6 +167,8 @@ pub const TEMPLATE_KEYS: &[&str] = &[
     "log_limit",
     "notify",
     "alarm",
+    "silence",
+    "silence_counts",
 ];
 
 /// Keys of a project's defaults. None of them decides what is run: a folder that someone else
@@ -188,6 +196,8 @@ pub const PROJECT_KEYS: &[&str] = &[
     "log_limit",
     "notify",
     "alarm",
+    "silence",
+    "silence_counts",
 ];
 
 impl Draft {
@@ -252,6 +262,10 @@ impl Draft {
             "log_limit" => self.log_limit = Some(values::log_limit(&scalar(&value)?)?),
             "alarm" => self.alarms = alarms(value)?,
             "notify" => self.notify = Some(values::notify(&text(value)?)?),
+            "silence" => self.silence = Some(values::silence(&text(value)?)?),
+            "silence_counts" => {
+                self.silence_counts = Some(values::silence_counts(&text(value)?)?);
+            }
             other => return Err(format!("`{other}` is no key of a job")),
         }
         Ok(())
@@ -338,6 +352,8 @@ impl Draft {
             log_limit: self.log_limit.or(below.log_limit),
             notify: self.notify.or(below.notify),
             alarms: laid_over(self.alarms, below.alarms),
+            silence: self.silence.or(below.silence),
+            silence_counts: self.silence_counts.or(below.silence_counts),
         }
     }
 }

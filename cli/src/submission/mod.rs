@@ -7,6 +7,7 @@
 use std::path::Path;
 
 use qctl_proto::v1;
+use qctl_proto::v1::silence::Counts;
 
 use crate::args::SpecArgs;
 use crate::args::causes::Causes;
@@ -63,6 +64,8 @@ pub fn from_options(spec: SpecArgs, surroundings: &Surroundings) -> Result<Draft
         log_limit: spec.log_limit,
         notify: spec.notify,
         alarms: draft::laid_over(spec.alarms, Vec::new()),
+        silence: spec.silence,
+        silence_counts: spec.silence_counts,
         ..Draft::default()
     };
     if !spec.after.is_empty() {
@@ -267,7 +270,18 @@ fn finish(
         contradicted_by: draft.contradicted_by.unwrap_or_default(),
         notify: draft.notify.unwrap_or_default().into(),
         alarms: draft.alarms,
+        silence: silence(draft.silence, draft.silence_counts),
     })
+}
+
+/// What is said about silence; nothing when nothing is said.
+pub fn silence(stages: Option<v1::Silence>, counts: Option<Counts>) -> Option<v1::Silence> {
+    if stages.is_none() && counts.is_none() {
+        return None;
+    }
+    let mut silence = stages.unwrap_or_default();
+    silence.set_counts(counts.unwrap_or_default());
+    Some(silence)
 }
 
 /// What several uses of one option name together; `None` when it was not used.

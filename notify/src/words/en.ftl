@@ -95,6 +95,61 @@ job_interrupted = Job { $job } “{ $name }” was interrupted, and goes on
     .many = { $count } jobs were interrupted, and go on
     .item = { $job } { $name }: { $reason }
 
+job_silent = Job { $job } “{ $name }” has said nothing for { $ran }
+    .what = On { $worker }, since { $since }. { $doing ->
+        [gpu] Its graphics card is working.
+        [computes] Its processes are computing.
+        [transfers] Its processes are reading or writing.
+        [device] Its processes wait for a disk or another device that does not answer.
+        [nothing] Its processes do nothing: it may hang.
+       *[unknown] What it is doing could not be seen.
+    }
+    .did = It is left alone.{ $stops ->
+        [yes] {" "}If it stays silent, it is stopped at { $next }.
+       *[no] {""}
+    }
+    .can = To see what it is doing: qctl show { $job }. To give it up: qctl cancel { $job }
+    .many = { $count } jobs say nothing
+    .item = { $job } { $name }: since { $since }
+
+job_still_silent = Job { $job } “{ $name }” still says nothing, after { $ran }
+    .what = On { $worker }, since { $since }. { $doing ->
+        [gpu] Its graphics card is working.
+        [computes] Its processes are computing.
+        [transfers] Its processes are reading or writing.
+        [device] Its processes wait for a disk or another device that does not answer.
+        [nothing] Its processes do nothing: it may hang.
+       *[unknown] What it is doing could not be seen.
+    }
+    .did = It is left alone.{ $stops ->
+        [yes] {" "}If it stays silent, it is stopped at { $next }.
+       *[no] {""}
+    }
+    .can = To see what it is doing: qctl show { $job }. To give it up: qctl cancel { $job }
+    .many = { $count } jobs still say nothing
+    .item = { $job } { $name }: since { $since }
+
+job_silence_ended = Job { $job } “{ $name }” was stopped because it said nothing, and goes on
+    .what = On { $worker } after { $ran }. { $doing ->
+        [gpu] Its graphics card was working.
+        [computes] Its processes were computing.
+        [transfers] Its processes were reading or writing.
+        [device] Its processes waited for a disk or another device that did not answer.
+        [nothing] Its processes did nothing.
+       *[unknown] What it was doing could not be seen.
+    }
+    .did = { $from ->
+        [checkpoint] It is started again at once, from checkpoint { $checkpoint }
+       *[start] It is started again at once, from the beginning
+    }; { $left ->
+        [0] it is the last time
+        [one] one more time is left after that
+       *[other] { $left } more times are left after that
+    }.
+    .can = To see where it stood: qctl show { $job }. If it is silent by nature, submit it with more time: --silence stop=1h
+    .many = { $count } jobs were stopped because they said nothing, and go on
+    .item = { $job } { $name }
+
 job_refused = Job { $job } “{ $name }” was refused by { $worker }
     .what = { $text }.
     .did = It is offered again every few seconds.

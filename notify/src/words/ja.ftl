@@ -93,6 +93,60 @@ job_interrupted = ジョブ { $job }「{ $name }」が中断しました(続け�
     .many = { $count } 件のジョブが中断しました(続けます)
     .item = { $job } { $name }: { $reason }
 
+job_silent = ジョブ { $job }「{ $name }」が { $ran } 何も出力していません
+    .what = { $worker } で { $since } から。{ $doing ->
+        [gpu] GPU は動いています。
+        [computes] 計算は続いています。
+        [transfers] 読み書きは続いています。
+        [device] 応答しないディスクや機器を待っています。
+        [nothing] 何もしていません。止まっているかもしれません。
+       *[unknown] 何をしているかは分かりませんでした。
+    }
+    .did = 手をつけていません。{ $stops ->
+        [yes] このまま何も出力しなければ { $next } に止めます。
+       *[no] {""}
+    }
+    .can = 何をしているか見るには: qctl show { $job } やめるには: qctl cancel { $job }
+    .many = { $count } 件のジョブが何も出力していません
+    .item = { $job } { $name }({ $since } から)
+
+job_still_silent = ジョブ { $job }「{ $name }」はまだ何も出力していません({ $ran })
+    .what = { $worker } で { $since } から。{ $doing ->
+        [gpu] GPU は動いています。
+        [computes] 計算は続いています。
+        [transfers] 読み書きは続いています。
+        [device] 応答しないディスクや機器を待っています。
+        [nothing] 何もしていません。止まっているかもしれません。
+       *[unknown] 何をしているかは分かりませんでした。
+    }
+    .did = 手をつけていません。{ $stops ->
+        [yes] このまま何も出力しなければ { $next } に止めます。
+       *[no] {""}
+    }
+    .can = 何をしているか見るには: qctl show { $job } やめるには: qctl cancel { $job }
+    .many = { $count } 件のジョブがまだ何も出力していません
+    .item = { $job } { $name }({ $since } から)
+
+job_silence_ended = ジョブ { $job }「{ $name }」は何も出力しないので止めました(続けます)
+    .what = { $worker } で開始から { $ran } 後。{ $doing ->
+        [gpu] GPU は動いていました。
+        [computes] 計算は続いていました。
+        [transfers] 読み書きは続いていました。
+        [device] 応答しないディスクや機器を待っていました。
+        [nothing] 何もしていませんでした。
+       *[unknown] 何をしていたかは分かりませんでした。
+    }
+    .did = { $from ->
+        [checkpoint] すぐにもう一度、チェックポイント { $checkpoint } の続きから始めます。
+       *[start] すぐにもう一度、最初から始めます。
+    }{ $left ->
+        [0] これが最後の回です
+       *[other] そのあとさらに { $left } 回続けられます
+    }。
+    .can = どこで止まったか見るには: qctl show { $job } もともと静かなジョブなら、時間を延ばして登録してください: --silence stop=1h
+    .many = { $count } 件のジョブを、何も出力しないので止めました(続けます)
+    .item = { $job } { $name }
+
 job_refused = ジョブ { $job }「{ $name }」を { $worker } が断りました
     .what = { $text }。
     .did = 数秒おきにもう一度頼みます。

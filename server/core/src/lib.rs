@@ -23,6 +23,7 @@ pub mod placement;
 pub mod progress;
 pub mod reconcile;
 pub mod retry;
+pub mod silence;
 pub mod spec;
 pub mod tracker;
 

@@ -9,6 +9,7 @@ use crate::alarm::setting::{self, Settings};
 use crate::failure::{EXIT_CODES, FailureCause, MAX_CAUSES, RetryRules};
 use crate::id::JobId;
 use crate::notice::Wish;
+use crate::silence;
 
 /// Most jobs of one submission.
 pub const MAX_BATCH: usize = 10_000;
@@ -108,6 +109,8 @@ pub struct JobSpec {
     pub notify: Wish,
     /// From which figure on something is an alarm, where that is not as usual.
     pub alarms: Settings,
+    /// When an attempt counts as silent, as far as the job chooses that.
+    pub silence: silence::Rules,
 }
 
 /// What an attempt occupies, or what a worker offers.
@@ -212,6 +215,7 @@ impl JobSpec {
         self.validate_words()?;
         self.validate_retry_rules()?;
         self.validate_alarms()?;
+        self.silence.validate()?;
         self.validate_numbers()
     }
 
@@ -483,7 +487,11 @@ pub struct SpecError {
 }
 
 impl SpecError {
-    fn new(field: impl Into<String>, problem: impl Into<String>, hint: impl Into<String>) -> Self {
+    pub(crate) fn new(
+        field: impl Into<String>,
+        problem: impl Into<String>,
+        hint: impl Into<String>,
+    ) -> Self {
         Self {
             field: field.into(),
             problem: problem.into(),
@@ -565,13 +573,13 @@ fn absolute(field: &str, path: &str) -> Result<(), SpecError> {
 }
 
 /// Lengths of time are stored as whole microseconds.
-mod micros {
+pub(crate) mod micros {
     use std::time::Duration;
 
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
     #[allow(clippy::ref_option)]
-    pub(super) fn serialize<S: Serializer>(
+    pub(crate) fn serialize<S: Serializer>(
         length: &Option<Duration>,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
@@ -580,7 +588,7 @@ mod micros {
             .serialize(serializer)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<Option<Duration>, D::Error> {
         Ok(Option::<u64>::deserialize(deserializer)?.map(Duration::from_micros))

@@ -177,6 +177,7 @@ impl App {
                 gpus: new.gpus.clone(),
                 beside_slots: new.beside_slots,
                 checkpoints: candidates.remove(&made.job).unwrap_or_default(),
+                default_silence: self.settings.silence,
             });
         }
         for (worker, assignments) in by_worker {

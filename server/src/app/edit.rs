@@ -283,6 +283,7 @@ enum Field {
     Artifacts,
     Notify,
     Alarms,
+    Silence,
 }
 
 impl Field {
@@ -316,6 +317,7 @@ impl Field {
             "artifacts" => Self::Artifacts,
             "notify" => Self::Notify,
             "alarms" => Self::Alarms,
+            "silence" => Self::Silence,
             other => {
                 return Err(Error::field(
                     "update_mask",
@@ -368,6 +370,7 @@ impl Field {
             Self::Artifacts => to.artifacts.clone_from(&from.artifacts),
             Self::Notify => to.notify = from.notify,
             Self::Alarms => to.alarms.clone_from(&from.alarms),
+            Self::Silence => to.silence = from.silence,
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use qctl_server_core::alarm::{Pace, setting};
+use qctl_server_core::silence;
 
 /// The times and sizes that the coordinator works with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +40,8 @@ pub struct Settings {
     pub alarms: setting::Settings,
     /// How long it must last.
     pub alarm_pace: Pace,
+    /// What holds about silence where neither job nor worker says anything.
+    pub silence: silence::Rules,
 }
 
 impl Default for Settings {
@@ -60,6 +63,7 @@ impl Default for Settings {
             success_told_after: Duration::from_secs(120),
             alarms: setting::Settings::new(),
             alarm_pace: Pace::default(),
+            silence: silence::Rules::default(),
         }
     }
 }

@@ -11,7 +11,7 @@ use qctl_server_core::alarm::setting::{self, Setting};
 use qctl_server_core::notice::Wish;
 use qctl_server_core::{
     AttemptState, Condition, Demand, Dependency, FailureCause, HoleCause, JobId, JobSpec, JobState,
-    Outcome, OutcomeKind, Progress, RetryRules, tracker,
+    Outcome, OutcomeKind, Progress, RetryRules, silence, tracker,
 };
 
 use crate::app::Error;
@@ -137,6 +137,45 @@ pub(super) fn read_spec(spec: v1::JobSpec, path: &str) -> Result<JobSpec, Error>
             Err(_) => return Err(unknown(&field("notify"))),
         },
         alarms: read_alarms(&spec.alarms, &field("alarms"))?,
+        silence: match &spec.silence {
+            Some(silence) => read_silence(silence, &field("silence"))?,
+            None => silence::Rules::default(),
+        },
+    })
+}
+
+/// Reads what is said about silence; `path` is the name of the field.
+fn read_silence(wire: &v1::Silence, path: &str) -> Result<silence::Rules, Error> {
+    use v1::silence::Counts;
+    let stage = |length: Option<&prost_types::Duration>, name: &str| {
+        read_optional_duration(length, &format!("{path}.{name}"))
+    };
+    Ok(silence::Rules {
+        warn_after: stage(wire.warn_after.as_ref(), "warn_after")?,
+        remind_after: stage(wire.remind_after.as_ref(), "remind_after")?,
+        stop_after: stage(wire.stop_after.as_ref(), "stop_after")?,
+        counts: match Counts::try_from(wire.counts) {
+            Ok(Counts::Unspecified) => None,
+            Ok(Counts::Output) => Some(silence::Counts::Output),
+            Ok(Counts::Activity) => Some(silence::Counts::Activity),
+            Err(_) => return Err(unknown(&format!("{path}.counts"))),
+        },
+    })
+}
+
+/// What is said about silence, as the contract writes it; nothing when nothing is said.
+pub(super) fn silence_rules(rules: silence::Rules) -> Option<v1::Silence> {
+    use v1::silence::Counts;
+    (rules != silence::Rules::default()).then(|| v1::Silence {
+        warn_after: rules.warn_after.map(duration),
+        remind_after: rules.remind_after.map(duration),
+        stop_after: rules.stop_after.map(duration),
+        counts: match rules.counts {
+            None => Counts::Unspecified,
+            Some(silence::Counts::Output) => Counts::Output,
+            Some(silence::Counts::Activity) => Counts::Activity,
+        }
+        .into(),
     })
 }
 
@@ -325,6 +364,7 @@ pub(super) fn spec(spec: JobSpec) -> v1::JobSpec {
         }
         .into(),
         alarms: alarms(spec.alarms),
+        silence: silence_rules(spec.silence),
     }
 }
 
@@ -468,6 +508,38 @@ pub(super) fn attempt(attempt: AttemptRecord) -> v1::Attempt {
         resumed_from: attempt.resumed_from,
         unreachable: attempt.unreachable,
         not_enforced: attempt.not_enforced,
+        silence: attempt.silence.map(silence_state),
+    }
+}
+
+fn silence_state(state: silence::State) -> v1::SilenceState {
+    v1::SilenceState {
+        stage: match state.stage {
+            silence::Stage::Warned => v1::SilenceStage::Warned,
+            silence::Stage::Reminded => v1::SilenceStage::Reminded,
+            silence::Stage::Ending => v1::SilenceStage::Ending,
+            silence::Stage::Over => v1::SilenceStage::Over,
+        }
+        .into(),
+        since: Some(timestamp(state.since)),
+        stop_after: state.stop_after.map(duration),
+        evidence: state.evidence.map(|found| v1::SilenceEvidence {
+            cpu_still: found.cpu_still.map(duration),
+            io_still: found.io_still.map(duration),
+            gpu_still: found.gpu_still.map(duration),
+            processes: found
+                .processes
+                .into_iter()
+                .map(|process| v1::SilentProcess {
+                    pid: process.pid,
+                    command: process.command,
+                    state: process.state,
+                    wait_channel: process.wait_channel,
+                })
+                .collect(),
+            stack: found.stack,
+            last_lines: found.last_lines,
+        }),
     }
 }
 

@@ -19,7 +19,9 @@ use qctl_server_core::gpu::{GpuFault, GpuFaultKind};
 use qctl_server_core::ledger::{EndedReport, Message, What};
 use qctl_server_core::outcome::End;
 use qctl_server_core::reconcile::{Action, Held};
-use qctl_server_core::{AttemptNumber, AttemptState, Facts, Fence, JobId, StopCause, WorkerId};
+use qctl_server_core::{
+    AttemptNumber, AttemptState, Facts, Fence, JobId, StopCause, WorkerId, silence,
+};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -237,6 +239,14 @@ impl Session {
             FromWorker::SlotStuck(stuck) => {
                 let pids = stuck.pids.into_iter().take(ITEMS).collect();
                 (stuck.fence, What::SlotStuck { pids })
+            }
+            FromWorker::Silence(told) => {
+                let fence = told.fence;
+                match silence_from(told) {
+                    Some(told) => (fence, What::Silence(Box::new(told))),
+                    // A newer worker knows more stages.
+                    None => return Ok(()),
+                }
             }
             FromWorker::Checkpoint(told) => {
                 let (fence, told) = checkpoint_from(told)?;
@@ -596,6 +606,42 @@ fn assign(assignments: Vec<Assignment>) -> Vec<v1::OpenSessionResponse> {
     messages
 }
 
+/// A silence as it is told; `None` for a stage that this coordinator does not know.
+fn silence_from(told: v1::SilenceReported) -> Option<silence::Told> {
+    let length = |wire: Option<prost_types::Duration>| Duration::try_from(wire?).ok();
+    Some(silence::Told {
+        episode: told.episode,
+        stage: match v1::SilenceStage::try_from(told.stage) {
+            Ok(v1::SilenceStage::Warned) => silence::Stage::Warned,
+            Ok(v1::SilenceStage::Reminded) => silence::Stage::Reminded,
+            Ok(v1::SilenceStage::Ending) => silence::Stage::Ending,
+            Ok(v1::SilenceStage::Over) => silence::Stage::Over,
+            Ok(v1::SilenceStage::Unspecified) | Err(_) => return None,
+        },
+        lasted: length(told.lasted).unwrap_or_default(),
+        at: time(told.time.as_ref()),
+        stop_after: length(told.stop_after),
+        evidence: told.evidence.map(|found| silence::Evidence {
+            cpu_still: length(found.cpu_still),
+            io_still: length(found.io_still),
+            gpu_still: length(found.gpu_still),
+            processes: found
+                .processes
+                .into_iter()
+                .take(silence::MAX_PROCESSES)
+                .map(|process| silence::SilentProcess {
+                    pid: process.pid,
+                    command: clean(process.command, 200),
+                    state: clean(process.state, 1),
+                    wait_channel: clean(process.wait_channel, 64),
+                })
+                .collect(),
+            stack: clean(found.stack, SENTENCE),
+            last_lines: clean(found.last_lines, 1_024),
+        }),
+    })
+}
+
 fn assignment_to_wire(assignment: Assignment) -> v1::Assignment {
     v1::Assignment {
         fence: assignment.fence.0,
@@ -621,6 +667,7 @@ fn assignment_to_wire(assignment: Assignment) -> v1::Assignment {
                 job_id: candidate.job.0,
             })
             .collect(),
+        default_silence: convert::silence_rules(assignment.default_silence),
     }
 }
 

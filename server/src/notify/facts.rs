@@ -45,6 +45,8 @@ fn of_details(details: &Details, worker: &str) -> Facts {
         }
     }
     for (name, text) in [
+        ("checkpoint", &details.checkpoint),
+        ("doing", &details.doing),
         ("held", &details.held),
         ("name", &details.name),
         ("place", &details.place),
@@ -60,6 +62,14 @@ fn of_details(details: &Details, worker: &str) -> Facts {
         fact("number", Fact::Text(fault.number.to_string()));
         fact("minutes", Fact::Text((fault.number / 60).to_string()));
     }
+    // A catalogue can tell words apart, not whether there is one.
+    let word =
+        |yes: bool, is: &str, is_not: &str| Fact::Text(if yes { is } else { is_not }.to_owned());
+    fact("stops", word(details.next_at.is_some(), "yes", "no"));
+    fact(
+        "from",
+        word(details.checkpoint.is_empty(), "start", "checkpoint"),
+    );
     // Why a program could not be started is what the shim says about it, as good as a last line.
     let line = match details.cause {
         Some(Cause::CannotStart) if details.line.is_empty() => &details.text,

@@ -121,6 +121,13 @@ impl Teller {
             // A job fails for good once, whatever its error.
             found = (notice.class == Class::AttemptFailed).then_some(signature);
         }
+        if notice.class == Class::JobSilenceEnded
+            && let Some(job) = notice.job
+        {
+            let rows = self.app.store.jobs_by_id(&[job]).await?;
+            let name = rows.jobs.into_iter().next().map(|job| job.checkpoint_name);
+            details.checkpoint = name.unwrap_or_default();
+        }
         if self.settings.channels.is_empty() {
             self.app
                 .store

@@ -8,6 +8,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use qctl_server_core::checkpoint::ResumeCandidate;
 use qctl_server_core::ledger::Message;
+use qctl_server_core::silence;
 use qctl_server_core::{AttemptNumber, Fence, JobId, JobSpec, Term, WorkerId};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -72,6 +73,8 @@ pub struct Assignment {
     pub beside_slots: bool,
     /// Checkpoints to resume from, the newest first.
     pub checkpoints: Vec<ResumeCandidate>,
+    /// What holds about silence where neither job nor worker says anything.
+    pub default_silence: silence::Rules,
 }
 
 /// Who is connected.

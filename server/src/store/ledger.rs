@@ -6,6 +6,7 @@ use qctl_server_core::attempt::{Asked, Attempt};
 use qctl_server_core::job::Job;
 use qctl_server_core::ledger::{AttemptRow, Closed, JobRow, NewEvent, Which};
 use qctl_server_core::retry::Budget;
+use qctl_server_core::silence;
 use qctl_server_core::{
     AttemptNumber, AttemptState, Cause, Fence, JobId, JobState, Outcome, OutcomeKind, RetryRules,
     WorkerId,
@@ -103,7 +104,8 @@ async fn attempts_of(
                   a.not_enforced, a.log_end, a.log_crc32c, l.log_stored as "log_stored?",
                   exists (select from dependencies d where d.on_job_id = a.job_id and not d.met)
                     as "has_dependents!",
-                  a.late_result as "late_result: Json<Outcome>"
+                  a.late_result as "late_result: Json<Outcome>",
+                  a.silence as "silence: Json<silence::State>"
            from attempts a
            join workers w on w.id = a.worker_id
            left join attempts_live l on l.fence = a.fence
@@ -158,6 +160,7 @@ async fn attempts_of(
                 log_stored: row.log_stored.unwrap_or_default(),
                 has_dependents: row.has_dependents,
                 late_result: row.late_result.map(|outcome| outcome.0),
+                silence: row.silence.map(|silence| silence.0),
                 read: state,
             })
         })
@@ -265,6 +268,14 @@ pub(crate) async fn save(
                 .map(|outcome| serde_json::json!(outcome))
         })
         .collect();
+    let silences: Vec<Option<serde_json::Value>> = attempts
+        .iter()
+        .map(|row| {
+            row.silence
+                .as_ref()
+                .map(|silence| serde_json::json!(silence))
+        })
+        .collect();
 
     let events = EventColumns::of(events);
     let written = sqlx::query!(
@@ -295,15 +306,16 @@ pub(crate) async fn save(
                  outcome_kind = u.kind, outcome_cause = u.cause, outcome_message = u.message,
                  exit_code = u.exit_code, signal = u.signal, checkpoint = u.checkpoint,
                  not_enforced = array(select jsonb_array_elements_text(u.not_enforced)),
-                 log_end = u.log_end, log_crc32c = u.log_crc32c, late_result = u.late_result
+                 log_end = u.log_end, log_crc32c = u.log_crc32c, late_result = u.late_result,
+                 silence = u.silence
              from unnest($15::bigint[], $16::text[], $17::text[], $18::boolean[], $19::boolean[],
                          $20::boolean[], $21::text[], $22::timestamptz[], $23::timestamptz[],
                          $24::bigint[], $25::integer[], $26::text[], $27::text[], $28::text[],
                          $29::integer[], $30::integer[], $31::text[], $32::jsonb[], $33::bigint[],
-                         $34::bigint[], $35::jsonb[])
+                         $34::bigint[], $35::jsonb[], $48::jsonb[])
                as u (fence, was, state, slot_held, unreachable, paused, asked, started_at, ended_at,
                      duration_us, pid, kind, cause, message, exit_code, signal, checkpoint,
-                     not_enforced, log_end, log_crc32c, late_result)
+                     not_enforced, log_end, log_crc32c, late_result, silence)
              where a.fence = u.fence and a.state = u.was
              returning 1
            ), e as (
@@ -362,6 +374,7 @@ pub(crate) async fn save(
         &idle_exits,
         &anywhere,
         &pending as &[Option<serde_json::Value>],
+        &silences as &[Option<serde_json::Value>],
     )
     .fetch_one(&mut *conn)
     .await?;

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
 use qctl_server_core::{
     AttemptState, Cause, Condition, Demand, Fence, JobId, JobSpec, JobState, Outcome, OutcomeKind,
-    Progress, WorkerId,
+    Progress, WorkerId, silence,
 };
 use serde::{Deserialize, Serialize};
 use sqlx::types::Json;
@@ -127,6 +127,8 @@ pub struct AttemptRecord {
     pub unreachable: bool,
     /// Limits that could not be enforced, each a sentence.
     pub not_enforced: Vec<String>,
+    /// Its newest silence that came as far as any stage.
+    pub silence: Option<silence::State>,
 }
 
 /// A worker with what it holds and did.
@@ -408,6 +410,7 @@ impl Store {
                       a.outcome_cause, a.outcome_message, a.exit_code, a.signal, a.assigned_at,
                       a.started_at, a.ended_at, a.duration_us, a.pid, a.log_end, a.checkpoint,
                       a.resumed_from, a.unreachable, a.not_enforced,
+                      a.silence as "silence: Json<silence::State>",
                       l.progress as "progress: Json<Progress>", l.log_stored as "log_stored?"
                from attempts a
                join workers w on w.id = a.worker_id
@@ -445,6 +448,7 @@ impl Store {
                     resumed_from: row.resumed_from,
                     unreachable: row.unreachable,
                     not_enforced: row.not_enforced,
+                    silence: row.silence.map(|silence| silence.0),
                 })
             })
             .collect()

@@ -267,9 +267,13 @@ impl Ledger {
         let after = row.job.clone();
         self.touched_jobs.insert(id);
         self.after.changed.insert(id);
-        let (number, worker) = match self.latest(id) {
-            Some(attempt) => (Some(attempt.number), attempt.worker_name.clone()),
-            None => (None, String::new()),
+        let (number, worker, silence) = match self.latest(id) {
+            Some(attempt) => (
+                Some(attempt.number),
+                attempt.worker_name.clone(),
+                attempt.silence.clone(),
+            ),
+            None => (None, String::new(), None),
         };
         let about = notice::job::About {
             job: id,
@@ -278,7 +282,8 @@ impl Ledger {
             wish,
             success_after: self.success_after,
         };
-        if let Some(told) = notice::job::told(&about, &before, event, &after) {
+        if let Some(mut told) = notice::job::told(&about, &before, event, &after) {
+            notice::job::add_silence(&mut told, silence.as_ref(), self.now);
             self.notice(told);
         }
         for entry in step.entries {

@@ -8,7 +8,9 @@ use super::{Applied, EndReport, Ledger, Message, NewEvent, worker_actor};
 use crate::attempt::{AttemptEvent, AttemptState};
 use crate::checkpoint::{Resumes, Told};
 use crate::id::{Fence, WorkerId};
+use crate::notice::{self, Wish};
 use crate::outcome::{End, Facts, StopCause};
+use crate::silence;
 
 /// What happened to an attempt.
 #[derive(Clone, Debug)]
@@ -40,6 +42,8 @@ pub enum What {
         /// Their process ids.
         pids: Vec<i32>,
     },
+    /// A silence of it has come to a stage, or is over.
+    Silence(Box<silence::Told>),
     /// It published a checkpoint, or more is known of one.
     Checkpoint(Box<Told>),
     /// What it resumes from.
@@ -160,6 +164,7 @@ impl Ledger {
             } => {
                 self.attempt_event(fence, AttemptEvent::ReturnRefused);
             }
+            What::Silence(told) => self.silent(fence, told),
             What::Checkpoint(told) => {
                 self.checkpoint(worker, fence, told);
             }
@@ -200,6 +205,49 @@ impl Ledger {
             }
         }
         Ok(())
+    }
+}
+
+impl Ledger {
+    /// Notes how far a silence has come, and has people told of what is new.
+    fn silent(&mut self, fence: Fence, told: &silence::Told) {
+        let now = self.now();
+        let Some(row) = self.attempts.get_mut(&fence) else {
+            return;
+        };
+        if row.attempt.state == AttemptState::Ended {
+            return;
+        }
+        let Some((state, is_new)) = silence::step(row.silence.as_ref(), told, now) else {
+            return;
+        };
+        row.silence = Some(state.clone());
+        let row = row.clone();
+        self.touched_attempts.insert(fence);
+        self.changed(row.job);
+        if !is_new {
+            return;
+        }
+        if let Some((kind, message)) = silence::entry(told) {
+            self.tell(NewEvent {
+                job: Some(row.job),
+                attempt: Some(row.number),
+                kind,
+                message,
+                actor: worker_actor(&row.worker_name),
+                worker: row.worker_name.clone(),
+            });
+        }
+        let about = notice::job::About {
+            job: row.job,
+            attempt: Some(row.number),
+            worker: &row.worker_name,
+            wish: self.job(row.job).map_or(Wish::Default, |job| job.wish),
+            success_after: self.success_after,
+        };
+        if let Some(notice) = notice::job::silent(&about, &state, told.lasted) {
+            self.notice(notice);
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use crate::id::{AttemptNumber, Fence, JobId, WorkerId};
 use crate::job::{Job, JobState};
 use crate::notice::Wish;
 use crate::outcome::Outcome;
+use crate::silence;
 
 /// A job as decisions need it.
 #[derive(Clone, Debug, PartialEq)]
@@ -69,6 +70,8 @@ pub struct AttemptRow {
     pub has_dependents: bool,
     /// How it ended after it had been given up.
     pub late_result: Option<Outcome>,
+    /// Its newest silence that came as far as any stage.
+    pub silence: Option<silence::State>,
     /// The state that was read.
     pub read: AttemptState,
 }

@@ -53,6 +53,7 @@ pub(super) fn attempt(fence: i64, state: AttemptState) -> AttemptRow {
         log_stored: 0,
         has_dependents: false,
         late_result: None,
+        silence: None,
         read: state,
     }
 }

@@ -1,11 +1,14 @@
 //! Which of the things that happen to a job are worth telling.
 
+use std::time::Duration;
+
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::{Class, Details, Notice, Wish};
 use crate::id::{AttemptNumber, JobId};
 use crate::job::{Job, JobEvent, JobState};
 use crate::outcome::{Cause, Outcome, OutcomeKind};
+use crate::silence::{self, Stage};
 
 /// A success is told when the job ran at least this long, unless the installation says otherwise.
 pub const SUCCESS_AFTER: TimeDelta = TimeDelta::minutes(2);
@@ -61,6 +64,40 @@ pub fn unreachable(about: &About<'_>, since: DateTime<Utc>) -> Notice {
         subject: Notice::worker_subject(about.worker),
         muted: false,
         ..about.notice(Class::WorkerUnreachable, "", details)
+    }
+}
+
+/// What is to be told of a silence that has lasted so long: each stage once for a job, whichever of
+/// its attempts comes to it first.
+pub fn silent(about: &About<'_>, state: &silence::State, lasted: Duration) -> Option<Notice> {
+    let class = match state.stage {
+        Stage::Warned => Class::JobSilent,
+        Stage::Reminded => Class::JobStillSilent,
+        Stage::Ending | Stage::Over => return None,
+    };
+    let evidence = state.evidence.clone().unwrap_or_default();
+    let details = Details {
+        seconds: i64::try_from(lasted.as_secs()).ok(),
+        since: Some(state.since),
+        next_at: state.stop_at(),
+        doing: evidence.doing(lasted).as_str().to_owned(),
+        line: evidence.last_line().to_owned(),
+        ..Details::default()
+    };
+    Some(about.notice(class, "", details))
+}
+
+/// Adds what was last seen of an attempt to the notice that its silence has ended it.
+pub fn add_silence(notice: &mut Notice, silence: Option<&silence::State>, now: DateTime<Utc>) {
+    if notice.class != Class::JobSilenceEnded {
+        return;
+    }
+    if let Some(state) = silence
+        && let Some(evidence) = &state.evidence
+    {
+        let lasted = (now - state.since).to_std().unwrap_or_default();
+        notice.details.doing = evidence.doing(lasted).as_str().to_owned();
+        notice.details.line = evidence.last_line().to_owned();
     }
 }
 
@@ -162,6 +199,10 @@ impl About<'_> {
                     .map_or_else(String::new, |number| format!("attempt {number}"));
                 Some(self.notice(Class::AttemptFailed, &signature, details))
             }
+            OutcomeKind::Interrupted if outcome.cause == Cause::Silence => {
+                details.left = Some(after.budget.resumes_left);
+                Some(self.notice(Class::JobSilenceEnded, "", details))
+            }
             OutcomeKind::Interrupted => {
                 details.left = Some(after.budget.resumes_left);
                 Some(self.notice(Class::JobInterrupted, outcome.cause.as_str(), details))
@@ -177,8 +218,6 @@ impl About<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::job::step;
     use crate::outcome::{End, Facts, StopCause, outcome};
@@ -318,6 +357,53 @@ mod tests {
         );
         let returned = ended(&Facts::of(End::NeverStarted), 0, false);
         assert_eq!(class(&running(2), &returned, Wish::Default), None);
+    }
+
+    #[test]
+    fn f37_the_stages_of_a_silence_and_its_stop_are_told() {
+        let about = About {
+            job: JobId(7),
+            attempt: Some(AttemptNumber(2)),
+            worker: "w",
+            wish: Wish::Default,
+            success_after: SUCCESS_AFTER,
+        };
+        let state = |stage| silence::State {
+            episode: 1,
+            stage,
+            since: at(0),
+            stop_after: Some(Duration::from_secs(900)),
+            evidence: Some(silence::Evidence {
+                cpu_still: Some(Duration::from_secs(299)),
+                last_lines: "epoch 2\nepoch 3".to_owned(),
+                ..silence::Evidence::default()
+            }),
+        };
+        let told = |stage| silent(&about, &state(stage), Duration::from_secs(300));
+        let first = told(Stage::Warned).unwrap();
+        assert_eq!(
+            (first.class, first.signature.as_str()),
+            (Class::JobSilent, "")
+        );
+        assert_eq!(first.details.next_at, Some(at(900)));
+        assert_eq!(first.details.doing, "nothing");
+        assert_eq!(first.details.line, "epoch 3");
+        let second = told(Stage::Reminded).unwrap();
+        assert_eq!(second.class, Class::JobStillSilent);
+        assert!(second.class.severity() < first.class.severity(), "no sound");
+        assert!(told(Stage::Ending).is_none() && told(Stage::Over).is_none());
+
+        let stopped = Facts {
+            stopped: Some(StopCause::Silence),
+            signal: Some(15),
+            ..Facts::of(End::Waited)
+        };
+        let (told, _) = told_of(&running(2), &ended(&stopped, 900, false), Wish::Default);
+        let told = told.unwrap();
+        assert_eq!(
+            (told.class, told.details.left),
+            (Class::JobSilenceEnded, Some(2))
+        );
     }
 
     #[test]

@@ -55,6 +55,12 @@ pub enum Class {
     JobHeld,
     /// A job lost its machine and goes on.
     JobInterrupted,
+    /// A job says nothing.
+    JobSilent,
+    /// It has said nothing for longer.
+    JobStillSilent,
+    /// It was stopped for its silence, and goes on.
+    JobSilenceEnded,
     /// A worker refused a job.
     JobRefused,
     /// A worker is silent although it runs jobs.
@@ -126,6 +132,9 @@ words!(Class {
     JobSkipped = "job_skipped",
     JobHeld = "job_held",
     JobInterrupted = "job_interrupted",
+    JobSilent = "job_silent",
+    JobStillSilent = "job_still_silent",
+    JobSilenceEnded = "job_silence_ended",
     JobRefused = "job_refused",
     WorkerUnreachable = "worker_unreachable",
     WorkerBack = "worker_back",
@@ -181,6 +190,7 @@ impl Class {
             Self::AttemptFailed
             | Self::JobSkipped
             | Self::JobInterrupted
+            | Self::JobStillSilent
             | Self::JobRefused
             | Self::SubmissionRefused
             | Self::DatabaseRestarted
@@ -192,6 +202,8 @@ impl Class {
             | Self::Trouble => Severity::Warning,
             Self::JobFailed
             | Self::JobHeld
+            | Self::JobSilent
+            | Self::JobSilenceEnded
             | Self::WorkerUnreachable
             | Self::DiskNearlyFull
             | Self::MemoryNearlyFull
@@ -308,6 +320,12 @@ pub struct Details {
     /// One word for why a job is held.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub held: String,
+    /// The checkpoint that a job goes on from, such as `1.7`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub checkpoint: String,
+    /// What a silent job does; one word.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub doing: String,
     /// Who or what it is about, where that is no job.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub name: String,

@@ -216,6 +216,7 @@ impl Double {
                     log_stored: 0,
                     has_dependents: false,
                     late_result: None,
+                    silence: None,
                     read: AttemptState::Assigned,
                 },
                 term,
