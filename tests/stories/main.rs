@@ -30,6 +30,7 @@ mod order;
 mod pages;
 mod progress;
 mod retries;
+mod silence;
 mod submit_options;
 mod templates;
 mod up_and_down;

@@ -93,10 +93,19 @@ impl ActivityMeter {
 /// When a tree was last seen to work, by what it uses.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Life {
-    cpu: Option<Duration>,
-    io: Option<Duration>,
-    gpu: Option<Duration>,
+    cpu: Option<Seen>,
+    io: Option<Seen>,
+    gpu: Option<Seen>,
 }
+
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    first: Duration,
+    worked: Option<Duration>,
+}
+
+/// Of what was looked at for less than this and did not work nothing is said.
+const TOO_SHORT: Duration = Duration::from_secs(10);
 
 /// How long a tree has used next to nothing; absent where nobody could see.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -119,11 +128,14 @@ impl Life {
         io_rate: Option<f64>,
         gpu_busy: Option<f64>,
     ) {
-        let works = |last: &mut Option<Duration>, used: Option<f64>, least: f64| {
-            if let Some(used) = used
-                && (used >= least || last.is_none())
-            {
-                *last = Some(now);
+        let works = |seen: &mut Option<Seen>, used: Option<f64>, least: f64| {
+            let Some(used) = used else { return };
+            let seen = seen.get_or_insert(Seen {
+                first: now,
+                worked: None,
+            });
+            if used >= least {
+                seen.worked = Some(now);
             }
         };
         works(&mut self.cpu, cpus, CPUS);
@@ -133,7 +145,13 @@ impl Life {
 
     /// How long it has been still at `now`.
     pub fn still(&self, now: Duration) -> Still {
-        let since = |last: Option<Duration>| last.map(|last| now.saturating_sub(last));
+        let since = |seen: Option<Seen>| {
+            let seen = seen?;
+            match seen.worked {
+                Some(worked) => Some(now.saturating_sub(worked)),
+                None => Some(now.saturating_sub(seen.first)).filter(|still| *still >= TOO_SHORT),
+            }
+        };
         Still {
             cpu: since(self.cpu),
             io: since(self.io),
@@ -202,6 +220,10 @@ mod tests {
             gpu: Some(s(5)),
         };
         assert_eq!(life.still(s(25)), expected);
+        let mut idle = Life::default();
+        idle.observe(s(10), Some(0.0), None, None);
+        assert_eq!(idle.still(s(12)).cpu, None, "too soon to tell");
+        assert_eq!(idle.still(s(20)).cpu, Some(s(10)));
     }
 
     #[test]
