@@ -63,7 +63,11 @@ fn f37_silence_is_told_in_stages_once_per_job_and_ends_in_a_resume() {
         let job = qctl.job(id);
         (silence(&job, 0)["stage"] == "reminded").then_some(job)
     });
-    assert_eq!(silence(&job, 0)["evidence"]["last_lines"], "epoch 3:", "{job:#}");
+    assert_eq!(
+        silence(&job, 0)["evidence"]["last_lines"],
+        "epoch 3:",
+        "{job:#}"
+    );
     assert_eq!(silence(&job, 0)["stop_after"], 9.0);
     let deepest = &silence(&job, 0)["evidence"]["processes"][0];
     assert_eq!(deepest["command"], "sleep 300", "{deepest}");
