@@ -237,7 +237,7 @@ impl Supervisor {
                 Some(event) = self.looked.recv() => Some(event),
                 _ = gpus.tick() => {
                     for fence in self.with.watcher.working_gpus() {
-                        self.step(Event::Works(fence));
+                        self.step(Event::Works(fence)).await;
                     }
                     None
                 }
