@@ -563,6 +563,63 @@ fn nobody_listening_and_wrong_tokens_are_told_apart() {
 }
 
 #[test]
+fn checkpoints_are_listed_with_what_became_of_them() {
+    use v1::checkpoint::State;
+    let fake = Fake::start();
+    let checkpoint = |number: i32, state: State| v1::Checkpoint {
+        job_id: 42,
+        attempt: 1,
+        number,
+        worker: "box".into(),
+        path: format!("/w/checkpoints/42/published/1.{number}/files"),
+        files: 2,
+        bytes: 1_048_576,
+        hash: "sha256:00".into(),
+        state: state.into(),
+        created_at: Some(prost_types::Timestamp {
+            seconds: 1_600_000_000 + i64::from(number),
+            nanos: 0,
+        }),
+        ..Default::default()
+    };
+    fake.script().checkpoints = vec![
+        v1::Checkpoint {
+            attempt: 2,
+            step: Some(400),
+            note: "第4回\u{1b}[31m".into(),
+            uploaded: true,
+            latest: true,
+            ..checkpoint(1, State::Kept)
+        },
+        v1::Checkpoint {
+            step: Some(300),
+            uploaded: true,
+            ..checkpoint(3, State::Damaged)
+        },
+        checkpoint(2, State::Kept),
+        v1::Checkpoint {
+            files: 1,
+            bytes: 0,
+            ..checkpoint(1, State::Removed)
+        },
+    ];
+    let ran = fake.qctl(&["checkpoints", "42"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    insta::assert_snapshot!("checkpoints", ran.stdout);
+    let page = document(&fake.qctl(&["--json", "checkpoints", "42"]).stdout);
+    insta::assert_snapshot!(
+        "checkpoint_document",
+        serde_json::to_string_pretty(&page["checkpoints"][0]).unwrap()
+    );
+    fake.script().checkpoints.clear();
+    let none = fake.qctl(&["checkpoints", "42"]);
+    assert_eq!(
+        (none.code, &*none.stdout, &*none.stderr),
+        (0, "", "Job 42 has published no checkpoints.\n")
+    );
+}
+
+#[test]
 fn lists_are_tables_for_people_and_documents_for_programs() {
     let fake = Fake::start();
     let tracked = v1::JobSpec {

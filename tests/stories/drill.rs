@@ -44,6 +44,7 @@ fn a_drill_shows_that_a_job_resumes_and_leaves_the_job_alone() {
         (&drill["interrupted_attempt"], &drill["resumed_attempt"]),
         (&json!(1), &json!(2))
     );
+    assert_eq!(drill["verdict"], "resumes");
     assert_eq!(drill["unit"], "steps");
     let kept = drill["kept"].as_f64().unwrap();
     let redone = drill["redone"].as_f64().unwrap();
@@ -89,6 +90,7 @@ fn a_drill_shows_what_does_not_resume() {
         (never.code, &told["ok"], &told["interrupted"]),
         (1, &json!(false), &json!(false))
     );
+    assert_eq!(told["verdict"], "nothing_tested");
     assert!(
         told["message"]
             .as_str()
@@ -106,7 +108,7 @@ fn a_drill_shows_what_does_not_resume() {
     assert!(
         afresh
             .stdout
-            .contains("It was interrupted, began afresh, and succeeded"),
+            .contains("It had published no checkpoint when it was interrupted, began afresh, and"),
         "{}",
         afresh.stdout
     );

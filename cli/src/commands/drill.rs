@@ -13,7 +13,7 @@ use crate::args::values;
 use crate::context::{Client, Context, request_id, unary};
 use crate::error::{Error, Problem};
 use crate::exit;
-use crate::output::drill::{Account, Seen};
+use crate::output::drill::{Account, Moment, Seen};
 use crate::output::text;
 use crate::reconnect::Persistent;
 use crate::submission::draft::Draft;
@@ -38,7 +38,7 @@ const PAGE: i32 = 1_000;
     after_help = "A copy of JOB is submitted with the label `drill` and without JOB's tracker, which it finds in\n\
                   its environment as before. It runs the same command in the same folder: whatever that writes\n\
                   outside of its checkpoints, the copy writes too. Exit code 0 means that it resumed from a\n\
-                  checkpoint and succeeded, 1 that it did not."
+                  checkpoint and succeeded, 1 that it did not, or that it ended before it was interrupted."
 )]
 pub struct Args {
     /// Job to copy
@@ -54,15 +54,6 @@ pub struct Args {
     /// its number
     #[arg(value_name = "COMMAND", last = true)]
     pub words: Vec<String>,
-}
-
-/// When to interrupt.
-#[derive(Clone, Copy, Debug)]
-enum Moment {
-    /// So long after the start.
-    After(Duration),
-    /// At an attempt's checkpoint of this number.
-    Checkpoint(i32),
 }
 
 /// Runs the command.
@@ -384,6 +375,7 @@ async fn complete(context: &Context, drill: i64, watched: Watched) -> Result<See
         job: carried(response.job)?,
         attempts: response.attempts,
         checkpoints,
+        moment: watched.moment,
         target: watched.target,
         before: last.or(watched.before),
         after: watched.after,

@@ -1,6 +1,7 @@
 //! What a drill has shown, for people and for programs. Pure.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use qctl_proto::v1;
 use serde::Serialize;
@@ -10,6 +11,46 @@ use super::{View, document, job, text, time};
 
 /// Cause of an attempt that a drill has interrupted.
 const DRILL: &str = "drill";
+
+/// When a drill interrupts its job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// So long after the start.
+    After(Duration),
+    /// At an attempt's checkpoint of this number.
+    Checkpoint(i32),
+}
+
+impl Default for Moment {
+    fn default() -> Self {
+        Self::Checkpoint(1)
+    }
+}
+
+/// What a drill has shown in a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Verdict {
+    /// It resumed from a checkpoint and succeeded.
+    Resumes,
+    /// It resumed from a checkpoint, and ended in another way.
+    ResumesAndFails,
+    /// It was interrupted and did not go on where it was.
+    DoesNotResume,
+    /// It was not interrupted, or somebody ended it before it could go on.
+    NothingTested,
+}
+
+impl Verdict {
+    fn sentence(self) -> (&'static str, Paint) {
+        match self {
+            Self::Resumes => ("it resumes", Paint::Green),
+            Self::ResumesAndFails => ("it resumes, and does not end well", Paint::Red),
+            Self::DoesNotResume => ("it does not resume", Paint::Red),
+            Self::NothingTested => ("nothing was tested", Paint::Yellow),
+        }
+    }
+}
 
 /// What was seen while a drill went on.
 #[derive(Clone, Debug, Default)]
@@ -22,7 +63,9 @@ pub struct Seen {
     pub attempts: Vec<v1::Attempt>,
     /// The checkpoints it published.
     pub checkpoints: Vec<v1::Checkpoint>,
-    /// Number of the attempt that was to be interrupted; 0 when none was.
+    /// When it was to be interrupted.
+    pub moment: Moment,
+    /// Number of the attempt that was to be interrupted; 0 when that moment never came.
     pub target: i32,
     /// The last progress before the interruption.
     pub before: Option<v1::Progress>,
@@ -37,6 +80,7 @@ pub struct Account<'a> {
     drill_of: Option<i64>,
     /// It was interrupted, resumed from a checkpoint, and ended well.
     ok: bool,
+    verdict: Verdict,
     message: String,
     interrupted: bool,
     resumed: bool,
@@ -47,9 +91,10 @@ pub struct Account<'a> {
     resumed_from: &'a str,
     progress_before: Option<document::Progress<'a>>,
     progress_after: Option<document::Progress<'a>>,
-    /// Items that were not done again, by what the job reports.
+    /// Items that were not done again, by what the job reports: at most so many, because its first
+    /// report after the interruption may come late.
     kept: Option<f64>,
-    /// Items that were done again.
+    /// Items that were done again: at least so many.
     redone: Option<f64>,
     unit: &'a str,
     /// Run time of the interrupted attempt.
@@ -88,12 +133,20 @@ impl<'a> Account<'a> {
                 (ended - published).to_std().ok()
             })
             .map(|length| length.as_secs_f64());
-        let succeeded = seen.job.state() == v1::job::State::Succeeded;
+        let verdict = match (interrupted, next.is_some(), seen.job.state()) {
+            (false, _, _) | (true, false, v1::job::State::Cancelled) => Verdict::NothingTested,
+            (true, _, v1::job::State::Succeeded) if resumed => Verdict::Resumes,
+            (true, _, _) if resumed => Verdict::ResumesAndFails,
+            (true, _, _) => Verdict::DoesNotResume,
+        };
+        let again = redone.filter(|items| resumed && *items > 0.0);
+        let again = again.map(|items| count(items, unit));
         Self {
             job: seen.job.id,
             drill_of: seen.of,
-            ok: resumed && succeeded,
-            message: message(seen, interrupted, next, name.as_deref()),
+            ok: verdict == Verdict::Resumes,
+            verdict,
+            message: message(seen, interrupted, next, name.as_deref(), again.as_deref()),
             interrupted,
             resumed,
             state: document::job_state(seen.job.state()),
@@ -119,14 +172,9 @@ impl<'a> Account<'a> {
 
     /// The same for people.
     pub fn for_people(&self, seen: &Seen, view: &View) -> String {
-        let paint = if self.ok { Paint::Green } else { Paint::Red };
-        let verdict = if self.ok {
-            "resumes"
-        } else {
-            "does not resume"
-        };
+        let (verdict, paint) = self.verdict.sentence();
         let mut out = format!(
-            "Drill {}: it {}\n{}\n\n",
+            "Drill {}: {}\n{}\n\n",
             Paint::Bold.on(&self.job.to_string(), view.colour),
             paint.on(verdict, view.colour),
             text::printable(&self.message)
@@ -157,15 +205,13 @@ impl<'a> Account<'a> {
                 }
             }
         }
-        let count = |items: f64| {
-            let unit = if self.unit.is_empty() {
-                "items"
-            } else {
-                self.unit
-            };
-            format!("{} {}", job::number(items), text::printable(unit))
-        };
-        let mut redone: Vec<String> = self.redone.map(count).into_iter().collect();
+        let kept = self.kept.map(|items| match items {
+            items if items > 0.0 => format!("up to {}", count(items, self.unit)),
+            _ => "nothing".to_owned(),
+        });
+        let redone = self.redone.filter(|items| *items > 0.0);
+        let redone = redone.map(|items| format!("{} or more", count(items, self.unit)));
+        let mut redone: Vec<String> = redone.into_iter().collect();
         redone.extend(
             self.seconds_redone
                 .map(|lost| format!("{} of work", seconds(lost))),
@@ -174,7 +220,7 @@ impl<'a> Account<'a> {
             &[
                 ("Interrupted", interrupted),
                 ("Went on in", resumed),
-                ("Kept", self.kept.map(count).unwrap_or_default()),
+                ("Kept", kept.unwrap_or_default()),
                 ("Redone", redone.join(", ")),
                 ("Ended", job::ended(&seen.job, view).trim_end().to_owned()),
                 ("Page", text::printable(self.url)),
@@ -183,6 +229,21 @@ impl<'a> Account<'a> {
         ));
         out
     }
+}
+
+/// A number of items in words. Jobs name what they count in the plural.
+fn count(items: f64, unit: &str) -> String {
+    let number = job::number(items);
+    let unit = match (unit, number.as_str()) {
+        ("", "1") => "item",
+        ("", _) => "items",
+        (unit, "1") => match unit.strip_suffix('s') {
+            Some(single) if !single.is_empty() && !single.ends_with('s') => single,
+            _ => unit,
+        },
+        (unit, _) => unit,
+    };
+    format!("{number} {}", text::printable(unit))
 }
 
 fn has_started(attempt: &v1::Attempt) -> bool {
@@ -210,50 +271,73 @@ fn message(
     interrupted: bool,
     next: Option<&v1::Attempt>,
     checkpoint: Option<&str>,
+    again: Option<&str>,
 ) -> String {
-    let job = &seen.job;
-    let end = match job.state() {
-        v1::job::State::Succeeded => "succeeded".to_owned(),
-        state => {
-            let why = match (job.message.as_str(), &job.outcome) {
-                ("", Some(outcome)) => outcome.message.as_str(),
-                (message, _) => message,
-            };
-            let state = document::job_state(state);
-            if why.is_empty() {
-                state.to_owned()
-            } else {
-                format!("{state}: {why}")
-            }
-        }
-    };
-    if seen.target == 0 && seen.checkpoints.is_empty() {
-        return format!(
-            "It published no checkpoint before it {end}, so there was nothing to resume from. \
-             A job publishes what it wrote to $QCTL_CHECKPOINT_DIR with `qctl checkpoint`"
-        );
-    }
+    let end = ended(&seen.job);
     if !interrupted {
+        return missed(seen, &end);
+    }
+    let from = match (next, checkpoint) {
+        (None, _) => return format!("It was interrupted and not run again: it {end}"),
+        (Some(attempt), _) if attempt.resumed_from.is_empty() => {
+            let earlier = |checkpoint: &&v1::Checkpoint| checkpoint.attempt <= seen.target;
+            let published = seen.checkpoints.iter().filter(earlier).count();
+            return match i64::try_from(published).unwrap_or(i64::MAX) {
+                0 => format!(
+                    "It had published no checkpoint when it was interrupted, began afresh, and {end}"
+                ),
+                published => format!(
+                    "It was interrupted, began afresh although it had published {}, and {end}",
+                    text::counted(published, "checkpoint")
+                ),
+            };
+        }
+        (Some(_), Some(name)) => format!("checkpoint {name}"),
+        (Some(attempt), None) => attempt.resumed_from.clone(),
+    };
+    let again = again.map_or_else(String::new, |items| format!(" did {items} or more again,"));
+    format!("It was interrupted, resumed from {from},{again} and {end}")
+}
+
+/// Why the moment to interrupt it was missed.
+fn missed(seen: &Seen, end: &str) -> String {
+    if seen.target != 0 {
         return format!("It {end} before it could be interrupted");
     }
-    match (next, checkpoint) {
-        (None, _) => format!("It was interrupted and not run again: it {end}"),
-        (Some(attempt), _) if attempt.resumed_from.is_empty() => {
-            format!("It was interrupted, began afresh, and {end}")
+    match seen.moment {
+        Moment::After(after) => {
+            let after = time::duration(after);
+            format!("It {end} before it had run for {after}, when it was to be interrupted")
         }
-        (Some(_), Some(name)) => {
-            format!("It was interrupted, resumed from checkpoint {name}, and {end}")
-        }
-        (Some(attempt), None) => format!(
-            "It was interrupted, resumed from {}, and {end}",
-            attempt.resumed_from
+        Moment::Checkpoint(_) if seen.checkpoints.is_empty() => format!(
+            "It published no checkpoint before it {end}, so there was nothing to resume from. \
+             A job publishes what it wrote to $QCTL_CHECKPOINT_DIR with `qctl checkpoint`"
         ),
+        Moment::Checkpoint(number) => format!(
+            "It {end} before it had published checkpoint {number}, at which it was to be interrupted"
+        ),
+    }
+}
+
+/// How a job has ended, with why.
+fn ended(job: &v1::Job) -> String {
+    let state = match job.state() {
+        v1::job::State::Succeeded => return "succeeded".to_owned(),
+        v1::job::State::Cancelled => "was cancelled",
+        state => document::job_state(state),
+    };
+    match (job.message.as_str(), &job.outcome) {
+        ("", None) => state.to_owned(),
+        ("", Some(outcome)) if outcome.message.is_empty() => state.to_owned(),
+        ("", Some(outcome)) => format!("{state}: {}", outcome.message),
+        (message, _) => format!("{state}: {message}"),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::output::time::Zone;
 
     fn at(seconds: i64) -> Option<prost_types::Timestamp> {
         Some(prost_types::Timestamp { seconds, nanos: 0 })
@@ -299,16 +383,33 @@ mod tests {
                 created_at: at(125),
                 ..Default::default()
             }],
+            moment: Moment::Checkpoint(1),
             target: 1,
             before: progress(131.0),
             after: progress(120.0),
         }
     }
 
+    fn told(seen: &Seen) -> (Verdict, String) {
+        let account = Account::of(seen);
+        assert_eq!(account.is_ok(), account.verdict == Verdict::Resumes);
+        (account.verdict, account.message)
+    }
+
+    fn people(seen: &Seen) -> String {
+        let view = View {
+            now: chrono::DateTime::UNIX_EPOCH,
+            zone: Zone::Fixed(chrono::FixedOffset::east_opt(0).unwrap()),
+            colour: false,
+            width: None,
+        };
+        Account::of(seen).for_people(seen, &view)
+    }
+
     #[test]
     fn a_job_that_resumes_and_succeeds_passes() {
         use v1::job::State;
-        let good = seen(
+        let mut good = seen(
             State::Succeeded,
             vec![attempt(1, "drill", ""), attempt(2, "exit", "/c/4")],
         );
@@ -319,47 +420,114 @@ mod tests {
         assert_eq!(account.seconds_redone, Some(5.0));
         assert_eq!(
             account.message,
-            "It was interrupted, resumed from checkpoint 1.4, and succeeded"
+            "It was interrupted, resumed from checkpoint 1.4, did 11 images or more again, and \
+             succeeded"
         );
+        let shown = people(&good);
+        assert!(shown.starts_with("Drill 57: it resumes\n"), "{shown}");
+        assert!(shown.contains("up to 120 images"), "{shown}");
+        assert!(shown.contains("11 images or more, 5.0s of work"), "{shown}");
+        good.after = progress(130.0);
+        assert!(people(&good).contains("  1 image or more, 5.0s of work"));
+        // The checkpoint came with the last report: nothing is known to be done again.
+        good.after = progress(131.0);
+        let resumed = "It was interrupted, resumed from checkpoint 1.4, and succeeded";
+        assert_eq!(told(&good), (Verdict::Resumes, resumed.to_owned()));
+        assert!(people(&good).contains("Redone       5.0s of work"));
     }
 
     #[test]
-    fn everything_else_fails_with_the_reason() {
+    fn everything_else_is_told_as_it_was() {
         use v1::job::State;
-        let told = |seen: &Seen| {
-            let account = Account::of(seen);
-            assert!(!account.is_ok());
-            account.message
+        let is = |seen: &Seen, verdict, message: &str| {
+            assert_eq!(told(seen), (verdict, message.to_owned()));
         };
         let afresh = seen(
             State::Succeeded,
             vec![attempt(1, "drill", ""), attempt(2, "exit", "")],
         );
-        assert_eq!(
-            told(&afresh),
-            "It was interrupted, began afresh, and succeeded"
+        is(
+            &afresh,
+            Verdict::DoesNotResume,
+            "It was interrupted, began afresh although it had published 1 checkpoint, and succeeded",
         );
         assert_eq!(Account::of(&afresh).kept, Some(0.0));
+        assert!(people(&afresh).contains("Kept         nothing"));
+        let unpublished = Seen {
+            checkpoints: Vec::new(),
+            ..afresh
+        };
+        is(
+            &unpublished,
+            Verdict::DoesNotResume,
+            "It had published no checkpoint when it was interrupted, began afresh, and succeeded",
+        );
         let failed = seen(
             State::Failed,
             vec![attempt(1, "drill", ""), attempt(2, "exit", "/c/4")],
         );
-        assert_eq!(
-            told(&failed),
-            "It was interrupted, resumed from checkpoint 1.4, and failed: exit 3"
+        is(
+            &failed,
+            Verdict::ResumesAndFails,
+            "It was interrupted, resumed from checkpoint 1.4, did 11 images or more again, and \
+             failed: exit 3",
         );
         let gone = seen(State::Failed, vec![attempt(1, "drill", "")]);
-        assert_eq!(
-            told(&gone),
-            "It was interrupted and not run again: it failed: exit 3"
+        is(
+            &gone,
+            Verdict::DoesNotResume,
+            "It was interrupted and not run again: it failed: exit 3",
         );
-        let quick = seen(State::Succeeded, vec![attempt(1, "exit", "")]);
-        assert_eq!(told(&quick), "It succeeded before it could be interrupted");
-        let never = Seen {
-            target: 0,
-            checkpoints: Vec::new(),
-            ..quick
+        let cancelled = seen(State::Cancelled, vec![attempt(1, "drill", "")]);
+        is(
+            &cancelled,
+            Verdict::NothingTested,
+            "It was interrupted and not run again: it was cancelled: exit 3",
+        );
+    }
+
+    #[test]
+    fn where_nothing_was_interrupted_nothing_was_tested() {
+        use v1::job::State;
+        let quick = |target, moment, checkpoints: usize| {
+            let mut seen = seen(State::Succeeded, vec![attempt(1, "exit", "")]);
+            seen.checkpoints.truncate(checkpoints);
+            let seen = Seen {
+                target,
+                moment,
+                ..seen
+            };
+            assert!(people(&seen).starts_with("Drill 57: nothing was tested\n"));
+            let (verdict, message) = told(&seen);
+            assert_eq!(verdict, Verdict::NothingTested);
+            message
         };
-        assert!(told(&never).starts_with("It published no checkpoint before it succeeded"));
+        assert_eq!(
+            quick(1, Moment::Checkpoint(1), 1),
+            "It succeeded before it could be interrupted"
+        );
+        assert_eq!(
+            quick(0, Moment::After(Duration::from_secs(600)), 0),
+            "It succeeded before it had run for 10m00s, when it was to be interrupted"
+        );
+        assert_eq!(
+            quick(0, Moment::Checkpoint(5), 1),
+            "It succeeded before it had published checkpoint 5, at which it was to be interrupted"
+        );
+        assert!(
+            quick(0, Moment::Checkpoint(1), 0)
+                .starts_with("It published no checkpoint before it succeeded")
+        );
+    }
+
+    #[test]
+    fn one_is_not_told_as_many() {
+        assert_eq!(count(1.0, ""), "1 item");
+        assert_eq!(count(2.0, ""), "2 items");
+        assert_eq!(count(1.5, ""), "1.5 items");
+        assert_eq!(count(1.0, "images"), "1 image");
+        assert_eq!(count(1.0, "class"), "1 class");
+        assert_eq!(count(3.0, "steps"), "3 steps");
+        assert_eq!(count(1.0, "枚"), "1 枚");
     }
 }
