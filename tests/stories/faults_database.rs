@@ -1,12 +1,14 @@
-//! F3, F4, F20: the database is killed or silent, and a coordinator stops among silent clients.
+//! F3, F4, F5, F20: the database is killed, silent or without room, and a coordinator stops among
+//! silent clients.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::harness::{Installation, invariants, is_alive, kill};
+use crate::harness::worker::Worker;
+use crate::harness::{Installation, invariants, is_alive, kill, run};
 
 #[test]
 fn f03_a_killed_database_comes_back_with_everything() {
@@ -122,4 +124,70 @@ fn f20_a_coordinator_stops_although_its_clients_are_silent() {
     qctl.file("go", "");
     assert_eq!(qctl.until_ended(id)["state"], "succeeded");
     invariants::assert_all(&qctl, &qctl.evidence());
+}
+
+/// Runs a program that finds a folder on a small disk of its own, and is not root there: Postgres
+/// refuses to be.
+const SMALL_DISK: &str = r#"mount -t tmpfs -o size=160m none "$0" &&
+    exec unshare -U --map-user=1000 --map-group=1000 "$@""#;
+
+#[test]
+fn f05_a_full_disk_refuses_clearly_and_loses_nothing() {
+    let qctl = Installation::prepare();
+    let disk = qctl.home().join("data/database");
+    std::fs::create_dir_all(&disk).unwrap();
+    let on_disk = |program: &str, args: &[&str]| {
+        let mut command = qctl.system_command("unshare");
+        command.args(["-Urm", "sh", "-c", SMALL_DISK]);
+        command.arg(&disk).arg(program).args(args);
+        run(command)
+    };
+    if on_disk("true", &[]).code != 0 {
+        println!("left out: this machine gives no name spaces");
+        return;
+    }
+    on_disk("qctl", &["up", "--no-worker", "--listen", "127.0.0.1:0"]).ok();
+    let address = std::fs::read_to_string(qctl.home().join("data/address")).unwrap();
+    let _worker = Worker::start(&qctl, "box", 2, address.trim());
+    let go = qctl.folder().join("go");
+    let script = format!("while [ ! -e {} ]; do sleep 0.02; done", go.display());
+    let running = qctl.submit(&["--shell", &script]);
+    qctl.until_state(running, "running");
+    let process = qctl.job_pid(running);
+
+    // The disk is seen by those only that live on it.
+    let inside = format!("/proc/{}/root{}", qctl.postgres_pids()[0], disk.display());
+    let filler = std::path::Path::new(&inside).join("filler");
+    let mut file = std::fs::File::create(&filler).unwrap();
+    let full = std::io::copy(&mut std::io::repeat(0).take(256 << 20), &mut file).unwrap_err();
+    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull, "{full}");
+    drop(file);
+    let mut acknowledged = Vec::new();
+    let refused = qctl.until("a submission is refused", || {
+        let ran = qctl.qctl(&["--json", "submit", "--", "true"]);
+        if ran.code != 0 {
+            return Some(ran);
+        }
+        let job: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+        acknowledged.push(job["id"].as_i64().unwrap());
+        None
+    });
+    assert_eq!(refused.code, 75, "{}", refused.stderr);
+    assert!(
+        refused
+            .stderr
+            .contains("disk is full, and nothing was stored"),
+        "{}",
+        refused.stderr
+    );
+    // What ends meanwhile is recorded once there is room.
+    qctl.file("go", "");
+    qctl.until("the job has ended", || (!is_alive(process)).then_some(()));
+    assert_eq!(qctl.qctl(&["submit", "--", "true"]).code, 75);
+    std::fs::remove_file(&filler).unwrap();
+    assert_eq!(qctl.until_ended(running)["state"], "succeeded");
+    acknowledged.push(qctl.submit(&["--", "true"]));
+    for id in acknowledged {
+        assert_eq!(qctl.until_ended(id)["state"], "succeeded");
+    }
 }
