@@ -2,6 +2,7 @@
 
 mod alarms;
 mod faults;
+mod late;
 #[allow(
     dead_code,
     reason = "several test programs share it, and none uses all of it"
