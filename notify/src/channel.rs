@@ -5,13 +5,26 @@ use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
 /// Longest that one request to another program's server may take.
 pub const REQUEST_LIMIT: Duration = Duration::from_secs(20);
 /// Longest that a program on this machine may take to show a notice.
 pub const PROGRAM_LIMIT: Duration = Duration::from_secs(10);
+
+/// Longest wait before a message is tried again.
+const LONGEST_WAIT: TimeDelta = TimeDelta::minutes(10);
+
+/// How long to wait before a message is tried again that was tried `tries` times before: at least
+/// what the channel asks for, doubled each time.
+pub fn wait(tries: i32, after: Duration) -> TimeDelta {
+    let seconds = i64::try_from(after.as_secs()).unwrap_or(i64::MAX).max(1);
+    let doubled = seconds.saturating_mul(1 << tries.clamp(0, 16));
+    TimeDelta::try_seconds(doubled)
+        .unwrap_or(LONGEST_WAIT)
+        .min(LONGEST_WAIT)
+}
 
 /// Work of a channel.
 pub type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -205,14 +218,28 @@ pub(crate) async fn body(mut response: reqwest::Response) -> Result<String, reqw
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// A client that keeps one connection and waits no longer than [`REQUEST_LIMIT`].
+/// A client that waits no longer than [`REQUEST_LIMIT`]. It keeps no connection that it does not use:
+/// several programs of a machine may send, and Pushover allows two connections in all.
 pub(crate) fn client() -> Result<reqwest::Client, reqwest::Error> {
     reqwest::Client::builder()
         .timeout(REQUEST_LIMIT)
         .connect_timeout(Duration::from_secs(10))
-        .pool_max_idle_per_host(1)
-        .pool_idle_timeout(Duration::from_secs(30))
+        .pool_max_idle_per_host(0)
         .redirect(reqwest::redirect::Policy::none())
         .user_agent(concat!("qctl/", env!("CARGO_PKG_VERSION")))
         .build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_double_from_what_the_channel_asks_for() {
+        let five = Duration::from_secs(5);
+        assert_eq!(wait(0, five), TimeDelta::seconds(5));
+        assert_eq!(wait(3, five), TimeDelta::seconds(40));
+        assert_eq!(wait(100, five), LONGEST_WAIT);
+        assert_eq!(wait(100, Duration::MAX), LONGEST_WAIT);
+    }
 }

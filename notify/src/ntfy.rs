@@ -79,6 +79,8 @@ impl Channel for Ntfy {
                 "title": cut(&message.title, MAX_TITLE),
                 "message": cut(&message.body, MAX_BODY),
                 "priority": priority,
+                // What `qctl notices ack` takes.
+                "tags": [format!("notice-{}", message.id)],
             });
             if !message.url.is_empty() {
                 document["click"] = json!(message.url);

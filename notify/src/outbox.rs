@@ -1,25 +1,30 @@
 //! Notices in files: what a program has to tell when there is no database to put it into, or none
-//! any more. The name of a file is what the notice is about, so that the same thing is told once;
-//! its ending is how far it is, and only a rename changes that, so that of several programs on a
-//! machine one takes it.
+//! any more. The name of a file is what the notice is about, so that the same thing is told once.
+//! What became of it at each channel stands in it: marked before it is sent, and marked with what
+//! became of it afterwards. Of several programs on a machine one sends at a time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Arc;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::channel::{Channel, Message, Outcome, Settled, Severity};
+use crate::channel::{Channel, Message, Outcome, Settled, Severity, wait};
 use crate::words::{Facts, Words};
 
 /// Most files; what happens beyond that is logged only.
 const MOST: usize = 500;
-/// Wait before the counter of messages is read after an answer was lost.
-const SETTLE_AFTER: Duration = Duration::from_secs(5);
+/// Wait before a channel is asked about a message whose answer was lost.
+const SETTLE_AFTER: TimeDelta = TimeDelta::seconds(5);
+/// After which a channel that cannot be asked is not asked any more.
+const SETTLE_LIMIT: TimeDelta = TimeDelta::minutes(1);
+/// Ending of a notice's file.
+const ENDING: &str = "notice";
 
 /// A notice that waits in a file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -36,38 +41,69 @@ pub struct Filed {
     pub facts: Facts,
     /// When it happened.
     pub at: DateTime<Utc>,
-    /// Names of urgent messages that channels repeat until a person acknowledges them.
+    /// What became of it at each channel that it was tried by.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub receipts: BTreeMap<String, String>,
+    pub deliveries: BTreeMap<String, FiledDelivery>,
 }
 
-/// How far a notice in a file is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
-    /// Nobody has taken it.
-    New,
-    /// A program is sending it, or died while it did.
+impl Filed {
+    /// True when a person was told, as far as anybody knows.
+    pub fn was_told(&self) -> bool {
+        self.deliveries
+            .values()
+            .any(|one| matches!(one.fate, FiledFate::Sent | FiledFate::Unknown))
+    }
+
+    /// True when none of these channels is still to be tried or asked.
+    pub fn is_settled(&self, channels: &[Arc<dyn Channel>]) -> bool {
+        channels.iter().all(|channel| {
+            self.deliveries
+                .get(channel.name())
+                .is_some_and(|one| !matches!(one.fate, FiledFate::Pending | FiledFate::Sending))
+        })
+    }
+}
+
+/// What became of a notice at one channel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FiledDelivery {
+    /// How far it is.
+    pub fate: FiledFate,
+    /// How often it was tried.
+    pub tries: i32,
+    /// It is not tried, or asked about, before this time.
+    pub next_at: DateTime<Utc>,
+    /// When the latest try began.
+    pub tried_at: DateTime<Utc>,
+    /// How many messages the channel still took before that.
+    pub left_before: Option<i64>,
+    /// What the channel said, or what went wrong.
+    pub detail: String,
+    /// Names an urgent message that the channel repeats until a person acknowledges it.
+    pub receipt: Option<String>,
+}
+
+/// How far a notice is at a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FiledFate {
+    /// It is to be sent, perhaps again.
+    Pending,
+    /// It is being sent, or that was cut off.
     Sending,
     /// It was sent.
     Sent,
-    /// A channel refused it.
+    /// The channel refused it.
     Rejected,
     /// Nobody knows whether it was sent.
     Unknown,
 }
 
-impl Stage {
-    const ALL: [Self; 5] = [
-        Self::New,
-        Self::Sending,
-        Self::Sent,
-        Self::Rejected,
-        Self::Unknown,
-    ];
-
-    fn ending(self) -> &'static str {
+impl FiledFate {
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
         match self {
-            Self::New => "new",
+            Self::Pending => "pending",
             Self::Sending => "sending",
             Self::Sent => "sent",
             Self::Rejected => "rejected",
@@ -82,14 +118,19 @@ pub struct Outbox {
     folder: PathBuf,
 }
 
+/// The right to send, to move and to remove what lies in an outbox; one program has it at a time,
+/// until this is dropped.
+#[derive(Debug)]
+pub struct Turn {
+    _file: File,
+}
+
 /// A notice in a file.
 #[derive(Clone, Debug)]
 pub struct Entry {
     /// The notice.
     pub filed: Filed,
-    /// How far it is.
-    pub stage: Stage,
-    /// The same for every look at this file.
+    /// The same for every look at this file, and what the message that tells it is called.
     pub key: String,
     path: PathBuf,
 }
@@ -116,10 +157,8 @@ impl Outbox {
     pub fn put(&self, filed: &Filed) -> io::Result<bool> {
         std::fs::create_dir_all(&self.folder)?;
         let stem = stem(filed);
-        if Stage::ALL
-            .iter()
-            .any(|stage| self.path(&stem, *stage).exists())
-        {
+        let path = self.folder.join(format!("{stem}.{ENDING}"));
+        if path.exists() {
             return Ok(false);
         }
         if std::fs::read_dir(&self.folder)?.count() >= MOST {
@@ -131,27 +170,15 @@ impl Outbox {
         let draft = self
             .folder
             .join(format!("{stem}.draft-{}", std::process::id()));
-        let text = serde_json::to_vec(filed).map_err(io::Error::other)?;
-        std::fs::write(&draft, text)?;
-        std::fs::rename(&draft, self.path(&stem, Stage::New))?;
-        Ok(true)
-    }
-
-    /// Forgets a notice about this, so that it is told when it happens again. Returns how far it
-    /// was.
-    ///
-    /// # Errors
-    /// When the file cannot be removed.
-    pub fn forget(&self, filed: &Filed) -> io::Result<Option<Stage>> {
-        let stem = stem(filed);
-        for stage in Stage::ALL {
-            match std::fs::remove_file(self.path(&stem, stage)) {
-                Ok(()) => return Ok(Some(stage)),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
+        std::fs::write(&draft, serde_json::to_vec(filed)?)?;
+        // Of several that file the same thing, one is first.
+        let placed = std::fs::hard_link(&draft, &path);
+        let _ = std::fs::remove_file(&draft);
+        match placed {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+            Err(error) => Err(error),
         }
-        Ok(None)
     }
 
     /// Every notice that lies there, oldest first.
@@ -166,14 +193,10 @@ impl Outbox {
         let mut entries = Vec::new();
         for file in listing {
             let path = file?.path();
-            let ending = path.extension().and_then(|ending| ending.to_str());
-            let Some(stage) = Stage::ALL
-                .into_iter()
-                .find(|stage| Some(stage.ending()) == ending)
-            else {
+            if path.extension().and_then(|ending| ending.to_str()) != Some(ENDING) {
                 continue;
-            };
-            // Another program may have taken it since, and a torn one tells nobody anything.
+            }
+            // Another program may have removed it since, and a torn one tells nobody anything.
             let Ok(text) = std::fs::read(&path) else {
                 continue;
             };
@@ -183,126 +206,212 @@ impl Outbox {
                 continue;
             };
             let key = format!("{}-{}", stem(&filed), filed.at.timestamp_micros());
-            entries.push(Entry {
-                filed,
-                stage,
-                key,
-                path,
-            });
+            entries.push(Entry { filed, key, path });
         }
         entries.sort_by_key(|entry| entry.filed.at);
         Ok(entries)
     }
 
-    /// Moves a notice on. Returns false when another program was faster.
-    pub fn advance(&self, entry: &mut Entry, stage: Stage) -> bool {
-        let to = entry.path.with_extension(stage.ending());
-        if std::fs::rename(&entry.path, &to).is_err() {
-            return false;
+    /// The right to send, unless another program has it.
+    ///
+    /// # Errors
+    /// When the folder cannot be used.
+    pub fn turn(&self) -> io::Result<Option<Turn>> {
+        std::fs::create_dir_all(&self.folder)?;
+        let file = File::create(self.folder.join("sender.lock"))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Turn { _file: file })),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error),
         }
-        entry.path = to;
-        entry.stage = stage;
-        true
     }
 
-    /// Removes a notice that is kept elsewhere from now on.
+    /// Removes a notice that is kept elsewhere from now on, or is over.
     ///
     /// # Errors
     /// When the file cannot be removed.
-    pub fn remove(&self, entry: &Entry) -> io::Result<()> {
+    pub fn remove(&self, _: &Turn, entry: &Entry) -> io::Result<()> {
         match std::fs::remove_file(&entry.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             removed => removed,
         }
     }
 
-    /// Sends a notice by the channels, without any database. One whose fate is not known is never
-    /// sent again. What every channel refuses for now stays as it is, for a later try.
+    /// Sends what is due of these notices by the channels, without any database, unless another
+    /// program is sending. One whose fate at a channel is not known is never sent there again; what
+    /// a channel refuses for now is tried again by a later call.
+    ///
+    /// # Errors
+    /// When the folder cannot be used.
     pub async fn send(
         &self,
-        mut entry: Entry,
-        channels: &[std::sync::Arc<dyn Channel>],
+        channels: &[Arc<dyn Channel>],
         words: &Words,
         now: DateTime<Utc>,
-    ) {
-        if channels.is_empty() || !self.advance(&mut entry, Stage::Sending) {
-            return;
+        which: impl Fn(&Filed) -> bool,
+    ) -> io::Result<()> {
+        let is_due = |entry: &Entry| which(&entry.filed) && !entry.filed.is_settled(channels);
+        if channels.is_empty() || !self.entries()?.iter().any(is_due) {
+            return Ok(());
         }
-        let text = words.notice(&entry.filed.class, &entry.filed.facts, now);
+        let Some(turn) = self.turn()? else {
+            return Ok(());
+        };
+        let mut busy = self.settle(&turn, channels, now).await?;
+        for mut entry in self.entries()?.into_iter().filter(is_due) {
+            for channel in channels {
+                // A counter tells what became of a message only while nothing else is sent.
+                if !busy.contains(channel.name()) && !entry.send(&**channel, words, now).await {
+                    busy.insert(channel.name());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks the channels about messages whose sending was cut off. Returns the channels that cannot
+    /// tell yet.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub async fn settle(
+        &self,
+        _: &Turn,
+        channels: &[Arc<dyn Channel>],
+        now: DateTime<Utc>,
+    ) -> io::Result<BTreeSet<&'static str>> {
+        let mut busy = BTreeSet::new();
+        for mut entry in self.entries()? {
+            for channel in channels {
+                if !entry.settle(&**channel, now).await {
+                    busy.insert(channel.name());
+                }
+            }
+        }
+        Ok(busy)
+    }
+}
+
+impl Entry {
+    /// True while a channel is to be asked what became of this.
+    pub fn is_open(&self) -> bool {
+        self.filed
+            .deliveries
+            .values()
+            .any(|one| one.fate == FiledFate::Sending)
+    }
+
+    /// Sends this by a channel if that is due. Returns false when nobody knows what became of it.
+    async fn send(&mut self, channel: &dyn Channel, words: &Words, now: DateTime<Utc>) -> bool {
+        let name = channel.name();
+        let before = self.filed.deliveries.get(name);
+        if before.is_some_and(|one| one.fate != FiledFate::Pending || one.next_at > now) {
+            return true;
+        }
+        let tries = before.map_or(0, |one| one.tries);
+        let begun = FiledDelivery {
+            fate: FiledFate::Sending,
+            tries: tries.saturating_add(1),
+            next_at: now + SETTLE_AFTER,
+            tried_at: now,
+            left_before: channel.left().await,
+            detail: String::new(),
+            receipt: None,
+        };
+        if !self.note(name, begun.clone()) {
+            // What is not marked may be sent twice.
+            return true;
+        }
+        let text = words.notice(&self.filed.class, &self.filed.facts, now);
         let message = Message {
-            id: entry.key.clone(),
-            class: entry.filed.class.clone(),
-            severity: entry.filed.severity,
+            id: self.key.clone(),
+            class: self.filed.class.clone(),
+            severity: self.filed.severity,
             title: text.title,
             body: text.body,
             url: String::new(),
             url_title: String::new(),
-            time: entry.filed.at,
+            time: self.filed.at,
         };
-        let mut stage = None;
-        for channel in channels {
-            let (fate, receipt) = by(&**channel, &message).await;
-            if let Some(receipt) = receipt {
-                entry
-                    .filed
-                    .receipts
-                    .insert(channel.name().to_owned(), receipt);
+        crate::panics::provoked("before-send-file");
+        let outcome = channel.send(&message).await;
+        crate::panics::provoked("after-send-file");
+        let ended = match outcome {
+            Outcome::Accepted { receipt } => FiledDelivery {
+                fate: FiledFate::Sent,
+                receipt,
+                ..begun
+            },
+            Outcome::Refused(why) => {
+                tracing::error!("{name} refuses a notice: {why}");
+                FiledDelivery {
+                    fate: FiledFate::Rejected,
+                    detail: why,
+                    ..begun
+                }
             }
-            tracing::info!(
-                class = entry.filed.class,
-                "{entry}: {} by {}",
-                fate.map_or("not taken", Stage::ending),
-                channel.name()
-            );
-            // The best that any channel did is what is remembered.
-            stage = match (stage, fate) {
-                (Some(Stage::Sent), _) | (_, Some(Stage::Sent)) => Some(Stage::Sent),
-                (Some(Stage::Unknown), _) | (_, Some(Stage::Unknown)) => Some(Stage::Unknown),
-                (_, None) => stage,
-                (_, fate) => fate,
-            };
-        }
-        if !entry.filed.receipts.is_empty()
-            && let Err(error) = rewrite(&entry)
-        {
-            tracing::warn!(error = %error, "{entry}: its repetition cannot be ended from here");
-        }
-        self.advance(&mut entry, stage.unwrap_or(Stage::New));
+            Outcome::NotNow { why, after } => FiledDelivery {
+                fate: FiledFate::Pending,
+                next_at: now + wait(tries, after),
+                detail: why,
+                ..begun
+            },
+            Outcome::Unknown(why) => FiledDelivery {
+                detail: why,
+                ..begun
+            },
+        };
+        let fate = ended.fate;
+        tracing::info!(
+            class = self.filed.class,
+            "{self}: {} by {name}",
+            fate.as_str()
+        );
+        self.note(name, ended);
+        fate != FiledFate::Sending
     }
 
-    fn path(&self, stem: &str, stage: Stage) -> PathBuf {
-        self.folder.join(format!("{stem}.{}", stage.ending()))
+    /// Asks a channel what became of this, if that is open. Returns false when it cannot tell yet.
+    async fn settle(&mut self, channel: &dyn Channel, now: DateTime<Utc>) -> bool {
+        let open = self
+            .filed
+            .deliveries
+            .get(channel.name())
+            .filter(|one| one.fate == FiledFate::Sending);
+        let Some(open) = open.cloned() else {
+            return true;
+        };
+        if open.next_at > now {
+            return false;
+        }
+        let fate = match channel.settle(open.left_before).await {
+            Settled::Sent => FiledFate::Sent,
+            Settled::NotSent => FiledFate::Pending,
+            Settled::AskAgain if now - open.tried_at < SETTLE_LIMIT => return false,
+            Settled::AskAgain | Settled::Unknown => FiledFate::Unknown,
+        };
+        tracing::info!(
+            class = self.filed.class,
+            "{self}: {} by {} after its answer was lost",
+            fate.as_str(),
+            channel.name()
+        );
+        self.note(channel.name(), FiledDelivery { fate, ..open });
+        true
     }
-}
 
-/// Writes what is known of a notice into its file.
-fn rewrite(entry: &Entry) -> io::Result<()> {
-    let draft = entry.path.with_extension("rewritten");
-    std::fs::write(&draft, serde_json::to_vec(&entry.filed)?)?;
-    std::fs::rename(&draft, &entry.path)
-}
-
-/// Sends a message by one channel. No stage when it may be tried again; with the receipt of one
-/// that is repeated until a person acknowledges it.
-async fn by(channel: &dyn Channel, message: &Message) -> (Option<Stage>, Option<String>) {
-    let before = channel.left().await;
-    let stage = match channel.send(message).await {
-        Outcome::Accepted { receipt } => return (Some(Stage::Sent), receipt),
-        Outcome::Refused(why) => {
-            tracing::error!("{} refuses a notice: {why}", channel.name());
-            Some(Stage::Rejected)
-        }
-        Outcome::NotNow { .. } => None,
-        Outcome::Unknown(_) => {
-            tokio::time::sleep(SETTLE_AFTER).await;
-            match channel.settle(before).await {
-                Settled::Sent => Some(Stage::Sent),
-                Settled::NotSent => None,
-                Settled::Unknown | Settled::AskAgain => Some(Stage::Unknown),
-            }
-        }
-    };
-    (stage, None)
+    /// Writes down how far this is at a channel. Returns whether it is written.
+    fn note(&mut self, channel: &str, delivery: FiledDelivery) -> bool {
+        self.filed.deliveries.insert(channel.to_owned(), delivery);
+        let written = || -> io::Result<()> {
+            let draft = self.path.with_extension("rewritten");
+            std::fs::write(&draft, serde_json::to_vec(&self.filed)?)?;
+            std::fs::rename(&draft, &self.path)
+        };
+        written()
+            .inspect_err(|error| tracing::error!(error = %error, "{self} cannot be marked"))
+            .is_ok()
+    }
 }
 
 fn stem(filed: &Filed) -> String {
@@ -319,51 +428,4 @@ fn stem(filed: &Filed) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn filed(signature: &str) -> Filed {
-        Filed {
-            class: "panic".into(),
-            severity: Severity::Error,
-            subject: "program".into(),
-            signature: signature.into(),
-            facts: Facts::new(),
-            at: DateTime::UNIX_EPOCH,
-            receipts: BTreeMap::new(),
-        }
-    }
-
-    #[test]
-    fn the_same_thing_is_filed_once_until_it_is_forgotten() {
-        let folder = tempfile::tempdir().unwrap();
-        let outbox = Outbox::of(folder.path());
-        assert!(outbox.entries().unwrap().is_empty());
-        assert!(outbox.put(&filed("a")).unwrap());
-        assert!(!outbox.put(&filed("a")).unwrap());
-        assert!(outbox.put(&filed("b")).unwrap());
-        let mut first = outbox.entries().unwrap().remove(0);
-        let mut again = first.clone();
-        assert!(outbox.advance(&mut first, Stage::Sending));
-        assert!(!outbox.advance(&mut again, Stage::Sending), "taken already");
-        assert!(outbox.advance(&mut first, Stage::Sent));
-        assert!(!outbox.put(&first.filed).unwrap(), "it was told");
-        assert_eq!(outbox.forget(&first.filed).unwrap(), Some(Stage::Sent));
-        assert!(outbox.put(&first.filed).unwrap());
-    }
-
-    #[test]
-    fn a_torn_file_harms_nobody() {
-        let folder = tempfile::tempdir().unwrap();
-        let outbox = Outbox::of(folder.path());
-        outbox.put(&filed("a")).unwrap();
-        let path = outbox.entries().unwrap()[0].path.clone();
-        let whole = std::fs::read(&path).unwrap();
-        for length in 0..whole.len() {
-            std::fs::write(&path, &whole[..length]).unwrap();
-            assert!(outbox.entries().unwrap().is_empty());
-        }
-        std::fs::write(&path, &whole).unwrap();
-        assert_eq!(outbox.entries().unwrap().len(), 1);
-    }
-}
+mod tests;

@@ -54,12 +54,13 @@ fn filed(program: &str, host: &str, info: &PanicHookInfo<'_>) -> Filed {
             ("worker", Fact::Text(host.to_owned())),
             ("place", Fact::Text(place)),
             ("text", Fact::Text(cut(&plain_line(&text), 300))),
+            ("quote", Fact::Text(cut(&plain_line(&text), 300))),
         ]
         .into_iter()
         .map(|(name, fact)| (name.to_owned(), fact))
         .collect(),
         at: Utc::now(),
-        receipts: BTreeMap::new(),
+        deliveries: BTreeMap::new(),
     }
 }
 

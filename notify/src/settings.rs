@@ -53,6 +53,8 @@ pub struct Settings {
     pub per_hour: usize,
     /// A worker tells that the coordinator is away after this; zero means never.
     pub dead_man_after: Duration,
+    /// The coordinator does not come up for this long before the keeper tells; zero means never.
+    pub coordinator_down_after: Duration,
     /// The database is away for this long before that is told.
     pub database_away_after: Duration,
     /// The ways to a person, in order; empty when none is set up.
@@ -72,6 +74,7 @@ impl Default for Settings {
             gather: Duration::from_secs(60),
             per_hour: 3,
             dead_man_after: Duration::from_secs(300),
+            coordinator_down_after: Duration::from_secs(30),
             database_away_after: Duration::from_secs(5),
             channels: Vec::new(),
             shown: String::new(),
@@ -135,6 +138,7 @@ struct Raw {
     gather: Option<String>,
     per_hour: Option<usize>,
     dead_man_after: Option<String>,
+    coordinator_down_after: Option<String>,
     database_away_after: Option<String>,
     pushover: Option<RawPushover>,
     webhook: Option<RawWebhook>,
@@ -272,6 +276,11 @@ impl Settings {
                 "dead_man_after",
                 raw.dead_man_after,
                 defaults.dead_man_after,
+            )?,
+            coordinator_down_after: reader.time(
+                "coordinator_down_after",
+                raw.coordinator_down_after,
+                defaults.coordinator_down_after,
             )?,
             database_away_after: reader.time(
                 "database_away_after",
@@ -527,6 +536,7 @@ mod tests {
             gather = "0s"
             per_hour = 5
             dead_man_after = "1m"
+            coordinator_down_after = "10s"
             database_away_after = "1s"
             [pushover]
             device = "phone"

@@ -161,6 +161,20 @@ impl Words {
         self.bundle.has_message(class)
     }
 
+    /// Every class of notice that the catalogue knows, in its order.
+    pub fn classes(&self) -> Vec<&'static str> {
+        self.language
+            .source()
+            .lines()
+            .filter(|line| line.starts_with(|c: char| c.is_ascii_lowercase()))
+            .filter_map(|line| line.split(" =").next())
+            .filter(|id| {
+                let message = self.bundle.get_message(id);
+                message.is_some_and(|message| message.get_attribute("many").is_some())
+            })
+            .collect()
+    }
+
     /// One notice in words. `now` decides whether a time needs its date.
     pub fn notice(&self, class: &str, facts: &Facts, now: DateTime<Utc>) -> Text {
         let args = self.args(facts, now);
@@ -168,6 +182,9 @@ impl Words {
         body.extend(self.part(class, "what", &args));
         if facts.contains_key("line") {
             body.extend(self.message("last-line", &args));
+        }
+        if facts.contains_key("quote") {
+            body.extend(self.message("quote", &args));
         }
         body.extend(self.part(class, "did", &args));
         body.extend(self.part(class, "can", &args));
@@ -241,6 +258,16 @@ impl Words {
             let reason = self.message("cause", &args).unwrap_or_default();
             args.set("reason", reason);
         }
+        if let Some(Fact::Text(name)) = facts.get("name") {
+            let key: String = name
+                .chars()
+                .filter(|c| *c != ',')
+                .map(|c| if c == ' ' { '-' } else { c })
+                .collect();
+            args.set("key", key);
+            let part = self.message("part", &args).unwrap_or_default();
+            args.set("part", part);
+        }
         args
     }
 
@@ -285,139 +312,4 @@ impl Words {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn at(text: &str) -> DateTime<Utc> {
-        text.parse().unwrap()
-    }
-
-    fn words(language: Language) -> Words {
-        Words::new(language, Zone::named("Asia/Tokyo").unwrap())
-    }
-
-    fn failed() -> Facts {
-        [
-            ("job", Fact::Text("42".into())),
-            ("name", Fact::Text("train".into())),
-            ("worker", Fact::Text("gpu-1".into())),
-            ("ran", Fact::Seconds(725)),
-            ("cause", Fact::Text("exit".into())),
-            ("code", Fact::Text("3".into())),
-            ("line", Fact::Text("ValueError: bad\u{1b}".into())),
-            ("next", Fact::Time(at("2026-11-21T05:05:00Z"))),
-            ("left", Fact::Number(1)),
-        ]
-        .into_iter()
-        .map(|(name, fact)| (name.to_owned(), fact))
-        .collect()
-    }
-
-    #[test]
-    fn a_failure_in_both_languages() {
-        let now = at("2026-11-21T05:00:00Z");
-        let english = words(Language::English).notice("attempt_failed", &failed(), now);
-        assert_eq!(english.title, "Job 42 “train” failed, and is tried again");
-        assert_eq!(
-            english.body,
-            "On gpu-1 after 12 min: it ended with exit code 3.\n\
-             Last line: ValueError: bad\n\
-             It starts again at 14:05; one more try is left after that.\n\
-             Nothing needs to be done. To look: qctl logs 42"
-        );
-        let japanese = words(Language::Japanese).notice("attempt_failed", &failed(), now);
-        assert_eq!(
-            japanese.title,
-            "ジョブ 42「train」が失敗しました(やり直します)"
-        );
-        assert_eq!(
-            japanese.body,
-            "gpu-1 で開始から 12分 後: 終了コード 3 で終わりました。\n\
-             最後の行: ValueError: bad\n\
-             14:05 に自動でやり直します。そのあとさらに 1 回やり直せます。\n\
-             何もしなくて大丈夫です。見るには: qctl logs 42"
-        );
-    }
-
-    #[test]
-    fn several_become_one_with_the_rest_counted() {
-        let now = at("2026-11-21T05:00:00Z");
-        let all = vec![failed(); 30];
-        let text = words(Language::English).several("job_failed", &all, now);
-        assert_eq!(text.title, "30 jobs failed");
-        assert_eq!(text.body.lines().count(), MAX_ITEMS);
-        assert_eq!(
-            text.body.lines().next(),
-            Some("42 train: it ended with exit code 3")
-        );
-        assert_eq!(text.body.lines().last(), Some("and 19 more"));
-        let one = words(Language::English).several("job_failed", &all[..1], now);
-        assert_eq!(one.title, "Job 42 “train” failed");
-    }
-
-    #[test]
-    fn times_have_a_date_when_it_is_not_todays_there() {
-        let words = words(Language::Japanese);
-        let now = at("2026-11-20T16:00:00Z");
-        assert_eq!(words.clock(at("2026-11-20T15:30:00Z"), now), "00:30");
-        assert_eq!(
-            words.clock(at("2026-11-20T14:30:00Z"), now),
-            "11月20日 23:30"
-        );
-    }
-
-    #[test]
-    fn lengths_are_said_as_people_do() {
-        let (en, ja) = (words(Language::English), words(Language::Japanese));
-        for (seconds, english, japanese) in [
-            (-1, "0 s", "0秒"),
-            (59, "59 s", "59秒"),
-            (60, "1 min", "1分"),
-            (61, "1 min 1 s", "1分1秒"),
-            (3_599, "59 min", "59分"),
-            (3_600, "1 h", "1時間"),
-            (90_000, "1 d 1 h", "1日1時間"),
-        ] {
-            assert_eq!(en.length(seconds), english);
-            assert_eq!(ja.length(seconds), japanese);
-        }
-    }
-
-    #[test]
-    fn both_catalogues_say_the_same_things_without_mistakes() {
-        let ids = |language: Language| -> Vec<String> {
-            let resource = FluentResource::try_new(language.source().to_owned());
-            assert!(resource.is_ok(), "{language:?}: {:?}", resource.err());
-            language
-                .source()
-                .lines()
-                .filter(|line| !line.starts_with('#') && line.contains(" ="))
-                .filter(|line| {
-                    line.starts_with(|c: char| c.is_alphabetic()) || line.starts_with("    .")
-                })
-                .filter_map(|line| line.split(" =").next())
-                .map(|id| id.trim().to_owned())
-                .collect()
-        };
-        assert_eq!(ids(Language::English), ids(Language::Japanese));
-        for language in Language::ALL {
-            let mut bundle = FluentBundle::new_concurrent(vec![Default::default()]);
-            let resource = FluentResource::try_new(language.source().to_owned()).unwrap();
-            assert!(bundle.add_resource(resource).is_ok(), "{language:?}");
-        }
-    }
-
-    #[test]
-    fn an_unknown_class_is_told_all_the_same() {
-        let text = words(Language::English).notice("new_thing", &Facts::new(), Utc::now());
-        assert_eq!(text.title, "qctl: new_thing");
-    }
-
-    #[test]
-    fn locales_choose_the_language() {
-        assert_eq!(Language::of_locale("ja_JP.UTF-8"), Language::Japanese);
-        assert_eq!(Language::of_locale("ja"), Language::Japanese);
-        assert_eq!(Language::of_locale("C.UTF-8"), Language::English);
-        assert_eq!(Language::of_locale(""), Language::English);
-    }
-}
+mod tests;

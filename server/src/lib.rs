@@ -209,9 +209,14 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
         clock: Clock::system(),
         notifier: Arc::clone(&notifier),
     };
-    let ended = coordinator
-        .lead_and_stand_by(&mut database, &mut serving, &shutdown)
-        .await;
+    let carrying = tokio::spawn(Arc::clone(&notifier).carry(coordinator.clock.clone()));
+    let carrier = carrying.abort_handle();
+    let ended = tokio::select! {
+        ended = coordinator.lead_and_stand_by(&mut database, &mut serving, &shutdown) => ended,
+        // It ends by a bug alone.
+        _ = carrying => Err(RunError::Fault),
+    };
+    carrier.abort();
     database.stop().await;
     // A fault is told by itself.
     if matches!(ended, Ok(()) | Err(RunError::Fault)) {

@@ -57,6 +57,7 @@ struct State {
 #[derive(Clone, Debug, Default)]
 struct Receipt {
     cancelled: bool,
+    acknowledged_by: String,
 }
 
 /// The service with the phone behind it. Ends with its owner.
@@ -115,6 +116,14 @@ impl Phone {
     pub(crate) fn cancelled(&self) -> usize {
         let state = self.state.lock().unwrap();
         state.receipts.values().filter(|one| one.cancelled).count()
+    }
+
+    /// A person acknowledges every urgent message on a device of this name.
+    pub(crate) fn acknowledge(&self, device: &str) {
+        let mut state = self.state.lock().unwrap();
+        for receipt in state.receipts.values_mut() {
+            device.clone_into(&mut receipt.acknowledged_by);
+        }
     }
 
     /// Panics when a caller broke a documented rule.
@@ -205,9 +214,18 @@ fn answer(state: &Mutex<State>, method: &str, path: &str, body: &str) -> Option<
                 .trim_start_matches("/1/receipts/")
                 .trim_end_matches(".json");
             let receipts = state.lock().unwrap().receipts.clone();
-            receipts.get(name)?;
-            let answer = r#"{"status":1,"acknowledged":0,"expired":0}"#;
-            Some(http(200, "", answer))
+            let by = &receipts.get(name)?.acknowledged_by;
+            let (acknowledged, at) = match by.is_empty() {
+                true => (0, 0),
+                false => (1, 1_793_000_000),
+            };
+            Some(http(
+                200,
+                "",
+                &format!(
+                    r#"{{"status":1,"acknowledged":{acknowledged},"acknowledged_at":{at},"acknowledged_by_device":"{by}","expired":0}}"#
+                ),
+            ))
         }
         ("POST", path) if path.ends_with("/cancel.json") => {
             let name = path

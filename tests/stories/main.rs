@@ -4,9 +4,13 @@
 mod harness;
 #[path = "../harness/phone.rs"]
 mod phone;
+#[path = "../harness/receiver.rs"]
+mod receiver;
 
 mod bad_input;
 mod batch;
+mod bed;
+mod channels;
 mod checkpoints;
 mod commands;
 mod drill;

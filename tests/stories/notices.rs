@@ -584,9 +584,13 @@ fn a_fault_of_the_worker_or_the_keeper_is_told() {
         ("pump", "qctl-worker"),
         ("dead-man", "qctl-worker"),
         ("keeper", "qctl keeper"),
+        ("shim", "qctl-worker shim"),
     ];
     for (part, program) in programs {
         std::fs::write(switches.join(part), "").unwrap();
+        if part == "shim" {
+            qctl.submit(&["--notify", "never", "true"]);
+        }
         let words = format!("provoked in {part}");
         qctl.until(&format!("the fault in {part} is told"), || {
             phone

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use chrono::{TimeDelta, Utc};
-use qctl_notify::outbox::{Filed, Outbox, Stage};
+use chrono::{DateTime, TimeDelta, Utc};
+use qctl_notify::outbox::{Filed, Outbox};
 use qctl_notify::{Fact, Settings, Severity, Words};
 use qctl_worker_core::dead_man::{DeadMan, Word};
 use tokio::sync::watch;
@@ -19,6 +19,9 @@ use crate::clock;
 const EVERY: Duration = Duration::from_secs(1);
 /// A coordinator on this machine takes files within a second; what is older is told from here.
 const UNCLAIMED: TimeDelta = TimeDelta::seconds(60);
+/// A coordinator on this machine takes the file that tells of its absence, and tells of its return;
+/// after this, no coordinator of this machine was meant.
+const CLAIMED: Duration = Duration::from_secs(10);
 /// How long it is remembered what was told from here.
 const REMEMBERED: TimeDelta = TimeDelta::days(1);
 
@@ -40,6 +43,8 @@ pub(crate) async fn run(
         worker,
     };
     let mut dead_man = DeadMan::new(teller.settings.dead_man_after);
+    let mut away_since = None;
+    let mut back_at = None;
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -49,22 +54,41 @@ pub(crate) async fn run(
         let is_connected = link.borrow().is_some();
         match dead_man.look(is_connected, clock::now()) {
             Some(Word::Away(away)) => {
-                teller.file(&teller.away(away));
-                teller.send(|_| true).await;
+                away_since = Some(Utc::now() - TimeDelta::from_std(away).unwrap_or_default());
+                back_at = None;
             }
-            Some(Word::Back) => teller.back().await,
-            // Meanwhile a channel may have refused for a moment.
-            None if !is_connected => teller.send(is_about_coordinator).await,
+            Some(Word::Back) => {
+                away_since = None;
+                back_at = Some(clock::now() + CLAIMED);
+            }
             None => {}
         }
+        // A coordinator without its database takes nobody, and tells that itself.
+        if let Some(since) = away_since
+            && !teller.is_database_told()
+        {
+            away_since = None;
+            teller.file(&teller.away(since));
+        }
+        if back_at.is_some_and(|at| clock::now() >= at) && teller.is_back_told() {
+            back_at = None;
+        }
         let old = Utc::now() - UNCLAIMED;
-        teller.send(|filed| filed.at < old).await;
+        teller
+            .send(|filed| {
+                filed.at < old || !is_connected && is_about_coordinator(filed) || is_return(filed)
+            })
+            .await;
         teller.forget_old();
     }
 }
 
 fn is_about_coordinator(filed: &Filed) -> bool {
     filed.class == "coordinator_away"
+}
+
+fn is_return(filed: &Filed) -> bool {
+    filed.class == "coordinator_back"
 }
 
 struct Teller {
@@ -75,8 +99,13 @@ struct Teller {
 }
 
 impl Teller {
-    fn away(&self, away: Duration) -> Filed {
-        let since = Utc::now() - TimeDelta::from_std(away).unwrap_or_default();
+    fn is_database_told(&self) -> bool {
+        let entries = self.entries();
+        let mut filed = entries.iter().map(|entry| &entry.filed);
+        filed.any(|filed| filed.class == "database_away" && filed.was_told())
+    }
+
+    fn away(&self, since: DateTime<Utc>) -> Filed {
         self.notice(
             "coordinator_away",
             Severity::Critical,
@@ -102,7 +131,7 @@ impl Teller {
             signature: String::new(),
             facts,
             at: Utc::now(),
-            receipts: BTreeMap::new(),
+            deliveries: BTreeMap::new(),
         }
     }
 
@@ -112,69 +141,78 @@ impl Teller {
         }
     }
 
-    /// The coordinator is back: that is told if its absence was. A coordinator on this machine has
-    /// taken the file by then, and tells it itself.
-    async fn back(&self) {
+    /// The coordinator is back: files that if its absence was told, unless a coordinator on this
+    /// machine has taken the file by then and tells it itself. Returns false while another program
+    /// uses the files.
+    fn is_back_told(&self) -> bool {
         let known = self
             .entries()
             .into_iter()
             .find(|entry| is_about_coordinator(&entry.filed));
-        let Some(entry) = known else { return };
-        let told = matches!(entry.stage, Stage::Sent | Stage::Unknown);
-        if let Err(error) = self.outbox.remove(&entry) {
-            tracing::warn!(error = %error, "the file of a notice cannot be removed");
-        }
-        if !told {
-            return;
-        }
+        let Some(entry) = known else { return true };
+        let Ok(Some(turn)) = self.outbox.turn() else {
+            return false;
+        };
         let since = match entry.filed.facts.get("since") {
             Some(Fact::Time(since)) => *since,
             _ => entry.filed.at,
         };
-        let seconds = (Utc::now() - since).num_seconds();
-        for (channel, receipt) in &entry.filed.receipts {
+        if entry.filed.was_told() {
+            let seconds = (Utc::now() - since).num_seconds();
+            self.file(&self.notice(
+                "coordinator_back",
+                Severity::Info,
+                [
+                    ("since", Fact::Time(since)),
+                    ("ran", Fact::Seconds(seconds)),
+                ],
+            ));
+        }
+        if let Err(error) = self.outbox.remove(&turn, &entry) {
+            tracing::warn!(error = %error, "the file of a notice cannot be removed");
+        }
+        for (channel, delivery) in entry.filed.deliveries {
             let channel = self
                 .settings
                 .channels
                 .iter()
-                .find(|known| known.name() == channel);
-            if let Some(channel) = channel {
-                channel.cancel(receipt).await;
+                .find(|one| one.name() == channel);
+            if let (Some(channel), Some(receipt)) = (channel, delivery.receipt) {
+                let channel = std::sync::Arc::clone(channel);
+                tokio::spawn(async move { channel.cancel(&receipt).await });
             }
         }
-        self.file(&self.notice(
-            "coordinator_back",
-            Severity::Info,
-            [
-                ("since", Fact::Time(since)),
-                ("ran", Fact::Seconds(seconds)),
-            ],
-        ));
-        self.send(|filed| filed.class == "coordinator_back").await;
-        // The next return is news.
-        for entry in self.entries() {
-            if entry.filed.class == "coordinator_back" && entry.stage != Stage::New {
-                let _ = self.outbox.remove(&entry);
-            }
-        }
+        true
     }
 
     async fn send(&self, which: impl Fn(&Filed) -> bool) {
-        for entry in self.entries() {
-            if entry.stage == Stage::New && which(&entry.filed) {
-                self.outbox
-                    .send(entry, &self.settings.channels, &self.words, Utc::now())
-                    .await;
-            }
+        let sent = self
+            .outbox
+            .send(&self.settings.channels, &self.words, Utc::now(), which)
+            .await;
+        if let Err(error) = sent {
+            tracing::debug!(error = %error, "notices in files cannot be sent");
         }
     }
 
+    /// What was told long ago is news again when it happens again; a return always is.
     fn forget_old(&self) {
         let old = Utc::now() - REMEMBERED;
-        for entry in self.entries() {
-            let is_settled = entry.stage != Stage::New && !is_about_coordinator(&entry.filed);
-            if is_settled && entry.filed.at < old {
-                let _ = self.outbox.remove(&entry);
+        let is_over = |filed: &Filed| {
+            let is_settled = filed.is_settled(&self.settings.channels);
+            is_settled && (is_return(filed) || !is_about_coordinator(filed) && filed.at < old)
+        };
+        let over: Vec<_> = self
+            .entries()
+            .into_iter()
+            .filter(|entry| is_over(&entry.filed))
+            .collect();
+        if over.is_empty() {
+            return;
+        }
+        if let Ok(Some(turn)) = self.outbox.turn() {
+            for entry in over {
+                let _ = self.outbox.remove(&turn, &entry);
             }
         }
     }

@@ -154,6 +154,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         boot_id: boot_id.clone(),
         shim_program: config.shim_program.clone(),
         open_files,
+        data: config.home.data_dir().to_owned(),
         slots: config.slots.unwrap_or(1),
         log_limit: config.log_limit,
         silence: wire::silence_wish(&config.silence),

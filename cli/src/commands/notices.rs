@@ -36,10 +36,30 @@ pub enum Action {
     Test,
     /// Say that you have seen a notice; an urgent one is not repeated any more
     Ack {
-        /// Numbers of notices
-        #[arg(value_name = "NOTICE", required = true, value_parser = values::whole::<i64>(1..))]
-        notices: Vec<i64>,
+        /// Notices: their numbers, or the `id` that a program received
+        #[arg(value_name = "NOTICE", required = true, value_parser = name)]
+        notices: Vec<Name>,
     },
+}
+
+/// What a notice is called.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Name {
+    /// Its number.
+    Number(i64),
+    /// What a message calls it that was sent while the database was away.
+    File(String),
+}
+
+/// Reads what a notice is called.
+fn name(text: &str) -> Result<Name, String> {
+    match text.parse::<i64>() {
+        Ok(number) if number > 0 => Ok(Name::Number(number)),
+        Err(_) if text.len() <= 100 && text.contains('-') && !text.starts_with('-') => {
+            Ok(Name::File(text.to_owned()))
+        }
+        _ => Err("is no number of a notice; `qctl notices` lists them".to_owned()),
+    }
 }
 
 /// Which notices to list.
@@ -64,6 +84,7 @@ struct Document<'a> {
     notices: Vec<Notice<'a>>,
     next_page_token: &'a str,
     counts: Vec<Count<'a>>,
+    deliveries: Vec<DeliveryCount<'a>>,
     channels: Vec<Channel<'a>>,
 }
 
@@ -79,6 +100,8 @@ struct Notice<'a> {
     worker: &'a str,
     state: &'static str,
     reason: &'a str,
+    waited: &'a str,
+    filed_as: Option<&'a str>,
     repeats: i32,
     title: &'a str,
     body: &'a str,
@@ -102,6 +125,15 @@ struct Count<'a> {
     reason: &'a str,
     count: i64,
     repeats: i64,
+    merged: i64,
+    quiet: i64,
+}
+
+#[derive(Serialize)]
+struct DeliveryCount<'a> {
+    channel: &'a str,
+    state: &'static str,
+    count: i64,
 }
 
 #[derive(Serialize)]
@@ -116,8 +148,10 @@ struct Tested<'a> {
 }
 
 #[derive(Serialize)]
-struct Acknowledged {
-    notice: i64,
+#[serde(untagged)]
+enum Acknowledged<'a> {
+    Number { notice: i64 },
+    File { notice: &'a str },
 }
 
 impl<'a> From<&'a v1::Notice> for Notice<'a> {
@@ -133,6 +167,8 @@ impl<'a> From<&'a v1::Notice> for Notice<'a> {
             worker: &notice.worker,
             state: state(notice.state()),
             reason: &notice.reason,
+            waited: &notice.waited,
+            filed_as: (!notice.filed_as.is_empty()).then_some(&notice.filed_as),
             repeats: notice.repeats,
             title: &notice.title,
             body: &notice.body,
@@ -183,6 +219,15 @@ async fn list(context: &Context, args: ListArgs) -> Result<ExitCode, Error> {
             notices: page.notices.iter().map(Notice::from).collect(),
             next_page_token: &page.next_page_token,
             counts: page.counts.iter().map(Count::from).collect(),
+            deliveries: page
+                .deliveries
+                .iter()
+                .map(|count| DeliveryCount {
+                    channel: &count.channel,
+                    state: delivery_state(count.state()),
+                    count: count.count,
+                })
+                .collect(),
             channels: page
                 .channels
                 .iter()
@@ -211,7 +256,7 @@ async fn list(context: &Context, args: ListArgs) -> Result<ExitCode, Error> {
     if args.statistics {
         return context
             .output
-            .print(&statistics(&page.counts, &view))
+            .print(&statistics(&page, &view))
             .map(|()| ExitCode::SUCCESS);
     }
     if page.notices.is_empty() {
@@ -236,6 +281,8 @@ impl<'a> From<&'a v1::NoticeCount> for Count<'a> {
             reason: &count.reason,
             count: count.count,
             repeats: count.repeats,
+            merged: count.merged,
+            quiet: count.quiet,
         }
     }
 }
@@ -260,21 +307,34 @@ async fn test(context: &Context) -> Result<ExitCode, Error> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn acknowledge(context: &Context, notices: &[i64]) -> Result<ExitCode, Error> {
+async fn acknowledge(context: &Context, notices: &[Name]) -> Result<ExitCode, Error> {
     let client = context.client().await?;
-    for &notice_id in notices {
-        client
-            .notices()
-            .acknowledge_notice(unary(v1::AcknowledgeNoticeRequest { notice_id }))
-            .await?;
+    for notice in notices {
+        let (request, document, shown) = match notice {
+            Name::Number(number) => (
+                v1::AcknowledgeNoticeRequest {
+                    notice_id: *number,
+                    filed_as: String::new(),
+                },
+                Acknowledged::Number { notice: *number },
+                number.to_string(),
+            ),
+            Name::File(name) => (
+                v1::AcknowledgeNoticeRequest {
+                    notice_id: 0,
+                    filed_as: name.clone(),
+                },
+                Acknowledged::File { notice: name },
+                name.clone(),
+            ),
+        };
+        client.notices().acknowledge_notice(unary(request)).await?;
         if context.output.json {
-            context
-                .output
-                .print_document(&Acknowledged { notice: notice_id })?;
+            context.output.print_document(&document)?;
         } else {
             context
                 .output
-                .print(&format!("Notice {notice_id} is acknowledged.\n"))?;
+                .print(&format!("Notice {shown} is acknowledged.\n"))?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -313,32 +373,64 @@ fn table(notices: &[v1::Notice], view: &View) -> String {
     table.render(view)
 }
 
-fn statistics(counts: &[v1::NoticeCount], view: &View) -> String {
-    let mut table = Table::new(&[
+/// What was told and what was not, and why: by kind, then by channel.
+fn statistics(page: &v1::ListNoticesResponse, view: &View) -> String {
+    if page.counts.is_empty() {
+        return "No notices in the last 30 days.\n".to_owned();
+    }
+    let mut kinds = Table::new(&[
         Column::left("KIND").shrinking(16),
         Column::left("FATE").shrinking(14),
         Column::right("NOTICES"),
         Column::right("REPEATS"),
+        Column::right("TOGETHER"),
+        Column::right("AFTER THE NIGHT"),
     ]);
-    for count in counts {
+    for count in &page.counts {
         let fate = match count.reason.as_str() {
             "" => state(count.state()).replace('_', " "),
             reason => format!("held back: {}", reason.replace('_', " ")),
         };
-        table.row(vec![
+        let number = |number: i64| match number {
+            0 => Cell::from("-"),
+            number => Cell::from(&number.to_string()),
+        };
+        kinds.row(vec![
             Cell::from(&count.class.replace('_', " ")),
             Cell::from(&fate),
             Cell::from(&count.count.to_string()),
-            Cell::from(&count.repeats.to_string()),
+            number(count.repeats),
+            number(count.merged),
+            number(count.quiet),
         ]);
     }
-    table.render(view)
+    let mut text = kinds.render(view);
+    if !page.deliveries.is_empty() {
+        let mut channels = Table::new(&[
+            Column::left("CHANNEL"),
+            Column::left("FATE"),
+            Column::right("MESSAGES"),
+        ]);
+        for count in &page.deliveries {
+            channels.row(vec![
+                Cell::from(&count.channel),
+                Cell::from(delivery_state(count.state())),
+                Cell::from(&count.count.to_string()),
+            ]);
+        }
+        text.push('\n');
+        text.push_str(&channels.render(view));
+    }
+    text
 }
 
 /// What became of a notice, in words.
 fn fate(notice: &v1::Notice) -> String {
     if notice.state() != State::Told {
         return match notice.reason.as_str() {
+            "" if !notice.waited.is_empty() => {
+                format!("waits: {}", notice.waited.replace('_', " "))
+            }
             "" => state(notice.state()).replace('_', " "),
             reason => format!("held back: {}", reason.replace('_', " ")),
         };
@@ -395,5 +487,60 @@ fn delivery_state(state: DeliveryState) -> &'static str {
         DeliveryState::Sending => "sending",
         DeliveryState::Sent => "sent",
         DeliveryState::Rejected => "rejected",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::time::Zone;
+
+    #[test]
+    fn a_notice_is_named_by_its_number_or_by_what_a_program_received() {
+        assert_eq!(name("17"), Ok(Name::Number(17)));
+        let file = "0011aabbccddeeff00112233-1795262400000000";
+        assert_eq!(name(file), Ok(Name::File(file.to_owned())));
+        for wrong in ["0", "-3", "", "seventeen"] {
+            assert!(name(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn statistics_say_what_was_told_and_what_was_not_and_why() {
+        let count = |class: &str, state: State, reason: &str| v1::NoticeCount {
+            class: class.to_owned(),
+            state: state.into(),
+            reason: reason.to_owned(),
+            count: 4,
+            repeats: 2,
+            merged: 3,
+            quiet: 0,
+        };
+        let page = v1::ListNoticesResponse {
+            counts: vec![
+                count("job_failed", State::Told, ""),
+                count("attempt_failed", State::HeldBack, "told_before"),
+            ],
+            deliveries: vec![v1::NoticeDeliveryCount {
+                channel: "pushover".to_owned(),
+                state: DeliveryState::Rejected.into(),
+                count: 1,
+            }],
+            ..Default::default()
+        };
+        let view = View {
+            now: chrono::DateTime::UNIX_EPOCH,
+            zone: Zone::Local,
+            colour: false,
+            width: None,
+        };
+        insta::assert_snapshot!(statistics(&page, &view), @r"
+        KIND            FATE                    NOTICES  REPEATS  TOGETHER  AFTER THE NIGHT
+        job failed      told                          4        2         3                -
+        attempt failed  held back: told before        4        2         3                -
+
+        CHANNEL   FATE      MESSAGES
+        pushover  rejected         1
+        ");
     }
 }

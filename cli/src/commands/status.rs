@@ -39,8 +39,17 @@ struct Document<'a> {
     counts: Option<BTreeMap<&'static str, i64>>,
     workers: Vec<document::Worker<'a>>,
     as_of: Option<i64>,
+    /// The ways to tell people; `null` when the coordinator is down.
+    notices: Option<Vec<NoticeChannel<'a>>>,
     /// This machine's keeper; `null` when there is none, or another machine was asked.
     keeper: Option<&'a Report>,
+}
+
+#[derive(Debug, Serialize)]
+struct NoticeChannel<'a> {
+    name: &'a str,
+    /// What it refuses its settings or messages with; empty while it takes them.
+    problem: &'a str,
 }
 
 /// Runs the command.
@@ -94,6 +103,7 @@ pub async fn run(context: &Context, _args: Args) -> Result<ExitCode, Error> {
                     counts: None,
                     workers: Vec::new(),
                     as_of: None,
+                    notices: None,
                     keeper: keeper.as_ref(),
                 })?;
             }
@@ -180,6 +190,16 @@ fn up_document<'a>(
         ),
         workers: status.workers.iter().map(document::Worker::from).collect(),
         as_of: Some(status.as_of),
+        notices: Some(
+            status
+                .notice_channels
+                .iter()
+                .map(|channel| NoticeChannel {
+                    name: &channel.name,
+                    problem: &channel.problem,
+                })
+                .collect(),
+        ),
         keeper,
     }
 }
@@ -235,6 +255,7 @@ fn for_people(status: &v1::GetStatusResponse, address: &str, view: &View) -> Str
             ("page", text::printable(url(status))),
             ("queue", queue),
             ("last 24 hours", ended.join(", ")),
+            ("notices", notices(status, view)),
         ],
         view,
     );
@@ -245,6 +266,29 @@ fn for_people(status: &v1::GetStatusResponse, address: &str, view: &View) -> Str
         worker_lines(worker, view, &mut out);
     }
     out
+}
+
+/// Whether people can be told.
+fn notices(status: &v1::GetStatusResponse, view: &View) -> String {
+    if status.notice_channels.is_empty() {
+        return "nobody is told; docs/notifications.md says how to set it up".to_owned();
+    }
+    let each: Vec<String> = status
+        .notice_channels
+        .iter()
+        .map(|channel| match channel.problem.as_str() {
+            "" => format!("by {}", text::printable(&channel.name)),
+            problem => Paint::Red.on(
+                &format!(
+                    "{} refuses: {}",
+                    text::printable(&channel.name),
+                    text::printable(problem)
+                ),
+                view.colour,
+            ),
+        })
+        .collect();
+    each.join(", ")
 }
 
 /// Counts with their words: running and queued always, the others when there are any.
@@ -377,6 +421,16 @@ mod tests {
             database: "PostgreSQL 15.18 (embedded)".to_owned(),
             term: 4,
             pid: 7,
+            notice_channels: vec![
+                v1::NoticeChannel {
+                    name: "pushover".to_owned(),
+                    ..Default::default()
+                },
+                v1::NoticeChannel {
+                    name: "ntfy".to_owned(),
+                    problem: "it answered 403 Forbidden".to_owned(),
+                },
+            ],
             ..Default::default()
         }
     }
@@ -389,6 +443,7 @@ mod tests {
         page           http://127.0.0.1:7420/?k=abc
         queue          1 running, 0 queued, 2 held
         last 24 hours  14 succeeded, 3 failed
+        notices        by pushover, ntfy refuses: it answered 403 Forbidden
         worker box  online, 1 of 1 slot taken
           42 画像抽出 画像抽出 画像抽出, for 3m12s, 12/30 images, 4…
         worker lab  unreachable, 0 of 2 slots taken, 1 GPU, last seen 5m ago

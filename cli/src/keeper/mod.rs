@@ -12,6 +12,7 @@ pub mod detach;
 pub mod installation;
 pub mod lock;
 pub mod log_file;
+pub mod outage;
 pub mod process;
 pub mod report;
 pub mod settings;
@@ -31,6 +32,7 @@ use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 
 use lock::Lock;
+use outage::{Outage, Teller};
 use process::Process;
 use report::{ProgramReport, Report};
 use settings::Settings;
@@ -40,6 +42,8 @@ use supervision::{Action, Ending, Phase, Supervision};
 const LOG_LOOK: Duration = Duration::from_secs(10);
 /// How often a starting coordinator is looked at.
 const START_LOOK: Duration = Duration::from_millis(20);
+/// How often a coordinator is looked at that ended without having been asked to.
+const OUTAGE_LOOK: Duration = Duration::from_millis(100);
 /// How long a worker waits for the coordinator before it is started anyhow.
 const WORKER_WAIT: Duration = Duration::from_secs(10);
 
@@ -236,6 +240,10 @@ struct Keeper {
     server: Supervised,
     worker: Supervised,
     awaited: Option<Awaited>,
+    /// The address file as it was before the coordinator was started.
+    address_before: Option<(u64, i64, i64)>,
+    outage: Outage,
+    teller: Teller,
     stopping: bool,
     next_log_look: Instant,
     told: Report,
@@ -244,9 +252,12 @@ struct Keeper {
 impl Keeper {
     fn new(home: Home, folder: PathBuf, settings: Settings) -> Self {
         Self {
+            teller: Teller::new(home.clone()),
             home,
             folder,
             settings,
+            address_before: None,
+            outage: Outage::default(),
             server: Supervised::new(Program::Server),
             worker: Supervised::new(Program::Worker),
             awaited: None,
@@ -296,6 +307,10 @@ impl Keeper {
             self.awaited
                 .as_ref()
                 .map(|awaited| awaited.until.min(Instant::now() + START_LOOK)),
+            self.outage.deadline(self.teller.after()),
+            // That it has come up must be seen before it can end again.
+            (self.outage.is_going_on() && self.server.process.is_some())
+                .then(|| Instant::now() + OUTAGE_LOOK),
         ]
         .into_iter()
         .flatten()
@@ -333,11 +348,28 @@ impl Keeper {
             let action = self.server.supervision.unwant(now);
             self.act(Program::Server, action);
         }
+        self.look_at_outage(now);
         if now >= self.next_log_look {
             self.next_log_look = now + LOG_LOOK;
             self.look_at_logs();
         }
         self.tell();
+    }
+
+    /// Tells people when the coordinator has not come up for long.
+    fn look_at_outage(&mut self, now: Instant) {
+        let is_up = self.server.process.is_some() && self.has_come_up();
+        if is_up || self.stopping {
+            self.outage.over();
+            self.teller.stop();
+        } else if let Some(since) = self.outage.look(now, self.teller.after()) {
+            self.teller.tell(since);
+        }
+    }
+
+    /// The coordinator that was started last has written down where it listens.
+    fn has_come_up(&self) -> bool {
+        stamp(&self.home.address_file()).is_some_and(|stamp| Some(stamp) != self.address_before)
     }
 
     fn stop(&mut self, now: Instant) {
@@ -358,6 +390,8 @@ impl Keeper {
     }
 
     fn reload(&mut self, now: Instant) {
+        self.teller = Teller::new(self.home.clone());
+        self.outage.over();
         match Settings::load(&self.home) {
             Ok(settings) => self.settings = settings,
             Err(error) => note(&format!("keeping the options in force: {error}")),
@@ -393,6 +427,10 @@ impl Keeper {
     }
 
     fn ended(&mut self, program: Program, ending: Ending, now: Instant) {
+        if program == Program::Server && !self.stopping {
+            let had_come_up = self.has_come_up();
+            self.outage.ended(had_come_up, now, Utc::now());
+        }
         let supervised = self.supervised(program);
         let pid = supervised.process.take().map_or(0, |process| process.pid());
         supervised.last_ending = ending.to_string();
@@ -446,6 +484,9 @@ impl Keeper {
                 until: now + WORKER_WAIT,
             });
         }
+        if program == Program::Server {
+            self.address_before = stamp(&self.home.address_file());
+        }
         let started = self.command(program, &variables).and_then(|mut command| {
             Process::start(&mut command, &variables, &program.record(&self.home))
         });
@@ -467,6 +508,9 @@ impl Keeper {
                 supervised.last_ending = format!("could not be started: {error}");
                 // A start that failed is answered by waiting, never by another start at once.
                 let _ = supervised.supervision.ended(now, Ending::Unknown);
+                if program == Program::Server {
+                    self.outage.ended(false, now, Utc::now());
+                }
             }
         }
     }

@@ -1,5 +1,6 @@
 # What people read. Each class of notice has a title, `.what` happened where and since when, what
 # qctl `.did` about it, and what a person `.can` do; `.many` and `.item` are for several in one.
+# What a program said in its own words is quoted, and stands nowhere else: it has one language.
 
 cause = { $cause ->
     [exit] it ended with exit code { $code }
@@ -18,7 +19,11 @@ cause = { $cause ->
     }
     [silence] it said nothing for too long
     [contradicted] it reported success, but its own output says otherwise
-   *[other] { $text }
+    [cancelled] it was cancelled
+    [checkpointed] it saved its state, to be run again
+    [drill] it was interrupted on purpose, to see whether it goes on
+    [void] it was never started
+   *[other] it ended ({ $cause })
 }
 gpu-fault = { $fault ->
     [lost] its graphics card { $gpu } has failed: the driver has lost it
@@ -30,7 +35,22 @@ gpu-fault = { $fault ->
    *[other] its graphics card failed
 }
 last-line = Last line: { $line }
-details = { $text }
+quote = In its own words: “{ $quote }”
+# Parts of the coordinator's work.
+part = { $key ->
+    [dispatcher] starting jobs
+    [dependents] starting jobs that wait for others
+    [overlooked-dependents] starting jobs that wait for others
+    [waits] starting jobs at their time
+    [leases] watching whether workers answer
+    [heartbeats-and-progress] keeping the progress of jobs
+    [measures] keeping measurements
+    [old-measures] tidying up old measurements
+    [draining-workers] emptying workers
+    [drains-checkpoints-and-request-ids] tidying up
+    [retention] deleting what is old
+   *[other] { $name }
+}
 and-more = and { $count } more
 
 attempt_failed = Job { $job } “{ $name }” failed, and is tried again
@@ -62,12 +82,17 @@ job_recovered = Job { $job } “{ $name }” is done after all
     .item = { $job } { $name }: { $ran }
 
 job_cancelled = Job { $job } “{ $name }” was cancelled
-    .what = { $text }.
+    .what = On { $worker } after { $ran }.
     .many = { $count } jobs were cancelled
     .item = { $job } { $name }
 
 job_skipped = Job { $job } “{ $name }” will not run
-    .what = { $text }.
+    .what = { $state ->
+        [succeeded] It was to run if job { $other } failed, and that succeeded.
+        [failed] It was to run after job { $other }, and that failed.
+        [cancelled] It was to run after job { $other }, and that was cancelled.
+       *[deleted] It was to run after job { $other }, and that is gone.
+    }
     .did = It was cancelled without having been started.
     .can = Once the other job has ended well, run it again: qctl retry { $job }
     .many = { $count } jobs will not run
@@ -77,7 +102,7 @@ job_held = Job { $job } “{ $name }” is stopped and waits for you
     .what = { $held ->
         [crash_loop] Its machine was lost twice in a row soon after the job started, so the job may be what brings it down.
         [checkpoint_elsewhere] The machine that has its saved state, { $worker }, stayed away.
-       *[other] { $text }.
+       *[other] It cannot go on by itself ({ $held }).
     }
     .did = It keeps its place and is not started.
     .can = To let it go on: qctl release { $job }. To give it up: qctl cancel { $job }
@@ -151,7 +176,7 @@ job_silence_ended = Job { $job } “{ $name }” was stopped because it said not
     .item = { $job } { $name }
 
 job_refused = Job { $job } “{ $name }” was refused by { $worker }
-    .what = { $text }.
+    .what = It could not be started there.
     .did = It is offered again every few seconds.
     .can = To see why it waits: qctl why { $job }
     .many = { $count } jobs were refused
@@ -170,14 +195,14 @@ worker_back = Worker { $worker } is back
     .item = { $worker }
 
 submission_refused = A submission was refused
-    .what = { $name } tried to submit a job: { $text }.
+    .what = { $name } tried to submit a job that qctl cannot take.
     .did = Nothing was stored.
     .can = Correct it and submit again.
     .many = { $count } submissions were refused
-    .item = { $name }: { $text }
+    .item = { $name }: { $quote }
 
 database_away = qctl has lost its database
-    .what = On { $worker }, since { $since }: { $text }.
+    .what = On { $worker }, it has not answered since { $since }.
     .did = Jobs that run go on, and nothing is lost. New jobs are refused and none is started until it is back. It is tried again all the time.
     .can = If it does not come back by itself: qctl status, then look at the disk and the log of { $worker }.
     .many = qctl lost its database { $count } times
@@ -296,47 +321,60 @@ coordinator_crashed = qctl crashed, and runs again
     .item = at about { $since }
 
 coordinator_away = qctl's coordinator cannot be reached
-    .what = Worker { $worker } has heard nothing of it since { $since }.
+    .what = { $name ->
+        [fails] On { $worker }, it ends again and again, or cannot be started, since { $since }.
+       *[silent] Worker { $worker } has heard nothing of it since { $since }.
+    }
     .did = Jobs that run go on, and their results are kept. No new ones are started. It is tried again all the time.
     .can = Look whether the machine of the coordinator is on. There: qctl status, or qctl up
     .many = qctl's coordinator could not be reached { $count } times
     .item = since { $since }
 
 coordinator_back = qctl's coordinator is back
-    .what = Worker { $worker } reaches it again. It was away for { $ran }, since { $since }.
+    .what = On { $worker }, it can be reached again. It was away for { $ran }, since { $since }.
     .many = qctl's coordinator was back { $count } times
     .item = away for { $ran }
 
 panic = A fault inside qctl: { $name }
-    .what = On { $worker }, in { $place }: { $text }
-    .did = Only this part stopped, and it is started again where that is possible. Jobs that run are left alone.
+    .what = On { $worker }, in { $place }.
+    .did = { $key ->
+        [qctl-worker-shim] The job that it looked after was interrupted, and goes on from its last saved state.
+       *[other] Only this part stopped, and it is started again where that is possible. Jobs that run are left alone.
+    }
     .can = Please report it with these words.
     .many = { $count } faults inside qctl
-    .item = { $name }: { $text }
+    .item = { $name }: { $quote }
 
 trouble = qctl cannot do a part of its work
-    .what = On { $worker }, since { $since }, { $name }: { $text }.
+    .what = Since { $since } it fails again and again: { $part }.
     .did = It is tried again all the time. Jobs that run are left alone.
     .can = To look: qctl status
     .many = qctl could not do { $count } parts of its work
-    .item = { $name }: { $text }
+    .item = { $part }
 
 trouble_over = qctl does all of its work again
-    .what = On { $worker }, { $name }. The trouble lasted { $ran }, since { $since }.
+    .what = It works again: { $part }. The trouble lasted { $ran }, since { $since }.
     .many = { $count } troubles are over
-    .item = { $name }
+    .item = { $part }
 
 channel_refused = Notices cannot be sent by { $name }
-    .what = { $name } answers: { $text }.
+    .what = { $name } does not take them.
     .did = What could not be sent is kept in: qctl notices
     .can = Correct the settings and try: qctl notices test
     .many = { $count } ways to send notices refuse
-    .item = { $name }: { $text }
+    .item = { $name }: { $quote }
 
 channel_works = Notices are sent by { $name } again
     .what = It had refused them since { $since }.
     .many = { $count } ways to send notices work again
     .item = { $name }
+
+channel_low = { $name } takes only { $left } more messages this month
+    .what = Once they are used up, it tells nothing until the next month.
+    .did = Notices go on until then.
+    .can = To get fewer, raise minimum in notify.toml. To see what was sent: qctl notices --statistics
+    .many = { $count } ways to send notices take only few more
+    .item = { $name }: { $left }
 
 test = qctl can reach you
     .what = This is a test, asked for by { $name }.

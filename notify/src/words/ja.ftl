@@ -1,5 +1,5 @@
 # 通知の言葉。題、起きたこと(.what)、qctl がしたこと(.did)、あなたにできること(.can)。
-# 複数をまとめるときは .many と .item。
+# 複数をまとめるときは .many と .item。プログラムの言葉は「原文」として引用し、ほかには混ぜない。
 
 cause = { $cause ->
     [exit] 終了コード { $code } で終わりました
@@ -18,7 +18,11 @@ cause = { $cause ->
     }
     [silence] 長い間何も出力しませんでした
     [contradicted] 成功と報告しましたが、出力の内容と食い違っています
-   *[other] { $text }
+    [cancelled] 取り消されました
+    [checkpointed] 途中の状態を保存して、続きを頼みました
+    [drill] 続けられるか試すために、わざと中断しました
+    [void] 一度も始まりませんでした
+   *[other] 終わりました({ $cause })
 }
 gpu-fault = { $fault ->
     [lost] GPU { $gpu } が故障し、ドライバーから見えなくなりました
@@ -30,7 +34,22 @@ gpu-fault = { $fault ->
    *[other] GPU が故障しました
 }
 last-line = 最後の行: { $line }
-details = { $text }
+quote = 原文:「{ $quote }」
+# コーディネーターの仕事。
+part = { $key ->
+    [dispatcher] ジョブの開始
+    [dependents] ほかのジョブを待つジョブの開始
+    [overlooked-dependents] ほかのジョブを待つジョブの開始
+    [waits] 時刻を待つジョブの開始
+    [leases] ワーカーの見守り
+    [heartbeats-and-progress] ジョブの進みぐあいの記録
+    [measures] 計測値の記録
+    [old-measures] 古い計測値の片づけ
+    [draining-workers] ワーカーを空にすること
+    [drains-checkpoints-and-request-ids] 片づけ
+    [retention] 古い記録の削除
+   *[other] { $name }
+}
 and-more = ほか { $count } 件
 
 attempt_failed = ジョブ { $job }「{ $name }」が失敗しました(やり直します)
@@ -61,12 +80,17 @@ job_recovered = ジョブ { $job }「{ $name }」はやり直して成功しま�
     .item = { $job } { $name }: { $ran }
 
 job_cancelled = ジョブ { $job }「{ $name }」は取り消されました
-    .what = { $text }。
+    .what = { $worker } で開始から { $ran } 後でした。
     .many = { $count } 件のジョブが取り消されました
     .item = { $job } { $name }
 
 job_skipped = ジョブ { $job }「{ $name }」は実行されません
-    .what = { $text }。
+    .what = { $state ->
+        [succeeded] ジョブ { $other } が失敗したときに動く予定でしたが、成功しました。
+        [failed] ジョブ { $other } のあとに動く予定でしたが、失敗しました。
+        [cancelled] ジョブ { $other } のあとに動く予定でしたが、取り消されました。
+       *[deleted] ジョブ { $other } のあとに動く予定でしたが、もうありません。
+    }
     .did = 開始せずに取り消しました。
     .can = 元のジョブが成功したら、もう一度: qctl retry { $job }
     .many = { $count } 件のジョブは実行されません
@@ -76,7 +100,7 @@ job_held = ジョブ { $job }「{ $name }」は止まって、あなたを待っ
     .what = { $held ->
         [crash_loop] 開始してすぐにマシンが失われることが 2 回続きました。このジョブが原因かもしれません。
         [checkpoint_elsewhere] 途中の状態を持つマシン { $worker } が戻りません。
-       *[other] { $text }。
+       *[other] このままでは続けられません({ $held })。
     }
     .did = 順番はそのままで、開始しません。
     .can = 続けるには: qctl release { $job } やめるには: qctl cancel { $job }
@@ -148,7 +172,7 @@ job_silence_ended = ジョブ { $job }「{ $name }」は何も出力しないの
     .item = { $job } { $name }
 
 job_refused = ジョブ { $job }「{ $name }」を { $worker } が断りました
-    .what = { $text }。
+    .what = そこでは始められませんでした。
     .did = 数秒おきにもう一度頼みます。
     .can = 待っている理由を見るには: qctl why { $job }
     .many = { $count } 件のジョブが断られました
@@ -167,14 +191,14 @@ worker_back = ワーカー { $worker } が戻りました
     .item = { $worker }
 
 submission_refused = ジョブの登録を断りました
-    .what = { $name } がジョブを登録しようとしました: { $text }。
+    .what = { $name } が登録しようとしたジョブは、このままでは受け付けられません。
     .did = 何も登録していません。
     .can = 直してから、もう一度登録してください。
     .many = { $count } 件の登録を断りました
-    .item = { $name }: { $text }
+    .item = { $name }: { $quote }
 
 database_away = qctl がデータベースを使えません
-    .what = { $worker } で { $since } から: { $text }。
+    .what = { $worker } で { $since } から応答がありません。
     .did = 動いているジョブはそのまま続き、何も失われません。戻るまで新しいジョブは受け付けず、開始もしません。ずっと試し続けます。
     .can = 自然に戻らないときは qctl status を見て、{ $worker } のディスクとログを確かめてください。
     .many = qctl がデータベースを { $count } 回使えなくなりました
@@ -293,47 +317,60 @@ coordinator_crashed = qctl が落ちて、また動いています
     .item = { $since } ごろ
 
 coordinator_away = qctl のコーディネーターと連絡がとれません
-    .what = ワーカー { $worker } に { $since } から何も届きません。
+    .what = { $name ->
+        [fails] { $worker } で { $since } から、何度も終わってしまうか、起動できません。
+       *[silent] ワーカー { $worker } に { $since } から何も届きません。
+    }
     .did = 動いているジョブは続き、結果も保存されます。新しいジョブは始まりません。ずっと試し続けます。
     .can = コーディネーターのマシンの電源を確かめ、そこで qctl status か qctl up を実行してください。
     .many = qctl のコーディネーターと { $count } 回連絡がとれませんでした
     .item = { $since } から
 
 coordinator_back = qctl のコーディネーターが戻りました
-    .what = ワーカー { $worker } からまた届きます。{ $since } から { $ran } の間、連絡がとれませんでした。
+    .what = { $worker } でまた動いています。{ $since } から { $ran } の間、連絡がとれませんでした。
     .many = qctl のコーディネーターが { $count } 回戻りました
     .item = { $ran }
 
 panic = qctl の内部の故障: { $name }
-    .what = { $worker } の { $place }: { $text }
-    .did = この部分だけが止まり、できるものは自動で始め直します。動いているジョブには手をつけません。
+    .what = { $worker } の { $place } です。
+    .did = { $key ->
+        [qctl-worker-shim] 見守っていたジョブは中断し、保存した状態から続きます。
+       *[other] この部分だけが止まり、できるものは自動で始め直します。動いているジョブには手をつけません。
+    }
     .can = この文面のまま報告してください。
     .many = qctl の内部の故障 { $count } 件
-    .item = { $name }: { $text }
+    .item = { $name }: { $quote }
 
 trouble = qctl の仕事の一部が進みません
-    .what = { $worker } で { $since } から、{ $name }: { $text }。
+    .what = { $since } から、何度やっても失敗しています: { $part }。
     .did = ずっと試し続けます。動いているジョブには手をつけません。
     .can = 見るには: qctl status
     .many = qctl の仕事 { $count } 件が進みません
-    .item = { $name }: { $text }
+    .item = { $part }
 
 trouble_over = qctl の仕事がすべて進むようになりました
-    .what = { $worker } の { $name }。{ $since } から { $ran } の間でした。
+    .what = また進みます: { $part }。{ $since } から { $ran } の間、失敗していました。
     .many = { $count } 件の問題が終わりました
-    .item = { $name }
+    .item = { $part }
 
 channel_refused = { $name } で通知を送れません
-    .what = { $name } の返事: { $text }。
+    .what = { $name } が受け取りません。
     .did = 送れなかったものは残してあります: qctl notices
     .can = 設定を直して、試してください: qctl notices test
     .many = 通知の送り先 { $count } 件に断られています
-    .item = { $name }: { $text }
+    .item = { $name }: { $quote }
 
 channel_works = { $name } で通知をまた送れます
     .what = { $since } から断られていました。
     .many = 通知の送り先 { $count } 件がまた使えます
     .item = { $name }
+
+channel_low = { $name } で今月送れる通知は、あと { $left } 件です
+    .what = 使い切ると、来月まで届きません。
+    .did = それまでは送り続けます。
+    .can = 減らすには notify.toml の minimum を上げてください。送ったものを見るには: qctl notices --statistics
+    .many = 通知の送り先 { $count } 件が残りわずかです
+    .item = { $name }: あと { $left } 件
 
 test = qctl からの通知が届きました
     .what = { $name } が頼んだ試しの通知です。

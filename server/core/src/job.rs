@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::attempt::AttemptState;
+use crate::dependency::{Open, impossible};
 use crate::failure::RetryRules;
 use crate::guard::{Guard, is_broken};
 use crate::outcome::{Cause, Outcome, OutcomeKind, words};
@@ -162,8 +163,8 @@ impl Job {
 pub enum JobEvent {
     /// Jobs it waited for have ended as they should; this many.
     DependenciesMet(i32),
-    /// A job it waited for can no longer end as it should; the sentence says which.
-    DependencyFailed(String),
+    /// A job it waited for can no longer end as it should.
+    DependencyFailed(Open),
     /// The time it waited for may have come.
     TimeCame,
     /// It was given to the named worker.
@@ -307,12 +308,13 @@ pub fn step(job: &Job, event: &JobEvent, now: DateTime<Utc>) -> Result<JobStep, 
                 "a job it waited for has ended",
             ))
         }
-        JobEvent::DependencyFailed(message) => {
+        JobEvent::DependencyFailed(on) => {
             if job.attempt.is_some() || job.state == S::Running {
                 return Err(R::Running);
             }
             next.end(S::Cancelled, now);
-            next.tell(reason::DEPENDENCY_FAILED, message);
+            let message = impossible(on.condition, on.on, on.state);
+            next.tell(reason::DEPENDENCY_FAILED, message.clone());
             Ok(stepped(
                 next,
                 vec![JobEffect::ResolveDependents],

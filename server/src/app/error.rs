@@ -48,7 +48,7 @@ pub enum Error {
     WorkerNotFound(String),
     /// No notice with this number was told.
     #[error("no notice {0} was told")]
-    NoticeNotFound(i64),
+    NoticeNotFound(crate::store::notices::NoticeName),
     /// No way to a person is set up.
     #[error("no way to send notices is set up")]
     NoChannel,

@@ -10,7 +10,9 @@ use qctl_server_core::notice::{Class, Details, Notice};
 
 use super::read::{PageRequest, page_size, read_token, write_token};
 use super::{App, Caller, Error, Role};
-pub use crate::store::notices::{DeliveryRecord, ErrorGroup, NoticeCount, NoticeRecord};
+pub use crate::store::notices::{
+    DeliveryCount, DeliveryRecord, ErrorGroup, NoticeCount, NoticeName, NoticeRecord,
+};
 
 /// Notices on a page unless asked otherwise.
 const PAGE: usize = 50;
@@ -73,6 +75,8 @@ pub struct NoticePage {
     pub next_page_token: String,
     /// How many there were lately, by class and fate.
     pub counts: Vec<NoticeCount>,
+    /// How many messages there were lately, by channel and fate.
+    pub deliveries: Vec<DeliveryCount>,
 }
 
 /// A page of groups of errors.
@@ -160,14 +164,14 @@ impl App {
             Some(last) if more => write_token("notices", last.id),
             _ => String::new(),
         };
-        let counts = self
-            .store
-            .count_notices(self.clock.now() - STATISTICS)
-            .await?;
+        let since = self.clock.now() - STATISTICS;
+        let counts = self.store.count_notices(since, job).await?;
+        let deliveries = self.store.count_deliveries(since, job).await?;
         Ok(NoticePage {
             notices,
             next_page_token,
             counts,
+            deliveries,
         })
     }
 
@@ -193,11 +197,15 @@ impl App {
     ///
     /// # Errors
     /// [`Error::NoticeNotFound`], also for one that was never told.
-    pub async fn acknowledge_notice(&self, caller: &Caller, notice: i64) -> Result<(), Error> {
+    pub async fn acknowledge_notice(
+        &self,
+        caller: &Caller,
+        notice: NoticeName,
+    ) -> Result<(), Error> {
         caller.require(Role::Operate)?;
         let seen = self
             .store
-            .acknowledge_notice(notice, self.clock.now(), &caller.name)
+            .acknowledge_notice(&notice, self.clock.now(), &caller.name)
             .await?;
         match seen {
             Some(true) => {

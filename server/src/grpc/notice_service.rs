@@ -10,7 +10,9 @@ use tonic::{Request, Response, Status};
 
 use super::convert;
 use super::status::{caller, status};
-use crate::app::notices::{DeliveryRecord, ErrorGroup, NoticeCount, NoticeRecord};
+use crate::app::notices::{
+    DeliveryCount, DeliveryRecord, ErrorGroup, NoticeBoard, NoticeCount, NoticeName, NoticeRecord,
+};
 use crate::app::{App, Role};
 
 /// Serves notices and errors.
@@ -35,19 +37,12 @@ impl NoticeService for Notices {
         let page = convert::read_page(request.page_size, request.page_token).map_err(status)?;
         let job = (request.job_id != 0).then_some(JobId(request.job_id));
         let page = self.app.notice_page(job, &page).await.map_err(status)?;
-        let board = &self.app.notices;
         Ok(Response::new(v1::ListNoticesResponse {
             notices: page.notices.into_iter().map(notice).collect(),
             next_page_token: page.next_page_token,
             counts: page.counts.into_iter().map(count).collect(),
-            channels: board
-                .channels()
-                .iter()
-                .map(|name| v1::NoticeChannel {
-                    name: name.clone(),
-                    problem: board.problem(name).unwrap_or_default(),
-                })
-                .collect(),
+            channels: channels(&self.app.notices),
+            deliveries: page.deliveries.into_iter().map(delivery_count).collect(),
         }))
     }
 
@@ -65,8 +60,13 @@ impl NoticeService for Notices {
         request: Request<v1::AcknowledgeNoticeRequest>,
     ) -> Result<Response<v1::AcknowledgeNoticeResponse>, Status> {
         let caller = caller(&request, Role::Operate)?;
+        let request = request.into_inner();
+        let name = match request.filed_as.is_empty() {
+            true => NoticeName::Number(request.notice_id),
+            false => NoticeName::File(request.filed_as),
+        };
         self.app
-            .acknowledge_notice(&caller, request.into_inner().notice_id)
+            .acknowledge_notice(&caller, name)
             .await
             .map_err(status)?;
         Ok(Response::new(v1::AcknowledgeNoticeResponse {}))
@@ -93,6 +93,18 @@ impl NoticeService for Notices {
     }
 }
 
+/// The channels that are set up, with what they refuse.
+pub(super) fn channels(board: &NoticeBoard) -> Vec<v1::NoticeChannel> {
+    board
+        .channels()
+        .iter()
+        .map(|name| v1::NoticeChannel {
+            name: name.clone(),
+            problem: board.problem(name).unwrap_or_default(),
+        })
+        .collect()
+}
+
 fn notice(record: NoticeRecord) -> v1::Notice {
     v1::Notice {
         id: record.id,
@@ -115,6 +127,8 @@ fn notice(record: NoticeRecord) -> v1::Notice {
         title: record.title,
         body: record.body,
         deliveries: record.deliveries.into_iter().map(delivery).collect(),
+        waited: record.waited,
+        filed_as: record.filed_as,
     }
 }
 
@@ -131,19 +145,30 @@ fn state(word: &str) -> v1::notice::State {
 fn delivery(record: DeliveryRecord) -> v1::NoticeDelivery {
     v1::NoticeDelivery {
         channel: record.channel,
-        state: match record.state.as_str() {
-            "pending" => v1::notice_delivery::State::Pending,
-            "sending" => v1::notice_delivery::State::Sending,
-            "sent" => v1::notice_delivery::State::Sent,
-            "rejected" => v1::notice_delivery::State::Rejected,
-            "unknown" => v1::notice_delivery::State::Unknown,
-            _ => v1::notice_delivery::State::Unspecified,
-        }
-        .into(),
+        state: delivery_state(&record.state).into(),
         detail: record.detail,
         sent_at: record.sent_at.map(convert::timestamp),
         acknowledged_at: record.acknowledged_at.map(convert::timestamp),
         acknowledged_by: record.acknowledged_by,
+    }
+}
+
+fn delivery_state(word: &str) -> v1::notice_delivery::State {
+    match word {
+        "pending" => v1::notice_delivery::State::Pending,
+        "sending" => v1::notice_delivery::State::Sending,
+        "sent" => v1::notice_delivery::State::Sent,
+        "rejected" => v1::notice_delivery::State::Rejected,
+        "unknown" => v1::notice_delivery::State::Unknown,
+        _ => v1::notice_delivery::State::Unspecified,
+    }
+}
+
+fn delivery_count(count: DeliveryCount) -> v1::NoticeDeliveryCount {
+    v1::NoticeDeliveryCount {
+        channel: count.channel,
+        state: delivery_state(&count.state).into(),
+        count: count.count,
     }
 }
 
@@ -154,6 +179,8 @@ fn count(count: NoticeCount) -> v1::NoticeCount {
         reason: count.reason,
         count: count.count,
         repeats: count.repeats,
+        merged: count.merged,
+        quiet: count.quiet,
     }
 }
 

@@ -50,6 +50,7 @@ impl QueueService for Queue {
             term: self.app.term.0,
             pid: std::process::id() as i32,
             url: self.app.links.queue(),
+            notice_channels: super::notice_service::channels(&self.app.notices),
         }))
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::TimeDelta;
-use qctl_notify::channel::Seen;
+use qctl_notify::channel::{Seen, wait};
 use qctl_notify::{Channel, Message, Outcome, Settled};
 use qctl_server_core::notice::{Class, Details, Notice, Severity};
 
@@ -23,21 +23,29 @@ const SETTLE_AFTER: TimeDelta = TimeDelta::seconds(5);
 const ABANDONED_AFTER: TimeDelta = TimeDelta::seconds(30);
 /// How often a channel is asked about one message before that is given up.
 const SETTLE_TRIES: u32 = 12;
-/// Longest wait before a message is tried again.
-const LONGEST_WAIT: TimeDelta = TimeDelta::minutes(10);
 /// Age at which a message that no try brought through is given up: it is no news any more.
 const OLDEST: TimeDelta = TimeDelta::days(2);
+/// A channel that takes this many messages or fewer is nearly used up.
+const FEW: i64 = 500;
 /// Between two looks at whether urgent messages were acknowledged.
 const RECEIPTS: Duration = Duration::from_secs(10);
 
-/// Sends until the coordinator stops.
+/// Sends until the term ends. What is being sent then is sent to its end: nobody could tell
+/// afterwards what became of it.
 pub(super) async fn run(teller: Arc<Teller>, channel: Arc<dyn Channel>) {
     let name = channel.name();
-    teller.check(&*channel).await;
+    let stop = teller.app.stop().clone();
+    if stop
+        .run_until_cancelled(teller.check(&*channel))
+        .await
+        .is_none()
+    {
+        return;
+    }
     let mut failing = false;
     let mut asked = 0;
     let mut receipts_at = tokio::time::Instant::now();
-    loop {
+    while !stop.is_cancelled() {
         qctl_notify::panics::provoked("delivery");
         if tokio::time::Instant::now() >= receipts_at {
             receipts_at = tokio::time::Instant::now() + RECEIPTS;
@@ -68,9 +76,21 @@ pub(super) async fn run(teller: Arc<Teller>, channel: Arc<dyn Channel>) {
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = bell => {}
+                () = stop.cancelled() => {}
             }
         }
     }
+}
+
+/// What became of one try.
+struct Tried {
+    /// Its number.
+    number: i32,
+    fate: Fate,
+    /// What the channel said, or what went wrong.
+    detail: String,
+    /// The channel decided, and not the age of the message.
+    by_channel: bool,
 }
 
 impl Teller {
@@ -127,14 +147,14 @@ impl Teller {
         if !left.is_zero() {
             return Ok(left.min(LOOK));
         }
-        let (fate, detail) = match delivery.sending {
-            true => self.settle(channel, &delivery, asked).await,
-            false => match self.send(channel, &delivery).await? {
-                Some(fate) => fate,
-                None => return Ok(Duration::ZERO),
-            },
+        let tried = match delivery.sending {
+            true => Some(self.settle(channel, &delivery, asked).await),
+            false => self.send(channel, &delivery).await?,
         };
-        if !matches!(fate, Fate::Sending(_)) {
+        let Some(tried) = tried else {
+            return Ok(Duration::ZERO);
+        };
+        if !matches!(tried.fate, Fate::Sending(_)) {
             *asked = 0;
         }
         tracing::info!(
@@ -143,20 +163,27 @@ impl Teller {
             "message {} ({}) by {name}: {}",
             delivery.message,
             delivery.class,
-            word(&fate)
+            word(&tried.fate)
         );
         // What is not written here is settled by the next look.
         self.app
             .store
-            .end_delivery(delivery.message, name, self.app.clock.now(), &fate, &detail)
+            .end_delivery(
+                delivery.message,
+                name,
+                tried.number,
+                self.app.clock.now(),
+                &tried.fate,
+                &tried.detail,
+            )
             .await?;
-        match fate {
+        match tried.fate {
             Fate::Sent { .. } if self.app.notices.problem(name).is_some() => {
                 self.channel_works(name).await;
             }
             // About a message that says so already, nothing more is said.
-            Fate::Rejected if delivery.class != Class::ChannelRefused => {
-                self.channel_refuses(name, &detail).await;
+            Fate::Rejected if tried.by_channel && delivery.class != Class::ChannelRefused => {
+                self.channel_refuses(name, &tried.detail).await;
             }
             _ => {}
         }
@@ -167,26 +194,33 @@ impl Teller {
         &self,
         channel: &dyn Channel,
         delivery: &Delivery,
-    ) -> Result<Option<(Fate, String)>, Error> {
+    ) -> Result<Option<Tried>, Error> {
         let now = self.app.clock.now();
         let left = channel.left().await;
         let begun = self
             .app
             .store
-            .begin_delivery(
-                delivery.message,
-                channel.name(),
-                left,
-                now + ABANDONED_AFTER,
-            )
+            .begin_delivery(delivery, channel.name(), left, now + ABANDONED_AFTER)
             .await?;
-        if !begun {
+        let Some(number) = begun else {
             return Ok(None);
-        }
+        };
+        let tried = |fate, detail: String, by_channel| Tried {
+            number,
+            fate,
+            detail,
+            by_channel,
+        };
         if now - delivery.created_at > OLDEST {
-            let detail = "given up: it could not be sent for two days".to_owned();
-            return Ok(Some((Fate::Rejected, detail)));
+            let detail = "given up: it could not be sent for two days";
+            return Ok(Some(tried(Fate::Rejected, detail.to_owned(), false)));
         }
+        if left == Some(0) {
+            // Asking again and again would have the service block this address.
+            let detail = "the messages of this month are used up";
+            return Ok(Some(tried(Fate::Rejected, detail.to_owned(), true)));
+        }
+        self.watch_left(channel.name(), left).await;
         // Who was held up for long may not lead any more: whoever leads now settles this one.
         if !self.app.store.lease().holds() {
             return Ok(None);
@@ -196,41 +230,58 @@ impl Teller {
         qctl_notify::panics::provoked("after-send");
         let now = self.app.clock.now();
         Ok(Some(match outcome {
-            Outcome::Accepted { receipt } => (Fate::Sent { receipt }, String::new()),
-            Outcome::Refused(why) => (Fate::Rejected, why),
+            Outcome::Accepted { receipt } => tried(Fate::Sent { receipt }, String::new(), true),
+            Outcome::Refused(why) => tried(Fate::Rejected, why, true),
             Outcome::NotNow { why, after } => {
-                (Fate::Pending(now + wait(delivery.tries, after)), why)
+                tried(Fate::Pending(now + wait(delivery.tries, after)), why, true)
             }
-            Outcome::Unknown(why) => (Fate::Sending(now + SETTLE_AFTER), why),
+            Outcome::Unknown(why) => tried(Fate::Sending(now + SETTLE_AFTER), why, true),
         }))
     }
 
+    /// Tells, once a month, that a channel takes only few more messages.
+    async fn watch_left(&self, name: &str, left: Option<i64>) {
+        let Some(left) = left.filter(|left| *left <= FEW) else {
+            return;
+        };
+        let details = Details {
+            name: name.to_owned(),
+            left: i32::try_from(left).ok(),
+            ..Details::default()
+        };
+        let notice = Notice::about(Class::ChannelLow, format!("channel {name}"), details);
+        if let Err(error) = self.app.tell(notice).await {
+            tracing::debug!(error = %error, "that {name} is nearly used up is told later");
+        }
+    }
+
     /// Finds out what became of a message whose sending was cut off.
-    async fn settle(
-        &self,
-        channel: &dyn Channel,
-        delivery: &Delivery,
-        asked: &mut u32,
-    ) -> (Fate, String) {
+    async fn settle(&self, channel: &dyn Channel, delivery: &Delivery, asked: &mut u32) -> Tried {
         let now = self.app.clock.now();
         *asked += 1;
-        match channel.settle(delivery.left_before).await {
+        let (fate, detail) = match channel.settle(delivery.left_before).await {
             Settled::Sent => (
                 Fate::Sent { receipt: None },
-                "the answer was lost; the counter says that it was taken".to_owned(),
+                "the answer was lost; the counter says that it was taken",
             ),
             Settled::NotSent => (
                 Fate::Pending(now),
-                "the answer was lost; the counter says that it was not taken".to_owned(),
+                "the answer was lost; the counter says that it was not taken",
             ),
             Settled::AskAgain if *asked < SETTLE_TRIES => (
                 Fate::Sending(now + SETTLE_AFTER),
-                "the answer was lost, and the channel cannot be asked now".to_owned(),
+                "the answer was lost, and the channel cannot be asked now",
             ),
             Settled::AskAgain | Settled::Unknown => (
                 Fate::Unknown,
-                "the answer was lost, and nobody can tell whether it was taken".to_owned(),
+                "the answer was lost, and nobody can tell whether it was taken",
             ),
+        };
+        Tried {
+            number: delivery.tries,
+            fate,
+            detail: detail.to_owned(),
+            by_channel: true,
         }
     }
 
@@ -239,12 +290,6 @@ impl Teller {
         let store = &self.app.store;
         let name = channel.name();
         for open in store.open_receipts(name).await? {
-            if open.over {
-                if channel.cancel(&open.receipt).await {
-                    store.close_receipt(open.message, name, None).await?;
-                }
-                continue;
-            }
             match channel.seen(&open.receipt).await {
                 Some(Seen::Acknowledged(at, by)) => {
                     let at = at.unwrap_or_else(|| self.app.clock.now());
@@ -253,6 +298,11 @@ impl Teller {
                         .await?;
                 }
                 Some(Seen::Expired) => store.close_receipt(open.message, name, None).await?,
+                Some(Seen::NotYet) | None if open.over => {
+                    if channel.cancel(&open.receipt).await {
+                        store.close_receipt(open.message, name, None).await?;
+                    }
+                }
                 Some(Seen::NotYet) | None => {}
             }
         }
@@ -270,16 +320,9 @@ fn word(fate: &Fate) -> &'static str {
     }
 }
 
-/// How long to wait before the next try: at least what the channel asks for, doubled each time.
-fn wait(tries: i32, after: Duration) -> TimeDelta {
-    let seconds = i64::try_from(after.as_secs()).unwrap_or(i64::MAX).max(1);
-    let doubled = seconds.saturating_mul(1 << tries.clamp(0, 16));
-    TimeDelta::seconds(doubled).min(LONGEST_WAIT)
-}
-
 fn message(delivery: &Delivery) -> Message {
     Message {
-        id: delivery.message.to_string(),
+        id: delivery.id.clone(),
         class: delivery.class.to_string(),
         severity: match delivery.severity {
             Severity::Info => qctl_notify::Severity::Info,
@@ -292,18 +335,5 @@ fn message(delivery: &Delivery) -> Message {
         url: delivery.url.clone(),
         url_title: String::new(),
         time: delivery.created_at,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn waits_double_from_what_the_channel_asks_for() {
-        let five = Duration::from_secs(5);
-        assert_eq!(wait(0, five), TimeDelta::seconds(5));
-        assert_eq!(wait(3, five), TimeDelta::seconds(40));
-        assert_eq!(wait(100, five), LONGEST_WAIT);
     }
 }

@@ -9,7 +9,7 @@ use crate::store::notices::OpenNotice;
 
 /// The facts of a notice in the outbox.
 pub(super) fn of(notice: &OpenNotice) -> Facts {
-    let mut facts = of_details(&notice.details, &notice.worker);
+    let mut facts = of_details(notice.class, &notice.details, &notice.worker);
     if let Some(job) = notice.job {
         facts.insert("job".to_owned(), Fact::Text(job.to_string()));
         facts.insert("name".to_owned(), Fact::Text(notice.job_name.clone()));
@@ -17,7 +17,7 @@ pub(super) fn of(notice: &OpenNotice) -> Facts {
     facts
 }
 
-fn of_details(details: &Details, worker: &str) -> Facts {
+fn of_details(class: Class, details: &Details, worker: &str) -> Facts {
     let mut facts = Facts::new();
     let mut fact = |name: &str, fact: Fact| {
         facts.insert(name.to_owned(), fact);
@@ -49,6 +49,9 @@ fn of_details(details: &Details, worker: &str) -> Facts {
         ("doing", &details.doing),
         ("held", &details.held),
         ("name", &details.name),
+        // A job that is skipped is told with the one that it waited for, and what became of that.
+        ("other", &details.name),
+        ("state", &details.held),
         ("place", &details.place),
         ("text", &details.text),
         ("value", &details.value),
@@ -78,12 +81,39 @@ fn of_details(details: &Details, worker: &str) -> Facts {
     if !line.is_empty() {
         fact("line", Fact::Text(line.clone()));
     }
+    let quote = quoted(class, details);
+    if !quote.is_empty() {
+        fact("quote", Fact::Text(quote.to_owned()));
+    }
     facts
+}
+
+/// What a program said in its own words, which no catalogue can translate.
+fn quoted(class: Class, details: &Details) -> &str {
+    match (class, details.cause) {
+        (
+            Class::JobRefused
+            | Class::SubmissionRefused
+            | Class::DatabaseAway
+            | Class::CoordinatorAway
+            | Class::Panic
+            | Class::Trouble
+            | Class::ChannelRefused,
+            _,
+        ) => &details.text,
+        // What is to be known of it has its own words.
+        (Class::JobHeld, _) => "",
+        // These are shown as the last line, or are said by it.
+        (_, Some(Cause::CannotStart | Cause::Contradicted)) => "",
+        // What the worker says about the end of an attempt follows our own sentence about it.
+        (_, Some(_)) => details.text.split_once(": ").map_or("", |(_, said)| said),
+        _ => "",
+    }
 }
 
 /// The facts of a notice that goes by a file.
 pub(super) fn of_filed(notice: &Notice) -> Facts {
-    of_details(&notice.details, &notice.worker)
+    of_details(notice.class, &notice.details, &notice.worker)
 }
 
 /// A notice of a file, as the history keeps it. `None` when this version knows no such class.

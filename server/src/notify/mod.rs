@@ -10,11 +10,12 @@ mod second_path;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use qctl_notify::outbox::Outbox;
 use qctl_notify::{Settings, Words};
 
-use crate::app::App;
+use crate::app::{App, Clock};
 use second_path::{DatabaseWatch, Marker};
 
 /// What tells people, from term to term.
@@ -30,6 +31,8 @@ pub(crate) struct Notifier {
     host: String,
     /// What is known of the database; used by the loop of the present term.
     database: tokio::sync::Mutex<DatabaseWatch>,
+    /// The database is away, so that what lies in files is sent from there.
+    is_alone: AtomicBool,
 }
 
 impl Notifier {
@@ -42,9 +45,15 @@ impl Notifier {
             outbox: Outbox::of(data),
             database: tokio::sync::Mutex::new(DatabaseWatch::new(marker.crashed())),
             marker,
+            is_alone: AtomicBool::new(false),
             data: data.to_owned(),
             host: host(),
         }
+    }
+
+    /// Sends what lies in files while there is no database to put it into; never returns.
+    pub(crate) async fn carry(self: Arc<Self>, clock: Clock) {
+        second_path::carry(self, clock).await;
     }
 
     /// The coordinator ends because it was asked to: its next start is no recovery from a crash.
@@ -81,8 +90,7 @@ pub(crate) fn start(notifier: &Arc<Notifier>, app: &Arc<App>) {
         delivery_bell: tokio::sync::Notify::new(),
     });
     for channel in &teller.settings.channels {
-        let work = deliver::run(Arc::clone(&teller), Arc::clone(channel));
-        spawn(app, work);
+        app.spawn(deliver::run(Arc::clone(&teller), Arc::clone(channel)));
     }
     spawn(app, outbox::run(Arc::clone(&teller)));
     // Outlives the term on purpose.
@@ -93,7 +101,6 @@ pub(crate) fn start(notifier: &Arc<Notifier>, app: &Arc<App>) {
 fn spawn(app: &Arc<App>, work: impl Future<Output = ()> + Send + 'static) {
     let stop = app.stop().clone();
     app.spawn(async move {
-        // What was being sent is settled at the next start.
         stop.run_until_cancelled_owned(work).await;
     });
 }
@@ -105,3 +112,6 @@ pub(crate) fn host() -> String {
         .to_string_lossy()
         .into_owned()
 }
+
+#[cfg(test)]
+mod tests;

@@ -215,7 +215,16 @@ impl Teller {
             decide(&rules, class, oldest.created_at, told, now, wall)
         };
         match decided(oldest, &told) {
-            Decision::Wait(_) => {}
+            Decision::Wait(_, waits) => {
+                let ids: Vec<i64> = notices
+                    .iter()
+                    .filter(|notice| !notice.waits)
+                    .map(|notice| notice.id)
+                    .collect();
+                if !ids.is_empty() {
+                    self.app.store.note_wait(&ids, waits).await?;
+                }
+            }
             Decision::TooMild => {
                 let ids: Vec<i64> = notices.iter().map(|notice| notice.id).collect();
                 self.app.store.hold_back(&ids, held_back::TOO_MILD).await?;
@@ -249,11 +258,25 @@ impl Teller {
             title: &text.title,
             body: &text.body,
             url: &url,
-            channels: self.app.notices.channels(),
+            channels: &self.channels_for(class, notices),
         };
         self.app.store.make_message(now, &message).await?;
         self.delivery_bell.notify_waiters();
         Ok(())
+    }
+
+    /// The channels that tell these: that one refuses is told by the others, if there are any.
+    fn channels_for(&self, class: Class, notices: &[OpenNotice]) -> Vec<String> {
+        let all = self.app.notices.channels();
+        let refuses = |channel: &&String| {
+            class == Class::ChannelRefused
+                && notices.iter().any(|one| one.details.name == **channel)
+        };
+        let others: Vec<String> = all.iter().filter(|one| !refuses(one)).cloned().collect();
+        match others.is_empty() {
+            true => all.to_vec(),
+            false => others,
+        }
     }
 
     fn rules(&self) -> Rules {

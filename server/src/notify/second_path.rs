@@ -5,16 +5,17 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
-use qctl_notify::outbox::{Entry, Filed, Stage};
+use chrono::{DateTime, TimeDelta, Utc};
+use qctl_notify::outbox::{Entry, Filed, FiledFate};
 use qctl_server_core::alarm::watch::Disk;
-use qctl_server_core::notice::{Class, Details, Notice};
+use qctl_server_core::notice::{Class, Details, Notice, Severity};
 
-use super::{Teller, facts};
-use crate::app::Error;
-use crate::store::notices::{FiledFate, FiledNotice};
+use super::{Notifier, Teller, facts};
+use crate::app::{Clock, Error};
+use crate::store::notices::{FiledDelivery, FiledMessage, FiledNotice};
 
 /// Between two looks at the database and the files.
 const EVERY: Duration = Duration::from_secs(1);
@@ -24,6 +25,8 @@ const TOUCH: Duration = Duration::from_secs(10);
 const DISK: Duration = Duration::from_secs(5);
 /// Longest wait for the database's answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(3);
+/// A term takes files within a second or two; what is older is sent from here.
+const UNCLAIMED: TimeDelta = TimeDelta::seconds(60);
 
 /// Watches the database until the coordinator stops.
 pub(super) async fn run(teller: Arc<Teller>) {
@@ -52,11 +55,28 @@ pub(super) async fn run(teller: Arc<Teller>) {
 pub(super) async fn after_term(teller: Arc<Teller>) {
     teller.app.stop().cancelled().await;
     let mut watch = teller.notifier.database.lock().await;
-    if let Some(since) = watch.away
-        && !watch.told
-    {
-        let text = "it did not answer until the coordinator had to stop leading";
-        watch.tell_away(&teller, since, text).await;
+    if let Some(since) = watch.away {
+        watch.tell_away(&teller, since, "");
+    }
+}
+
+/// Sends what lies in files while the database is away, from the start of the program to its end:
+/// the end of a term does not cut off what tells of it.
+pub(super) async fn carry(notifier: Arc<Notifier>, clock: Clock) {
+    loop {
+        tokio::time::sleep(EVERY).await;
+        qctl_notify::panics::provoked("carrier");
+        let is_alone = notifier.is_alone.load(Ordering::Relaxed);
+        let now = clock.now();
+        let sent = notifier
+            .outbox
+            .send(&notifier.settings.channels, &notifier.words, now, |filed| {
+                is_alone || now - filed.at > UNCLAIMED
+            })
+            .await;
+        if let Err(error) = sent {
+            tracing::warn!(error = %error, "notices in files cannot be sent");
+        }
     }
 }
 
@@ -104,33 +124,32 @@ impl DatabaseWatch {
         let answer = tokio::time::timeout(ANSWER_LIMIT, teller.app.store.database_started()).await;
         match answer {
             Ok(Ok(started)) => self.answered(teller, now, started).await,
-            Ok(Err(error)) => self.failed(teller, now, &error.to_string()).await,
-            Err(_) => {
-                let text = format!("it has not answered for {} s", ANSWER_LIMIT.as_secs());
-                self.failed(teller, now, &text).await;
-            }
+            Ok(Err(error)) => self.failed(teller, now, &error.to_string()),
+            // That it says nothing is all there is to say.
+            Err(_) => self.failed(teller, now, ""),
         }
     }
 
-    async fn failed(&mut self, teller: &Teller, now: DateTime<Utc>, text: &str) {
+    /// `text` is what the database says.
+    fn failed(&mut self, teller: &Teller, now: DateTime<Utc>, text: &str) {
         let since = *self.away.get_or_insert(now);
         if now - since < facts::delta(teller.settings.database_away_after) {
             return;
         }
-        self.tell_away(teller, since, text).await;
+        self.tell_away(teller, since, text);
     }
 
-    async fn tell_away(&mut self, teller: &Teller, since: DateTime<Utc>, text: &str) {
-        if !self.told {
-            self.told = true;
-            let details = Details {
-                since: Some(since),
-                text: text.to_owned(),
-                ..Details::default()
-            };
-            teller.file(&teller.notice(Class::DatabaseAway, "database", details));
+    fn tell_away(&mut self, teller: &Teller, since: DateTime<Utc>, text: &str) {
+        if self.told {
+            return;
         }
-        teller.send_files().await;
+        let details = Details {
+            since: Some(since),
+            text: text.to_owned(),
+            ..Details::default()
+        };
+        self.told = teller.file(&teller.notice(Class::DatabaseAway, "database", details));
+        teller.is_alone.store(true, Ordering::Relaxed);
     }
 
     async fn answered(&mut self, teller: &Teller, now: DateTime<Utc>, started: DateTime<Utc>) {
@@ -141,6 +160,7 @@ impl DatabaseWatch {
                 self.away = None;
                 self.told = false;
                 self.begins = false;
+                teller.is_alone.store(false, Ordering::Relaxed);
             }
             // What was seen is told by the next look.
             Err(error) => tracing::warn!(
@@ -157,10 +177,12 @@ impl DatabaseWatch {
         restarted: bool,
     ) -> Result<(), Error> {
         let imported = teller.import_files().await?;
-        let mut was_away = false;
+        // What a channel is still asked about comes into the history later; it was told all the same.
+        let mut was_away = self.told;
         if imported || self.told || self.begins {
-            was_away = teller.has_open(Class::DatabaseAway).await?;
-            if was_away {
+            let is_open = teller.has_open(Class::DatabaseAway).await?;
+            was_away |= is_open;
+            if is_open {
                 let back = teller.notice(Class::DatabaseBack, "database", Details::default());
                 teller.app.tell(back).await?;
             }
@@ -209,96 +231,96 @@ impl Teller {
         }
     }
 
-    fn file(&self, notice: &Notice) {
+    /// Files a notice. Returns whether one about this lies there now.
+    fn file(&self, notice: &Notice) -> bool {
         let filed = Filed {
             class: notice.class.to_string(),
             severity: match notice.class.severity() {
-                qctl_server_core::notice::Severity::Info => qctl_notify::Severity::Info,
-                qctl_server_core::notice::Severity::Warning => qctl_notify::Severity::Warning,
-                qctl_server_core::notice::Severity::Error => qctl_notify::Severity::Error,
-                qctl_server_core::notice::Severity::Critical => qctl_notify::Severity::Critical,
+                Severity::Info => qctl_notify::Severity::Info,
+                Severity::Warning => qctl_notify::Severity::Warning,
+                Severity::Error => qctl_notify::Severity::Error,
+                Severity::Critical => qctl_notify::Severity::Critical,
             },
             subject: notice.subject.clone(),
             signature: notice.signature.clone(),
             facts: facts::of_filed(notice),
             at: self.app.clock.now(),
-            receipts: BTreeMap::new(),
+            deliveries: BTreeMap::new(),
         };
-        if let Err(error) = self.outbox.put(&filed) {
-            tracing::error!(error = %error, class = filed.class, "a notice cannot be filed");
-        }
+        self.outbox
+            .put(&filed)
+            .inspect_err(|error| {
+                tracing::error!(error = %error, class = filed.class, "a notice cannot be filed");
+            })
+            .is_ok()
     }
 
-    /// Sends what lies in files and was not sent.
-    async fn send_files(&self) {
-        let entries = match self.outbox.entries() {
-            Ok(entries) => entries,
-            Err(error) => {
-                tracing::warn!(error = %error, "notices in files cannot be read");
-                return;
-            }
-        };
-        for entry in entries {
-            if entry.stage == Stage::New {
-                let now = self.app.clock.now();
-                self.outbox
-                    .send(entry, &self.settings.channels, &self.words, now)
-                    .await;
-            }
-        }
-    }
-
-    /// Moves what lies in files into the database: what was told into the history, the rest into
-    /// the outbox. Returns whether there were any.
+    /// Moves what lies in files into the database, and what is still to be sent of it. Returns whether
+    /// there were any.
     async fn import_files(&self) -> Result<bool, Error> {
-        let entries = self.outbox.entries().map_err(|error| {
-            Error::Internal(format!("notices in files cannot be read: {error}"))
-        })?;
-        for entry in &entries {
-            self.import(entry).await?;
-            if let Err(error) = self.outbox.remove(entry) {
+        let unreadable =
+            |error| Error::Internal(format!("notices in files cannot be read: {error}"));
+        if self.outbox.entries().map_err(unreadable)?.is_empty() {
+            return Ok(false);
+        }
+        let Some(turn) = self.outbox.turn().map_err(unreadable)? else {
+            return Err(Error::Internal(
+                "another program is sending notices in files".to_owned(),
+            ));
+        };
+        let now = self.app.clock.now();
+        self.outbox
+            .settle(&turn, &self.settings.channels, now)
+            .await
+            .map_err(unreadable)?;
+        let mut imported = false;
+        for entry in self.outbox.entries().map_err(unreadable)? {
+            if entry.is_open() {
+                continue;
+            }
+            self.import(&entry, now).await?;
+            imported = true;
+            if let Err(error) = self.outbox.remove(&turn, &entry) {
                 tracing::warn!(error = %error, "the file of a notice cannot be removed");
             }
         }
-        Ok(!entries.is_empty())
+        Ok(imported)
     }
 
-    async fn import(&self, entry: &Entry) -> Result<(), Error> {
-        let Some(notice) = facts::read_filed(&entry.filed) else {
+    async fn import(&self, entry: &Entry, now: DateTime<Utc>) -> Result<(), Error> {
+        let filed = &entry.filed;
+        let Some(notice) = facts::read_filed(filed) else {
             tracing::warn!("{entry} is of a newer version and is dropped");
             return Ok(());
         };
-        let text = self
-            .words
-            .notice(&entry.filed.class, &entry.filed.facts, entry.filed.at);
-        let state = match entry.stage {
-            Stage::New => None,
-            Stage::Sent => Some("sent"),
-            Stage::Rejected => Some("rejected"),
-            // The program that was sending it is gone.
-            Stage::Sending | Stage::Unknown => Some("unknown"),
+        let text = self.words.notice(&filed.class, &filed.facts, filed.at);
+        let is_new = filed
+            .deliveries
+            .values()
+            .all(|one| one.fate == FiledFate::Pending);
+        let delivery = |channel: &String| {
+            let tried = filed.deliveries.get(channel);
+            FiledDelivery {
+                channel: channel.clone(),
+                state: tried.map_or("pending", |one| one.fate.as_str()),
+                detail: tried.map_or_else(String::new, |one| one.detail.clone()),
+                receipt: tried.and_then(|one| one.receipt.clone()),
+            }
         };
-        let receipts: Vec<Option<String>> = self
-            .app
-            .notices
-            .channels()
-            .iter()
-            .map(|channel| entry.filed.receipts.get(channel).cloned())
-            .collect();
+        let message = (!is_new).then(|| FiledMessage {
+            title: &text.title,
+            body: &text.body,
+            deliveries: self.app.notices.channels().iter().map(delivery).collect(),
+        });
         let filed = FiledNotice {
             filed_as: &entry.key,
-            at: entry.filed.at,
+            at: filed.at,
             notice: &notice,
-            told: state.map(|state| FiledFate {
-                title: &text.title,
-                body: &text.body,
-                channels: self.app.notices.channels(),
-                receipts: &receipts,
-                state,
-            }),
+            message,
         };
-        self.app.store.import_filed(&filed).await?;
+        self.app.store.import_filed(&filed, now).await?;
         self.app.notices.ring();
+        self.delivery_bell.notify_waiters();
         Ok(())
     }
 }

@@ -135,6 +135,7 @@ impl Shim {
     /// Runs until the shim retires.
     pub(super) fn run(mut self) -> io::Result<()> {
         loop {
+            qctl_notify::panics::provoked("shim");
             self.settle();
             if self.is_done() {
                 break;

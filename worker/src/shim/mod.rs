@@ -72,6 +72,9 @@ pub struct Args {
     /// Socket to listen on; the progress pipe is made beside it
     #[arg(long, value_name = "PATH")]
     pub socket: PathBuf,
+    /// Folder of the installation's data, where a bug of the shim is told from
+    #[arg(long, value_name = "FOLDER")]
+    pub data: Option<PathBuf>,
     /// Jobs after which the shim retires
     #[arg(long, value_name = "NUMBER", default_value_t = 10_000)]
     pub max_jobs: u64,
@@ -111,6 +114,10 @@ pub enum ShimError {
 
 /// Runs a shim until it retires. Errors are told on standard error.
 pub fn main(args: &Args) -> ExitCode {
+    if let Some(data) = &args.data {
+        let outbox = qctl_notify::outbox::Outbox::of(data);
+        qctl_notify::panics::tell("qctl-worker shim", crate::host_name(), outbox);
+    }
     match run(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

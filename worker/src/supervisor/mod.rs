@@ -106,6 +106,8 @@ pub(crate) struct Surroundings {
     pub(crate) shim_program: PathBuf,
     /// How many files a job may open at once; `None` for any number.
     pub(crate) open_files: Option<u64>,
+    /// Folder of the installation's data.
+    pub(crate) data: PathBuf,
     pub(crate) slots: u32,
     /// Most bytes of an attempt's output to keep, unless the job says otherwise.
     pub(crate) log_limit: u64,

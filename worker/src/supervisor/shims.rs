@@ -167,7 +167,9 @@ impl Supervisor {
             .arg("--segment")
             .arg(spool::segment_name(shim))
             .arg("--socket")
-            .arg(self.with.spool.socket(shim));
+            .arg(self.with.spool.socket(shim))
+            .arg("--data")
+            .arg(&self.with.data);
         if let Some(files) = self.with.open_files {
             command.arg("--open-files").arg(files.to_string());
         }

@@ -3,7 +3,9 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::id::JobId;
 use crate::outcome::{End, Facts, StopCause, outcome};
+use crate::spec::Condition;
 
 const BACKOFF: Backoff = Backoff {
     base: Duration::from_secs(5),
@@ -65,7 +67,12 @@ fn cancel_stop() -> Facts {
 fn events() -> Vec<JobEvent> {
     vec![
         JobEvent::DependenciesMet(1),
-        JobEvent::DependencyFailed("job 1 failed".into()),
+        JobEvent::DependencyFailed(Open {
+            job: JobId(2),
+            on: JobId(1),
+            condition: Condition::Ok,
+            state: Some(JobState::Failed),
+        }),
         JobEvent::TimeCame,
         JobEvent::Assigned("w".into()),
         JobEvent::AttemptStarted(at(0)),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{COORDINATOR, Ledger};
-use crate::dependency::{Open, Standing, impossible, standing};
+use crate::dependency::{Open, Standing, standing};
 use crate::id::JobId;
 use crate::job::JobEvent;
 
@@ -45,8 +45,7 @@ impl Ledger {
             let _ = self.job_event(job, &JobEvent::DependenciesMet(count), COORDINATOR);
         }
         for (job, on) in hopeless {
-            let message = impossible(on.condition, on.on, on.state);
-            let event = JobEvent::DependencyFailed(message);
+            let event = JobEvent::DependencyFailed(*on);
             settled.changed |= self.job_event(job, &event, COORDINATOR).is_ok();
         }
         settled

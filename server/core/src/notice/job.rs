@@ -41,11 +41,12 @@ pub fn told(about: &About<'_>, before: &Job, event: &JobEvent, after: &Job) -> O
         JobEvent::LateResult(late) if after.state != before.state => {
             about.settled(before, after, &late.outcome, None, false)
         }
-        JobEvent::DependencyFailed(message) => Some(about.notice(
+        JobEvent::DependencyFailed(on) => Some(about.notice(
             Class::JobSkipped,
             "",
             Details {
-                text: message.clone(),
+                name: on.on.to_string(),
+                held: on.state.map_or("deleted", JobState::as_str).to_owned(),
                 ..Details::default()
             },
         )),
@@ -219,10 +220,11 @@ impl About<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dependency::Open;
     use crate::job::step;
     use crate::outcome::{End, Facts, StopCause, outcome};
     use crate::retry::{Backoff, Ended};
-    use crate::spec::JobSpec;
+    use crate::spec::{Condition, JobSpec};
 
     fn at(seconds: i64) -> DateTime<Utc> {
         DateTime::from_timestamp(1_800_000_000 + seconds, 0).unwrap()
@@ -427,10 +429,18 @@ mod tests {
             class(&queued, &JobEvent::Hold("me".into()), Wish::Always),
             None
         );
-        let skipped = JobEvent::DependencyFailed("job 3 failed".into());
+        let skipped = JobEvent::DependencyFailed(Open {
+            job: JobId(7),
+            on: JobId(3),
+            condition: Condition::Ok,
+            state: Some(JobState::Failed),
+        });
+        let (told, _) = told_of(&queued, &skipped, Wish::Default);
+        let told = told.unwrap();
+        assert_eq!(told.class, Class::JobSkipped);
         assert_eq!(
-            class(&queued, &skipped, Wish::Default),
-            Some(Class::JobSkipped)
+            (told.details.name.as_str(), told.details.held.as_str()),
+            ("3", "failed")
         );
     }
 }

@@ -119,6 +119,8 @@ pub enum Class {
     ChannelRefused,
     /// It takes notices again.
     ChannelWorks,
+    /// A channel takes only few more messages.
+    ChannelLow,
     /// A person wants to see whether notices arrive.
     Test,
 }
@@ -164,6 +166,7 @@ words!(Class {
     TroubleOver = "trouble_over",
     ChannelRefused = "channel_refused",
     ChannelWorks = "channel_works",
+    ChannelLow = "channel_low",
     Test = "test",
 });
 
@@ -199,6 +202,7 @@ impl Class {
             | Self::OutOfMemory
             | Self::ClockJumped
             | Self::LooksMissed
+            | Self::ChannelLow
             | Self::Trouble => Severity::Warning,
             Self::JobFailed
             | Self::JobHeld
@@ -255,6 +259,8 @@ impl Class {
             // A card gets hot and cool with every job, and is told of a few times a day at most.
             Self::GpuHot | Self::OutOfMemory | Self::ClockJumped => Some(TimeDelta::hours(6)),
             Self::Panic | Self::MachineBusy => Some(TimeDelta::days(1)),
+            // What a channel takes is counted by the month.
+            Self::ChannelLow => Some(TimeDelta::days(28)),
             _ => None,
         }
     }

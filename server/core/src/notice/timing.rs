@@ -46,6 +46,15 @@ pub struct Rules {
     pub per_hour: usize,
 }
 
+/// What notices wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waits {
+    /// The end of the quiet hours.
+    QuietHours,
+    /// Others of their class, to be told as one.
+    Others,
+}
+
 /// What is done about the notices of one class that wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
@@ -54,7 +63,7 @@ pub enum Decision {
     /// All are told in one message.
     Together,
     /// Nothing is told before this time.
-    Wait(DateTime<Utc>),
+    Wait(DateTime<Utc>, Waits),
     /// They are never told.
     TooMild,
 }
@@ -81,7 +90,7 @@ pub fn decide(
         && severity < quiet.below
         && let Some(left) = quiet.left(wall)
     {
-        return Decision::Wait(now + left);
+        return Decision::Wait(now + left, Waits::QuietHours);
     }
     let gathered = oldest + rules.gather;
     if severity == Severity::Critical || told.len() < rules.per_hour && !class.gathers() {
@@ -90,14 +99,14 @@ pub fn decide(
     if told.len() <= rules.per_hour {
         return match gathered <= now {
             true => Decision::Together,
-            false => Decision::Wait(gathered),
+            false => Decision::Wait(gathered, Waits::Others),
         };
     }
     // One message more than allowed was made of many; the next comes when one left the window.
     let next = told[told.len() - 1 - rules.per_hour] + WINDOW;
     match next.max(gathered) <= now {
         true => Decision::Together,
-        false => Decision::Wait(next.max(gathered)),
+        false => Decision::Wait(next.max(gathered), Waits::Others),
     }
 }
 
@@ -166,7 +175,7 @@ mod tests {
         assert_eq!(decided(Class::JobFailed), Decision::Each);
         assert_eq!(
             decided(Class::AttemptFailed),
-            Decision::Wait(at(100 + 5 * 3_600))
+            Decision::Wait(at(100 + 5 * 3_600), Waits::QuietHours)
         );
         assert_eq!(decided(Class::Test), Decision::Each);
     }
@@ -194,7 +203,7 @@ mod tests {
                 wall("12:00"),
             )
         };
-        assert_eq!(decided(59), Decision::Wait(at(60)));
+        assert_eq!(decided(59), Decision::Wait(at(60), Waits::Others));
         assert_eq!(decided(60), Decision::Together);
     }
 
@@ -212,9 +221,15 @@ mod tests {
             )
         };
         assert_eq!(decided(&[0, 1], 2, 2), Decision::Each);
-        assert_eq!(decided(&[0, 1, 2], 3, 3), Decision::Wait(at(63)));
+        assert_eq!(
+            decided(&[0, 1, 2], 3, 3),
+            Decision::Wait(at(63), Waits::Others)
+        );
         assert_eq!(decided(&[0, 1, 2], 3, 63), Decision::Together);
-        assert_eq!(decided(&[0, 1, 2, 63], 70, 200), Decision::Wait(at(3_600)));
+        assert_eq!(
+            decided(&[0, 1, 2, 63], 70, 200),
+            Decision::Wait(at(3_600), Waits::Others)
+        );
         assert_eq!(decided(&[1, 2, 63], 70, 3_601), Decision::Together);
     }
 

@@ -1,0 +1,192 @@
+use std::sync::Mutex;
+use std::time::Duration;
+
+use super::*;
+use crate::channel::Pending;
+use crate::words::{Language, Zone};
+
+fn filed(signature: &str) -> Filed {
+    Filed {
+        class: "panic".into(),
+        severity: Severity::Error,
+        subject: "program".into(),
+        signature: signature.into(),
+        facts: Facts::new(),
+        at: DateTime::UNIX_EPOCH,
+        deliveries: BTreeMap::new(),
+    }
+}
+
+fn at(seconds: i64) -> DateTime<Utc> {
+    DateTime::from_timestamp(seconds, 0).unwrap()
+}
+
+/// Answers what it is told to, the last first; then it takes everything.
+#[derive(Debug)]
+struct Scripted {
+    name: &'static str,
+    answers: Mutex<Vec<Outcome>>,
+    settled: Settled,
+    got: Mutex<Vec<String>>,
+}
+
+impl Scripted {
+    fn channel(name: &'static str, settled: Settled, answers: &[Outcome]) -> Arc<Self> {
+        Arc::new(Self {
+            name,
+            answers: Mutex::new(answers.iter().rev().cloned().collect()),
+            settled,
+            got: Mutex::new(Vec::new()),
+        })
+    }
+
+    fn got(&self) -> usize {
+        self.got.lock().unwrap().len()
+    }
+}
+
+impl Channel for Scripted {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn left(&self) -> Pending<'_, Option<i64>> {
+        Box::pin(async { Some(100) })
+    }
+
+    fn send<'a>(&'a self, message: &'a Message) -> Pending<'a, Outcome> {
+        self.got.lock().unwrap().push(message.id.clone());
+        let answer = self.answers.lock().unwrap().pop();
+        Box::pin(async move { answer.unwrap_or(Outcome::Accepted { receipt: None }) })
+    }
+
+    fn settle(&self, left_before: Option<i64>) -> Pending<'_, Settled> {
+        assert_eq!(left_before, Some(100), "what was counted is remembered");
+        Box::pin(async { self.settled })
+    }
+}
+
+fn not_now() -> Outcome {
+    Outcome::NotNow {
+        why: "busy".into(),
+        after: Duration::from_secs(5),
+    }
+}
+
+async fn send(outbox: &Outbox, channels: &[Arc<Scripted>], now: i64) {
+    let channels: Vec<Arc<dyn Channel>> = channels
+        .iter()
+        .map(|one| Arc::clone(one) as Arc<dyn Channel>)
+        .collect();
+    let words = Words::new(Language::English, Zone::Local);
+    outbox
+        .send(&channels, &words, at(now), |_| true)
+        .await
+        .unwrap();
+}
+
+fn fates(outbox: &Outbox) -> Vec<(String, &'static str)> {
+    let entries = outbox.entries().unwrap();
+    entries
+        .iter()
+        .flat_map(|entry| &entry.filed.deliveries)
+        .map(|(name, one)| (name.clone(), one.fate.as_str()))
+        .collect()
+}
+
+#[test]
+fn the_same_thing_is_filed_once_until_it_is_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let outbox = Outbox::of(folder.path());
+    assert!(outbox.entries().unwrap().is_empty());
+    assert!(outbox.put(&filed("a")).unwrap());
+    assert!(!outbox.put(&filed("a")).unwrap());
+    assert!(outbox.put(&filed("b")).unwrap());
+    let turn = outbox.turn().unwrap().unwrap();
+    assert!(outbox.turn().unwrap().is_none(), "one at a time");
+    let first = outbox.entries().unwrap().remove(0);
+    outbox.remove(&turn, &first).unwrap();
+    drop(turn);
+    assert!(outbox.turn().unwrap().is_some());
+    assert!(outbox.put(&first.filed).unwrap());
+}
+
+#[test]
+fn a_torn_file_harms_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let outbox = Outbox::of(folder.path());
+    outbox.put(&filed("a")).unwrap();
+    let path = outbox.entries().unwrap()[0].path.clone();
+    let whole = std::fs::read(&path).unwrap();
+    for length in 0..whole.len() {
+        std::fs::write(&path, &whole[..length]).unwrap();
+        assert!(outbox.entries().unwrap().is_empty());
+    }
+    std::fs::write(&path, &whole).unwrap();
+    assert_eq!(outbox.entries().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn each_channel_has_a_fate_of_its_own_and_waits_as_long_as_it_asks_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let outbox = Outbox::of(folder.path());
+    outbox.put(&filed("a")).unwrap();
+    let phone = Scripted::channel("phone", Settled::Unknown, &[not_now(), not_now()]);
+    let desk = Scripted::channel("desk", Settled::Unknown, &[Outcome::Refused("no".into())]);
+    let both = [Arc::clone(&phone), Arc::clone(&desk)];
+    for (now, calls) in [(0, 1), (4, 1), (5, 2), (14, 2), (15, 3), (900, 3)] {
+        send(&outbox, &both, now).await;
+        assert_eq!(phone.got(), calls, "at {now}");
+    }
+    assert_eq!(desk.got(), 1, "what is refused is not repeated");
+    let expected = [
+        ("desk".to_owned(), "rejected"),
+        ("phone".to_owned(), "sent"),
+    ];
+    assert_eq!(fates(&outbox), expected);
+    assert!(outbox.entries().unwrap()[0].filed.was_told());
+}
+
+#[tokio::test]
+async fn what_was_cut_off_is_settled_by_whoever_comes_next() {
+    for (settled, fate, calls) in [
+        (Settled::Sent, "sent", 1),
+        (Settled::NotSent, "sent", 2),
+        (Settled::Unknown, "unknown", 1),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let outbox = Outbox::of(folder.path());
+        outbox.put(&filed("a")).unwrap();
+        outbox.put(&filed("b")).unwrap();
+        let lost = Outcome::Unknown("no answer".into());
+        let phone = [Scripted::channel("phone", settled, &[lost])];
+        send(&outbox, &phone, 0).await;
+        assert_eq!(phone[0].got(), 1, "nothing else is sent meanwhile");
+        send(&outbox, &phone, 4).await;
+        assert_eq!(phone[0].got(), 1);
+        // Another program has the outbox now.
+        let outbox = Outbox::of(folder.path());
+        send(&outbox, &phone, 5).await;
+        let first = phone[0].got.lock().unwrap()[0].clone();
+        let repeats = phone[0]
+            .got
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|id| **id == first)
+            .count();
+        assert_eq!(repeats, calls, "{settled:?}");
+        let entry = outbox
+            .entries()
+            .unwrap()
+            .into_iter()
+            .find(|entry| entry.key == first);
+        let entry = entry.unwrap();
+        assert_eq!(
+            entry.filed.deliveries["phone"].fate.as_str(),
+            fate,
+            "{settled:?}"
+        );
+        assert_eq!(phone[0].got(), calls + 1, "the other one is sent once");
+    }
+}
