@@ -154,6 +154,8 @@ fn everything() -> Facts {
         ("number", text("79")),
         ("minutes", text("15")),
         ("gpu", text("0")),
+        ("limit", text("95")),
+        ("value", text("97")),
         ("fault", text("xid")),
         ("text", text("123")),
         ("line", text("ValueError: bad")),
