@@ -548,7 +548,7 @@ fn a_database_that_hangs_is_told_without_it_and_its_return_ends_the_repetition()
     assert_eq!(shown[0].priority, 2);
     let message = without_times(&shown[0].message);
     assert!(
-        message.starts_with(&format!("On {host}, since HH:MM: ")),
+        message.starts_with(&format!("On {host}, it has not answered since HH:MM.\n")),
         "{message}"
     );
     assert!(

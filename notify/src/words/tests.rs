@@ -268,6 +268,7 @@ fn japanese_notices_have_no_english_sentences() {
                 let mut line = line.to_owned();
                 for command in [
                     "notices test",
+                    "health",
                     "logs",
                     "retry",
                     "release",
