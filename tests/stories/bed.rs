@@ -13,7 +13,9 @@ use crate::phone::{Phone, Push, TOKEN, USER};
 fn prepared(phone: &Phone, settings: &str, pushover: &str) -> Installation {
     let qctl = Installation::prepare()
         .with_own_programs()
-        .env("QCTL_UNREACHABLE_AFTER", "12s");
+        .env("QCTL_UNREACHABLE_AFTER", "12s")
+        // How full this machine is is no part of the story.
+        .env("QCTL_ALARM", "disk=off,memory=off,cpu=off");
     qctl.file("home/config/pushover-token", TOKEN);
     qctl.file("home/config/pushover-user", USER);
     let text = format!(
@@ -77,6 +79,13 @@ fn what_stops_at_night_is_told_once_and_nothing_else_is() {
     assert_eq!(away.url, qctl.job(id)["url"].as_str().unwrap());
     other.start_again();
     until_told(&qctl, &phone, &mut told, "Worker gpu-box is back");
+    assert_eq!(qctl.job(id)["attempt"], 1, "the job slept through it");
+    qctl.qctl(&["cancel", &id.to_string()]).ok();
+    qctl.until_ended(id);
+    // A machine without a job may be switched off.
+    other.kill_machine();
+    let id = qctl.submit(&["--name", "train", "sleep", "600"]);
+    qctl.until_state(id, "running");
 
     // The database dies, and cannot start.
     let control = qctl.home().join("data/database/pg/global");
