@@ -208,15 +208,6 @@ int nvmlDeviceGetRetiredPagesPendingStatus(void *device, int *pending) {
     return code;
 }
 
-int nvmlDeviceGetRemappedRows(void *device, unsigned *correctable, unsigned *uncorrectable,
-                              unsigned *pending, unsigned *failed) {
-    unsigned long long value = 0;
-    int code = number(device, __func__, "remap_failed", &value);
-    *correctable = *uncorrectable = *pending = 0;
-    *failed = (unsigned)value;
-    return code;
-}
-
 struct process { unsigned pid; unsigned long long memory; unsigned gpu_instance, compute_instance; };
 
 int nvmlDeviceGetComputeRunningProcesses_v3(void *device, unsigned *count, struct process *processes) {
@@ -280,4 +271,18 @@ int nvmlEventSetWait_v2(void *set, struct event *event, unsigned timeout) {
         if (waited >= (long)timeout) return TIMED_OUT;
         pause_for(10);
     }
+}
+
+struct field { unsigned id, scope; long long timestamp, latency; int type, code; union { unsigned number; unsigned long long wide; } value; };
+
+int nvmlDeviceGetFieldValues(void *device, int count, struct field *fields) {
+    unsigned long long failed = 0;
+    int code = number(device, __func__, "remap_failed", &failed);
+    if (code != SUCCESS && code != NOT_SUPPORTED) return code;
+    for (int i = 0; i < count; i++) {
+        fields[i].type = 1; /* unsigned int */
+        fields[i].code = code;
+        fields[i].value.number = (unsigned)failed;
+    }
+    return SUCCESS;
 }

@@ -96,3 +96,140 @@ fn f35_a_gpu_that_dies_ends_its_job_and_no_other_and_is_told_once() {
     let message = job["outcome"]["message"].as_str().unwrap();
     assert!(message.ends_with("(GPU-bbbbbbbb): Xid 79"), "{message}");
 }
+
+/// The worker, as `workers --json` has it.
+fn worker(qctl: &Installation) -> Value {
+    qctl.json(&["workers"])["workers"][0].clone()
+}
+
+#[test]
+fn f35_a_gpu_that_fails_its_probe_is_left_out_until_it_passes_one() {
+    let phone = Phone::start();
+    let unfit = format!("gpu {A} {WELL} retired=1\n");
+    let (qctl, gpus) = Gpus::of(prepared(&phone, ""), &unfit);
+    qctl.up(&[]).ok();
+    let name = worker(&qctl)["name"].as_str().unwrap().to_owned();
+    let shown = until_shown(&qctl, &phone, 1);
+    assert_eq!(
+        shown[0].title,
+        format!("A graphics card of {name} does not work")
+    );
+    assert!(shown[0].message.contains("needs a reset"), "{shown:#?}");
+    let fault = worker(&qctl)["gpus"][0]["fault"].clone();
+    assert_eq!(fault["kind"], "unfit", "{fault:#}");
+    let table = qctl.qctl(&["workers"]).ok();
+    assert!(table.contains("gets no job"), "{table}");
+
+    let id = qctl.submit(&["--gpus", "1", "--shell", "echo on $CUDA_VISIBLE_DEVICES"]);
+    let other = qctl.submit(&["true"]);
+    assert_eq!(qctl.until_ended(other)["state"], "succeeded");
+    assert_eq!(qctl.job(id)["state"], "queued");
+    let why = qctl.qctl(&["why", &id.to_string()]).ok();
+    assert!(why.contains("1 GPU that does not work"), "{why}");
+
+    gpus.say(&format!("gpu {A} {WELL}\n"));
+    let job = qctl.until_ended(id);
+    assert_eq!(job["state"], "succeeded", "{job:#}");
+    assert_eq!(
+        String::from_utf8(qctl.raw_log(id)).unwrap(),
+        format!("on {A}\n")
+    );
+    let shown = until_shown(&qctl, &phone, 2);
+    assert_eq!(
+        shown[1].title,
+        format!("A graphics card of {name} works again")
+    );
+    settled(&qctl);
+    assert_eq!(phone.shown().len(), 2, "{:#?}", phone.shown());
+}
+
+#[test]
+fn f36_a_driver_that_hangs_is_told_and_harms_neither_heartbeats_nor_jobs() {
+    let phone = Phone::start();
+    // It tells neither temperature nor errors, and its memory figures are nonsense.
+    let odd = format!("gpu {A} name=Odd memory=garbage used=garbage busy=0 temperature=none\n");
+    let prepared = prepared(&phone, "").env("QCTL_GPU_DEADLINE", "1s");
+    let (qctl, gpus) = Gpus::of(prepared, &odd);
+    qctl.up(&["--slots", "2"]).ok();
+    until_gpus(&qctl, 1);
+    let id = qctl.submit(&[
+        "--gpus",
+        "1",
+        "--shell",
+        "until [ -e go ]; do sleep 0.1; done",
+    ]);
+    qctl.until_state(id, "running");
+    let latest = qctl.until("the driver was asked", || {
+        let latest = worker(&qctl)["gpus"][0]["latest"].clone();
+        latest.is_object().then_some(latest)
+    });
+    assert_eq!(latest["busy"], json!(0.0), "that was said");
+    for absent in ["memory_used", "temperature", "uncorrected_errors"] {
+        assert!(
+            latest[absent].is_null(),
+            "not supported is not zero: {latest:#}"
+        );
+    }
+    assert_eq!(worker(&qctl)["gpu_driver"], "read");
+
+    gpus.say(&format!("{odd}hang nvmlDevice\n"));
+    qctl.until("the driver counts as hung", || {
+        let now = worker(&qctl);
+        let seen: chrono::DateTime<chrono::Utc> = now["last_seen"].as_str()?.parse().unwrap();
+        let silent = chrono::Utc::now() - seen;
+        assert!(silent.num_seconds() < 10, "heartbeats are on time: {now:#}");
+        (now["gpu_driver"] == "hung").then_some(())
+    });
+    let name = worker(&qctl)["name"].as_str().unwrap().to_owned();
+    let shown = until_shown(&qctl, &phone, 1);
+    assert_eq!(
+        shown[0].title,
+        format!("The graphics driver of {name} does not answer")
+    );
+    assert!(worker(&qctl)["gpus"][0]["latest"].is_null());
+    let table = qctl.qctl(&["workers"]).ok();
+    assert!(table.contains("driver does not answer"), "{table}");
+    let waits = qctl.submit(&["--gpus", "1", "true"]);
+    assert_eq!(
+        qctl.job(id)["state"],
+        "running",
+        "losing sight is not failing"
+    );
+    qctl.file("go", "");
+    assert_eq!(qctl.until_ended(id)["state"], "succeeded");
+    assert_eq!(qctl.job(waits)["state"], "queued", "nothing starts there");
+
+    gpus.say(&odd.replace("garbage", "8000000000"));
+    assert_eq!(qctl.until_ended(waits)["state"], "succeeded");
+    let shown = until_shown(&qctl, &phone, 2);
+    assert_eq!(
+        shown[1].title,
+        format!("The graphics driver of {name} answers again")
+    );
+    settled(&qctl);
+    assert_eq!(phone.shown().len(), 2, "{:#?}", phone.shown());
+}
+
+#[test]
+fn f36_without_a_driver_gpus_are_absent_and_not_zero() {
+    let (qctl, _) = Gpus::of(Installation::prepare(), "init absent\n");
+    qctl.up(&[]).ok();
+    let id = qctl.submit(&["--shell", "until [ -e go ]; do sleep 0.1; done"]);
+    let seen = qctl.until("the machine was looked at", || {
+        let now = worker(&qctl);
+        now["gpu_driver"].is_string().then_some(now)
+    });
+    assert_eq!(seen["gpu_driver"], "absent");
+    assert_eq!(seen["gpus"], json!([]));
+    let latest = qctl.until("the job was looked at", || {
+        let latest = qctl.job(id)["measures"]["latest"].clone();
+        latest.is_object().then_some(latest)
+    });
+    assert!(latest["gpu_busy"].is_null(), "{latest:#}");
+    let wants = qctl.submit(&["--gpus", "1", "true"]);
+    let why = qctl.qctl(&["why", &wants.to_string()]).ok();
+    assert!(why.contains("1 GPU"), "{why}");
+    qctl.file("go", "");
+    qctl.until_ended(id);
+    assert_eq!(qctl.job(wants)["state"], "queued");
+}

@@ -18,7 +18,7 @@ use qctl_worker_core::ring::DEFAULT_LIMIT_BYTES;
 use qctl_worker_core::roster::MAX_SLOTS;
 use serde::{Deserialize, Serialize};
 
-use crate::inventory::gpu;
+use crate::inventory::{gpu, probe};
 use crate::shim;
 use crate::watch::{evidence, nvml};
 
@@ -94,6 +94,11 @@ pub struct Args {
     #[arg(long, env = "QCTL_WORKER_SILENCE_COUNTS", value_name = "WHAT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     silence_counts: Option<String>,
+    /// Command that computes something on the GPU of CUDA_VISIBLE_DEVICES; it is run before a job gets a
+    /// GPU, and one for which it fails or outlasts --gpu-deadline is given to nobody
+    #[arg(long, env = "QCTL_GPU_PROBE", value_name = "COMMAND")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gpu_probe: Option<String>,
     /// What to log, such as `info` or `qctl_worker=debug,warn` [default: info]
     #[arg(long, env = "QCTL_LOG", value_name = "FILTER")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -121,6 +126,9 @@ pub enum Command {
     /// Print this machine's GPUs as JSON.
     #[command(hide = true)]
     Gpus(gpu::Args),
+    /// Print which of these GPUs are fit for work.
+    #[command(hide = true)]
+    ProbeGpus(probe::Args),
     /// Print what the GPUs do, a line of JSON every few seconds.
     #[command(hide = true)]
     WatchGpus(nvml::Args),
@@ -157,6 +165,7 @@ struct Raw {
     alarm: Vec<String>,
     silence: Option<String>,
     silence_counts: Option<String>,
+    gpu_probe: Option<String>,
     log: Option<String>,
     log_format: Option<LogFormat>,
 }
@@ -188,6 +197,8 @@ pub struct Config {
     pub alarms: Vec<AlarmSetting>,
     /// What holds about silence where a job says nothing.
     pub silence: Silence,
+    /// Command that computes something on a GPU.
+    pub gpu_probe: Option<String>,
     /// Filter of the log.
     pub log: String,
     /// How log lines look.
@@ -372,6 +383,7 @@ impl Config {
             gpu_deadline,
             alarms,
             silence,
+            gpu_probe: given(raw.gpu_probe),
             log,
             log_format: raw.log_format.unwrap_or_default(),
             // Survives an upgrade that replaces the file while this agent runs.
@@ -462,6 +474,7 @@ impl fmt::Display for Config {
             Counts::Activity => text("activity"),
         };
         line(f, "silence_counts", counts)?;
+        line(f, "gpu_probe", self.gpu_probe.as_deref().and_then(text))?;
         line(f, "log", text(&self.log))?;
         let format = match self.log_format {
             LogFormat::Compact => "compact",

@@ -42,6 +42,7 @@ use checkpoints::{Checkpoints, Coordinator};
 use config::{Args, Command, Config, LogFormat};
 use inventory::gpu::{self, Nvml};
 use inventory::host::Observer;
+use inventory::probe::{self, Prober};
 use log_pump::Pump;
 use process::identity;
 use session::Dialler;
@@ -62,6 +63,7 @@ pub fn main() -> ExitCode {
             return shim::main(args);
         }
         Some(Command::Gpus(args)) => return gpu::main(args),
+        Some(Command::ProbeGpus(args)) => return probe::main(args),
         Some(Command::WatchGpus(args)) => return watch::nvml::main(args),
         Some(Command::LookInto(args)) => return watch::evidence::main(args),
         None => {}
@@ -163,6 +165,11 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         found,
         observer,
         watcher: watcher.clone(),
+        prober: Prober {
+            nvml: nvml.clone(),
+            command: config.gpu_probe.clone(),
+        },
+        tell_gpus: tell_gpus.clone(),
         gpus,
         stored,
         session,

@@ -10,9 +10,9 @@ use qctl_proto::v1::open_session_request::Message as Say;
 use qctl_proto::v1::shim_request::Message as Ask;
 use qctl_proto::v1::silence::Counts;
 use qctl_proto::v1::{
-    Assignment, AssignmentReturned, AttemptEnded, AttemptStarted, CheckpointPublished, HeldAttempt,
-    PauseChanged, Progress, ProgressReported, ResultCommitted, SegmentFreed, SegmentPid,
-    SegmentSilence, SegmentStuck, SetPaused, ShimActivity, ShimLease, ShimRetire,
+    Assignment, AssignmentReturned, AttemptEnded, AttemptStarted, CheckpointPublished, GpuChecked,
+    HeldAttempt, PauseChanged, Progress, ProgressReported, ResultCommitted, SegmentFreed,
+    SegmentPid, SegmentSilence, SegmentStuck, SetPaused, ShimActivity, ShimLease, ShimRetire,
     Silence as WireSilence, SilenceEvidence, SilenceReported, SilenceStage, SilentProcess,
     SlotFreed, SlotStuck, Stop, StopCause as WireCause, Verdict as WireVerdict, Welcome,
     attempt_ended, checkpoint_answered, held_attempt, verdict,
@@ -170,6 +170,7 @@ pub(crate) fn terms(assignment: &Assignment) -> Terms {
         exclusive: spec.is_some_and(|spec| spec.exclusive),
         grace: grace.and_then(duration).unwrap_or(DEFAULT_GRACE),
         gpus: assignment.gpus.clone(),
+        gpus_wanted: demand.map_or(0, |demand| demand.gpus.max(0) as u32),
     }
 }
 
@@ -252,6 +253,17 @@ pub(crate) fn say(say: agent::Say) -> Option<Say> {
             fence,
             returned,
             message,
+            gpu: None,
+        }),
+        agent::Say::Unfit { fence, fault } => Say::Returned(AssignmentReturned {
+            fence,
+            returned: true,
+            message: fault.to_string(),
+            gpu: Some(wire_gpu_fault(fault)),
+        }),
+        agent::Say::Gpu { gpu, fault } => Say::GpuChecked(GpuChecked {
+            gpu,
+            fault: fault.map(wire_gpu_fault),
         }),
         agent::Say::Progress { fence, reading } => Say::Progress(progress(fence, reading)),
         agent::Say::Checkpoint(published) => Say::Checkpoint(checkpoint(*published)),

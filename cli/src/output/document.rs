@@ -173,6 +173,8 @@ pub struct Worker<'a> {
     slots: i32,
     slots_taken: i32,
     gpus: Vec<Gpu<'a>>,
+    /// `absent`, `read`, `hung` or `failed`; null when nothing was heard of it lately.
+    gpu_driver: Option<String>,
     memory: i64,
     memory_used: Option<i64>,
     cpus: i32,
@@ -191,6 +193,59 @@ struct Gpu<'a> {
     uuid: &'a str,
     name: &'a str,
     memory: i64,
+    fault: Option<GpuFault<'a>>,
+    /// What its driver said lately; absent when it did not answer.
+    latest: Option<GpuLatest>,
+}
+
+/// What is wrong with a GPU.
+#[derive(Debug, Serialize)]
+struct GpuFault<'a> {
+    kind: String,
+    number: i64,
+    message: &'a str,
+    since: Option<String>,
+}
+
+/// What a GPU uses; what it does not support is null.
+#[derive(Debug, Serialize)]
+struct GpuLatest {
+    lost: bool,
+    busy: Option<f64>,
+    memory_used: Option<i64>,
+    temperature: Option<i32>,
+    power: Option<f64>,
+    uncorrected_errors: Option<i64>,
+}
+
+fn gpu_in_full<'a>(gpu: &'a v1::Gpu, watch: Option<&'a v1::GpuWatch>) -> Gpu<'a> {
+    let seen = watch.and_then(|watch| watch.gpus.iter().find(|seen| seen.uuid == gpu.uuid));
+    Gpu {
+        uuid: &gpu.uuid,
+        name: &gpu.name,
+        memory: gpu.memory_bytes,
+        fault: gpu.fault.as_ref().map(|fault| GpuFault {
+            kind: word(fault.kind().as_str_name(), "KIND_"),
+            number: fault.number,
+            message: &fault.message,
+            since: moment(gpu.faulty_since.as_ref()),
+        }),
+        latest: seen.map(|seen| GpuLatest {
+            lost: seen.lost,
+            busy: seen.busy,
+            memory_used: seen.memory_used_bytes,
+            temperature: seen.temperature_celsius,
+            power: seen.power_watts,
+            uncorrected_errors: seen.uncorrected_errors,
+        }),
+    }
+}
+
+/// A value of the contract in lower case, without its prefix.
+fn word(name: &str, prefix: &str) -> String {
+    name.strip_prefix(prefix)
+        .unwrap_or(name)
+        .to_ascii_lowercase()
 }
 
 #[derive(Debug, Serialize)]
@@ -495,12 +550,15 @@ impl<'a> From<&'a v1::Worker> for Worker<'a> {
             gpus: worker
                 .gpus
                 .iter()
-                .map(|gpu| Gpu {
-                    uuid: &gpu.uuid,
-                    name: &gpu.name,
-                    memory: gpu.memory_bytes,
-                })
+                .map(|gpu| gpu_in_full(gpu, worker.gpu_watch.as_ref()))
                 .collect(),
+            gpu_driver: worker
+                .gpu_watch
+                .as_ref()
+                .and_then(|watch| match watch.state() {
+                    v1::gpu_watch::State::Unspecified => None,
+                    state => Some(word(state.as_str_name(), "STATE_")),
+                }),
             memory: worker.memory_bytes,
             memory_used: worker.memory_used_bytes,
             cpus: worker.cpus,

@@ -1,6 +1,7 @@
 //! Workers as people read them. Pure.
 
 use qctl_proto::v1;
+use v1::gpu_watch::State as Driver;
 use v1::worker::State;
 
 use super::table::{Cell, Column, Paint, Table};
@@ -71,6 +72,11 @@ pub fn list(workers: &[v1::Worker], view: &View) -> String {
         ]);
     }
     let mut out = table.render(view);
+    let trouble = gpu_trouble(workers, view);
+    if !trouble.is_empty() {
+        out.push('\n');
+        out.push_str(&trouble);
+    }
     let running = running(workers, view);
     if !running.is_empty() {
         out.push('\n');
@@ -93,6 +99,37 @@ fn gpus(gpus: &[v1::Gpu]) -> String {
         .map(|(name, count)| format!("{count} × {name}"))
         .collect();
     names.join(", ")
+}
+
+/// A line for each GPU that does not work and each driver that cannot be asked; empty when all is well.
+fn gpu_trouble(workers: &[v1::Worker], view: &View) -> String {
+    let mut out = String::new();
+    for worker in workers {
+        let driver = worker.gpu_watch.as_ref().map(v1::GpuWatch::state);
+        let said = match driver {
+            Some(Driver::Hung) => Some("the GPU driver does not answer".to_owned()),
+            Some(Driver::Failed) => worker
+                .gpu_watch
+                .as_ref()
+                .map(|watch| format!("the GPU driver cannot be asked: {}", watch.message)),
+            _ => None,
+        };
+        let faulty = worker.gpus.iter().filter_map(|gpu| {
+            let fault = gpu.fault.as_ref()?;
+            let since = time::instant(gpu.faulty_since.as_ref())
+                .map(|at| format!(", since {}", time::clock(at, view.now, view.zone)))
+                .unwrap_or_default();
+            Some(format!(
+                "{} {} gets no job{since}: {}",
+                gpu.name, gpu.uuid, fault.message
+            ))
+        });
+        for line in said.into_iter().chain(faulty) {
+            out.push_str(&text::printable(&format!("{}: {line}", worker.name)));
+            out.push('\n');
+        }
+    }
+    out
 }
 
 /// A table of what workers run at present; empty when they run nothing.

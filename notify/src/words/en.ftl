@@ -335,6 +335,31 @@ coordinator_back = qctl's coordinator is back
     .many = qctl's coordinator was back { $count } times
     .item = away for { $ran }
 
+gpu_faulty = { $fault ->
+        [silent] The graphics driver of { $worker } does not answer
+       *[other] A graphics card of { $worker } does not work
+    }
+    .what = { $fault ->
+        [lost] { $gpu }, since { $since }: the driver has lost it.
+        [memory] { $gpu }, since { $since }: its memory has errors that cannot be corrected.
+        [xid] { $gpu }, since { $since }: the driver reports error Xid { $number }.
+        [silent] Since { $since }. Jobs that run there may well go on.
+       *[other] { $gpu }, since { $since }: { $text }.
+    }
+    .did = No job is started on it. It is tried again all the time.
+    .can = To look: qctl workers. If it does not come back, restart the machine.
+    .many = { $count } graphics cards do not work
+    .item = { $worker }: { $gpu }
+
+gpu_works = { $fault ->
+        [silent] The graphics driver of { $worker } answers again
+       *[other] A graphics card of { $worker } works again
+    }
+    .what = { $gpu }. It was out for { $ran }, since { $since }.
+    .did = Jobs are started on it again.
+    .many = { $count } graphics cards work again
+    .item = { $worker }: { $gpu }
+
 panic = A fault inside qctl: { $name }
     .what = On { $worker }, in { $place }.
     .did = { $key ->

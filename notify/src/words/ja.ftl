@@ -331,6 +331,31 @@ coordinator_back = qctl のコーディネーターが戻りました
     .many = qctl のコーディネーターが { $count } 回戻りました
     .item = { $ran }
 
+gpu_faulty = { $fault ->
+        [silent] { $worker } の GPU ドライバーが応答しません
+       *[other] { $worker } の GPU が使えません
+    }
+    .what = { $fault ->
+        [lost] { $gpu }({ $since } から): ドライバーから見えなくなりました。
+        [memory] { $gpu }({ $since } から): メモリに直せないエラーが出ています。
+        [xid] { $gpu }({ $since } から): ドライバーがエラー Xid { $number } を報告しています。
+        [silent] { $since } からです。動いているジョブはそのまま続いているかもしれません。
+       *[other] { $gpu }({ $since } から): { $text }。
+    }
+    .did = この GPU ではジョブを始めません。使えるかどうかは繰り返し確かめています。
+    .can = 見るには: qctl workers 戻らないときは、マシンを再起動してください。
+    .many = { $count } 個の GPU が使えません
+    .item = { $worker }: { $gpu }
+
+gpu_works = { $fault ->
+        [silent] { $worker } の GPU ドライバーがまた応答しています
+       *[other] { $worker } の GPU がまた使えます
+    }
+    .what = { $gpu }。{ $since } から { $ran } 間使えませんでした。
+    .did = またこの GPU でジョブを始めます。
+    .many = { $count } 個の GPU がまた使えます
+    .item = { $worker }: { $gpu }
+
 panic = qctl の内部の故障: { $name }
     .what = { $worker } の { $place } です。
     .did = { $key ->

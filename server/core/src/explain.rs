@@ -108,6 +108,8 @@ pub struct Candidate {
     pub total: Demand,
     /// What is taken.
     pub taken: Demand,
+    /// How many of its GPUs do not work, and what is wrong with the first of them.
+    pub faulty: Option<(i32, String)>,
     /// Jobs that took it.
     pub holders: Vec<JobId>,
 }
@@ -120,11 +122,17 @@ impl Candidate {
 
     /// True when it has room for this much now.
     fn has_room(&self, needs: Demand) -> bool {
-        self.takes_beside(needs, self.taken)
+        self.takes_beside(needs, self.taken) && self.has_gpus(needs)
     }
 
     fn takes_beside(&self, needs: Demand, taken: Demand) -> bool {
         takes_beside(needs, self.total, taken)
+    }
+
+    /// True when enough of its GPUs work.
+    fn has_gpus(&self, needs: Demand) -> bool {
+        let faulty = self.faulty.as_ref().map_or(0, |(count, _)| *count);
+        needs.gpus <= self.total.gpus - faulty
     }
 }
 
@@ -404,6 +412,22 @@ fn no_worker(queued: &Queued, eligible: &[&Candidate], now: DateTime<Utc>) -> Op
             )
         });
     }
+    let without = |worker: &&&Candidate| {
+        worker
+            .faulty
+            .clone()
+            .filter(|_| !worker.has_gpus(queued.needs))
+    };
+    let broken: Option<Vec<_>> = connected.iter().map(|worker| without(worker)).collect();
+    if let (Some(broken), [first, ..]) = (broken, connected.as_slice()) {
+        let (number, fault) = broken.into_iter().next()?;
+        return Some(format!(
+            "{} has {} not work: {}. It starts once enough of them pass a probe.",
+            only(first),
+            count(number.into(), "GPU that does", "GPUs that do"),
+            without_stop(&fault),
+        ));
+    }
     None
 }
 
@@ -552,6 +576,7 @@ mod tests {
                 gpus: 0,
                 memory_bytes: 16 << 30,
             },
+            faulty: None,
             taken: Demand {
                 slots: taken,
                 ..Demand::default()

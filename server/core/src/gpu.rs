@@ -2,8 +2,10 @@
 
 use std::fmt;
 
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
+use crate::notice::{Class, Details, Notice};
 use crate::outcome::words;
 
 /// What is wrong with a GPU, or with how a job uses it.
@@ -68,3 +70,216 @@ impl GpuFault {
 
 /// Characters of a UUID that are shown: `GPU-` and eight digits.
 const SHORT_UUID: usize = 12;
+
+/// A GPU that failed a job, which people hear of by the job, and works again sooner than this is not
+/// told of once more.
+pub const TOLD_WITH_JOB: TimeDelta = TimeDelta::minutes(2);
+
+/// A GPU that does not work: it is given to no job until a probe of it passes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Faulty {
+    /// What is wrong with it.
+    pub fault: GpuFault,
+    /// Since when.
+    pub since: DateTime<Utc>,
+    /// People heard of it by the job that it failed.
+    pub told_by_job: bool,
+    /// What the notices of it are about.
+    pub subject: String,
+}
+
+/// What a worker's word about a GPU changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checked {
+    /// What is recorded of it from now on.
+    pub faulty: Option<Faulty>,
+    /// What people are to be told.
+    pub notice: Option<Notice>,
+}
+
+/// Decides what follows when `worker` says of `gpu` that it works or has a fault. `before` is what
+/// was recorded, `by_job` whether a job that had it tells people. `None` when nothing changes.
+pub fn checked(
+    worker: &str,
+    gpu: &str,
+    before: Option<&Faulty>,
+    fault: Option<GpuFault>,
+    by_job: bool,
+    now: DateTime<Utc>,
+) -> Option<Checked> {
+    match (before, fault) {
+        (None, None) => None,
+        (Some(before), Some(fault)) if before.fault == fault => None,
+        // It is the same outage, whatever is found out about it.
+        (Some(before), Some(fault)) => Some(Checked {
+            faulty: Some(Faulty {
+                fault: GpuFault {
+                    name: non_empty(fault.name.clone(), &before.fault.name),
+                    ..fault
+                },
+                ..before.clone()
+            }),
+            notice: None,
+        }),
+        (None, Some(fault)) => {
+            // A silent driver ends no job that could tell of it.
+            let told_by_job = by_job && fault.kind != GpuFaultKind::Silent;
+            // All GPUs of a silent driver went together and come back together.
+            let subject = match fault.kind {
+                GpuFaultKind::Silent => format!("GPU driver of worker {worker}"),
+                _ => format!("GPU {gpu} of worker {worker}"),
+            };
+            let faulty = Faulty {
+                fault,
+                since: now,
+                told_by_job,
+                subject,
+            };
+            let mut notice = faulty.notice(Class::GpuFaulty, worker);
+            notice.details.since = Some(now);
+            notice.muted = told_by_job;
+            Some(Checked {
+                faulty: Some(faulty),
+                notice: Some(notice),
+            })
+        }
+        (Some(before), None) => {
+            let mut notice = before.notice(Class::GpuWorks, worker);
+            notice.muted = before.told_by_job && now - before.since < TOLD_WITH_JOB;
+            Some(Checked {
+                faulty: None,
+                notice: Some(notice),
+            })
+        }
+    }
+}
+
+fn non_empty(text: String, otherwise: &str) -> String {
+    match text.as_str() {
+        "" => otherwise.to_owned(),
+        _ => text,
+    }
+}
+
+impl Faulty {
+    fn notice(&self, class: Class, worker: &str) -> Notice {
+        let details = Details {
+            text: self.fault.message.clone(),
+            gpu: Some(self.fault.clone()),
+            ..Details::default()
+        };
+        Notice {
+            worker: worker.to_owned(),
+            ..Notice::about(class, self.subject.clone(), details)
+        }
+    }
+}
+
+/// How a GPU driver answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Driver {
+    /// Not asked yet.
+    #[default]
+    Unknown,
+    /// There is none, and so no GPU.
+    Absent,
+    /// It answers.
+    Read,
+    /// It does not answer.
+    Hung,
+    /// It cannot be asked.
+    Failed,
+}
+
+/// What a driver said of a machine's GPUs at a moment. Absent, silent and unreadable are three
+/// different things, and none of them is zero.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GpuLook {
+    /// How it answers.
+    pub driver: Driver,
+    /// Why it cannot be asked.
+    pub message: String,
+    /// Its GPUs.
+    pub gpus: Vec<GpuFigures>,
+}
+
+/// What a GPU uses. What it does not support is absent.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GpuFigures {
+    /// The device's UUID.
+    pub uuid: String,
+    /// It has fallen off the bus.
+    pub lost: bool,
+    /// Memory in use, in bytes.
+    pub memory_used_bytes: Option<i64>,
+    /// All its memory, in bytes.
+    pub memory_total_bytes: Option<i64>,
+    /// Share of the last moments in which it computed, 0 to 1.
+    pub busy: Option<f64>,
+    /// Temperature in degrees Celsius.
+    pub temperature: Option<i32>,
+    /// Power in watts.
+    pub power: Option<f64>,
+    /// Memory errors since the driver was loaded that could not be corrected.
+    pub uncorrected_errors: Option<i64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fault(kind: GpuFaultKind) -> GpuFault {
+        GpuFault {
+            gpu: "GPU-1".to_owned(),
+            name: "X".to_owned(),
+            kind,
+            number: 0,
+            message: "it is so".to_owned(),
+        }
+    }
+
+    fn at(seconds: i64) -> DateTime<Utc> {
+        DateTime::UNIX_EPOCH + TimeDelta::seconds(seconds)
+    }
+
+    fn check(
+        before: Option<&Faulty>,
+        fault: Option<GpuFault>,
+        by_job: bool,
+        seconds: i64,
+    ) -> (Option<Faulty>, Option<(Class, String)>) {
+        let checked = checked("w", "GPU-1", before, fault, by_job, at(seconds)).unwrap();
+        let told = checked.notice.filter(|told| !told.muted);
+        let told = told.map(|told| (told.class, told.subject));
+        (checked.faulty, told)
+    }
+
+    #[test]
+    fn a_fault_and_its_end_are_told_once() {
+        assert_eq!(checked("w", "GPU-1", None, None, false, at(0)), None);
+        let (faulty, told) = check(None, Some(fault(GpuFaultKind::Lost)), false, 5);
+        let subject = "GPU GPU-1 of worker w".to_owned();
+        assert_eq!(told, Some((Class::GpuFaulty, subject.clone())));
+        let faulty = faulty.unwrap();
+        let lost = Some(fault(GpuFaultKind::Lost));
+        assert_eq!(
+            checked("w", "GPU-1", Some(&faulty), lost, false, at(9)),
+            None
+        );
+        let (worse, told) = check(Some(&faulty), Some(fault(GpuFaultKind::Unfit)), false, 9);
+        assert_eq!((worse.unwrap().since, told), (at(5), None));
+        let (none, told) = check(Some(&faulty), None, false, 60);
+        assert_eq!((none, told), (None, Some((Class::GpuWorks, subject))));
+    }
+
+    #[test]
+    fn what_a_job_tells_is_not_told_again() {
+        let (faulty, told) = check(None, Some(fault(GpuFaultKind::Xid)), true, 5);
+        assert_eq!(told, None);
+        assert_eq!(check(faulty.as_ref(), None, false, 10), (None, None));
+        let (_, told) = check(faulty.as_ref(), None, false, 600);
+        assert!(told.is_some(), "it works again after long");
+        let (faulty, told) = check(None, Some(fault(GpuFaultKind::Silent)), true, 5);
+        assert!(!faulty.unwrap().told_by_job && told.is_some());
+    }
+}

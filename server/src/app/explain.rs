@@ -105,7 +105,13 @@ impl App {
 
     fn candidate(&self, view: &WorkerView) -> Candidate {
         let worker = &view.worker;
+        let mut faulty = worker.gpus.iter().filter_map(|gpu| gpu.faulty.as_ref());
+        let first = faulty.next().map(|first| first.fault.message.clone());
         Candidate {
+            faulty: first.map(|fault| {
+                let others = i32::try_from(faulty.count()).unwrap_or(i32::MAX - 1);
+                (1 + others, fault)
+            }),
             name: worker.name.clone(),
             connected: self.sessions.is_connected(worker.id),
             last_seen: worker.last_seen,

@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use qctl_server_core::alarm::watch::{AttemptLook, MachineLook};
+use qctl_server_core::gpu::GpuLook;
 use qctl_server_core::measures::{AttemptMeasures, MachineMeasures, Minute, SumUp, points};
 use qctl_server_core::{Fence, JobId, WorkerId};
 
@@ -40,6 +41,7 @@ pub(super) struct Measures(Mutex<Inner>);
 struct Inner {
     attempts: HashMap<Fence, Current<AttemptMeasures>>,
     machines: HashMap<WorkerId, Current<MachineMeasures>>,
+    gpus: HashMap<WorkerId, (DateTime<Utc>, GpuLook)>,
     done_attempts: Vec<AttemptMinute>,
     done_machines: Vec<MachineMinute>,
 }
@@ -125,6 +127,20 @@ impl App {
                 .attempts
                 .extend(current.map(|current| (fence, current)));
         }
+    }
+
+    /// Takes what a worker's GPU driver says.
+    pub(crate) fn gpus_seen(&self, worker: WorkerId, look: GpuLook) {
+        let now = self.clock.now();
+        self.measures.locked().gpus.insert(worker, (now, look));
+    }
+
+    /// What a worker's GPU driver said last, when that is of now.
+    pub(crate) fn gpu_look(&self, worker: WorkerId) -> Option<GpuLook> {
+        let now = self.clock.now();
+        let inner = self.measures.locked();
+        let (at, look) = inner.gpus.get(&worker)?;
+        (now - *at < LATELY).then(|| look.clone())
     }
 
     /// Writes minutes that are over, and of attempts that have ended what there is.

@@ -11,6 +11,7 @@ mod dispatch;
 mod edit;
 mod error;
 mod explain;
+mod gpus;
 mod greeting;
 mod ledger;
 pub mod links;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use chrono::{DateTime, TimeDelta, Utc};
+use qctl_server_core::gpu::GpuLook;
 use qctl_server_core::{JobId, JobState, Progress};
 
 use super::{App, Error};
@@ -124,6 +125,8 @@ pub struct WorkerView {
     pub worker: WorkerRecord,
     /// Whether and how it takes jobs.
     pub state: WorkerState,
+    /// What its GPU driver says, when it was heard of lately.
+    pub gpus: Option<GpuLook>,
 }
 
 /// The queue as a whole.
@@ -343,7 +346,11 @@ impl App {
                     now,
                     self.settings.unreachable_after,
                 );
-                WorkerView { worker, state }
+                WorkerView {
+                    gpus: self.gpu_look(worker.id),
+                    worker,
+                    state,
+                }
             })
             .collect())
     }

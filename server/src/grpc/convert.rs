@@ -14,6 +14,7 @@ use qctl_server_core::{
     Outcome, OutcomeKind, Progress, RetryRules, silence, tracker,
 };
 
+use super::measures_service;
 use crate::app::Error;
 use crate::app::checkpoints::{CheckpointRecord, CheckpointState};
 use crate::app::logs::{LogPiece, Run};
@@ -606,13 +607,22 @@ pub(super) fn worker(view: WorkerView) -> v1::Worker {
         gpus: worker
             .gpus
             .into_iter()
-            .map(|gpu| v1::Gpu {
-                uuid: gpu.uuid,
-                name: gpu.name,
-                memory_bytes: gpu.memory_bytes,
+            .map(|gpu| {
+                let (fault, since) = gpu
+                    .faulty
+                    .map(|faulty| (faulty.fault, faulty.since))
+                    .unzip();
+                v1::Gpu {
+                    uuid: gpu.uuid,
+                    name: gpu.name,
+                    memory_bytes: gpu.memory_bytes,
+                    fault: fault.map(measures_service::gpu_fault),
+                    faulty_since: since.map(timestamp),
+                }
             })
             .collect(),
         memory_bytes: worker.total.memory_bytes,
+        gpu_watch: view.gpus.map(measures_service::gpu_watch),
         cpus: worker.cpus,
         last_seen: worker.last_seen.map(timestamp),
         version: worker.version,

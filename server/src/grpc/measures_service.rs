@@ -5,6 +5,7 @@ use std::sync::Arc;
 use qctl_proto::v1;
 use qctl_proto::v1::measures_service_server::MeasuresService;
 use qctl_server_core::alarm::watch::{AttemptLook, MachineLook};
+use qctl_server_core::gpu::{Driver, GpuFault, GpuFaultKind, GpuFigures, GpuLook};
 use qctl_server_core::measures::{AttemptMeasures, MachineMeasures};
 use qctl_server_core::{Fence, JobId};
 use tonic::{Request, Response, Status};
@@ -16,6 +17,10 @@ use crate::app::{App, Error, Role};
 
 /// Minutes of an answer that names no number.
 const DEFAULT_MINUTES: i64 = 60;
+
+/// Longest text about a GPU, in characters, and most GPUs of a worker.
+const MAX_WORDS: usize = 500;
+const MAX_GPUS: usize = 256;
 
 /// Serves what was measured.
 pub(super) struct Measures {
@@ -218,6 +223,85 @@ fn machine(used: MachineMeasures) -> v1::MachineMeasures {
         }),
         time: None,
         slept_seconds: 0.0,
+    }
+}
+
+/// What a GPU driver says, without figures that make no sense.
+pub(super) fn read_gpus(told: &v1::GpuWatch) -> GpuLook {
+    use v1::gpu_watch::State as Wire;
+    let size = |bytes: Option<i64>| bytes.filter(|bytes| *bytes >= 0);
+    let figures = |gpu: &v1::GpuMeasures| GpuFigures {
+        uuid: gpu.uuid.chars().take(MAX_WORDS).collect(),
+        lost: gpu.lost,
+        memory_used_bytes: size(gpu.memory_used_bytes),
+        memory_total_bytes: size(gpu.memory_total_bytes),
+        busy: share(gpu.busy),
+        temperature: gpu.temperature_celsius,
+        power: gpu
+            .power_watts
+            .filter(|watts| watts.is_finite() && *watts >= 0.0),
+        uncorrected_errors: gpu.uncorrected_errors.filter(|errors| *errors >= 0),
+    };
+    GpuLook {
+        driver: match told.state() {
+            Wire::Unspecified => Driver::Unknown,
+            Wire::Absent => Driver::Absent,
+            Wire::Read => Driver::Read,
+            Wire::Hung => Driver::Hung,
+            Wire::Failed => Driver::Failed,
+        },
+        message: told.message.chars().take(MAX_WORDS).collect(),
+        gpus: told.gpus.iter().take(MAX_GPUS).map(figures).collect(),
+    }
+}
+
+/// What a GPU driver said, as the contract writes it.
+pub(super) fn gpu_watch(look: GpuLook) -> v1::GpuWatch {
+    use v1::gpu_watch::State as Wire;
+    let state = match look.driver {
+        Driver::Unknown => Wire::Unspecified,
+        Driver::Absent => Wire::Absent,
+        Driver::Read => Wire::Read,
+        Driver::Hung => Wire::Hung,
+        Driver::Failed => Wire::Failed,
+    };
+    let measures = |gpu: GpuFigures| v1::GpuMeasures {
+        uuid: gpu.uuid,
+        lost: gpu.lost,
+        memory_used_bytes: gpu.memory_used_bytes,
+        memory_total_bytes: gpu.memory_total_bytes,
+        busy: gpu.busy,
+        temperature_celsius: gpu.temperature,
+        power_watts: gpu.power,
+        uncorrected_errors: gpu.uncorrected_errors,
+        xid: None,
+    };
+    v1::GpuWatch {
+        state: state.into(),
+        message: look.message,
+        gpus: look.gpus.into_iter().map(measures).collect(),
+    }
+}
+
+/// A fault of a GPU, as the contract writes it.
+pub(super) fn gpu_fault(fault: GpuFault) -> v1::GpuFault {
+    use v1::gpu_fault::Kind as Wire;
+    let kind = match fault.kind {
+        GpuFaultKind::Lost => Wire::Lost,
+        GpuFaultKind::Memory => Wire::Memory,
+        GpuFaultKind::Xid => Wire::Xid,
+        GpuFaultKind::Output => Wire::Output,
+        GpuFaultKind::Silent => Wire::Silent,
+        GpuFaultKind::Unfit => Wire::Unfit,
+        GpuFaultKind::Unused => Wire::Unused,
+        GpuFaultKind::Slow => Wire::Slow,
+    };
+    v1::GpuFault {
+        gpu: fault.gpu,
+        name: fault.name,
+        kind: kind.into(),
+        number: fault.number,
+        message: fault.message,
     }
 }
 

@@ -196,6 +196,10 @@ impl Session {
                             .take(MAX_MEASURED)
                             .map(measures_service::read_attempt)
                             .collect();
+                        if let Some(gpus) = &machine.gpus {
+                            let look = measures_service::read_gpus(gpus);
+                            self.app.gpus_seen(self.worker, look);
+                        }
                         let machine = measures_service::read_machine(machine);
                         self.app.measured(self.worker, &machine, &attempts);
                     }
@@ -228,6 +232,17 @@ impl Session {
             ),
             FromWorker::Ended(ended) => (ended.fence, What::Ended(Box::new(ended_from(ended)?))),
             FromWorker::SlotFreed(freed) => (freed.fence, What::SlotFreed),
+            FromWorker::GpuChecked(checked) => {
+                let gpu = clean(checked.gpu, WORD);
+                let fault = checked.fault.and_then(gpu_fault_from);
+                return self.app.gpu_checked(self.worker, self.id, gpu, fault).await;
+            }
+            FromWorker::Returned(v1::AssignmentReturned {
+                fence,
+                returned: true,
+                message,
+                gpu: Some(_),
+            }) => (fence, What::Unfit(clean(message, SENTENCE))),
             FromWorker::Returned(returned) => (
                 returned.fence,
                 What::Returned {
@@ -312,6 +327,7 @@ fn hello_from(hello: v1::Hello) -> Result<Hello, Error> {
                 uuid: clean(gpu.uuid, WORD),
                 name: clean(gpu.name, WORD),
                 memory_bytes: gpu.memory_bytes.max(0),
+                faulty: None,
             })
             .collect(),
         memory_bytes: hello.memory_bytes,

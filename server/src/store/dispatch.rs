@@ -1,7 +1,10 @@
 //! What the dispatcher reads, and the one statement with which it assigns.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, TimeDelta, Utc};
 use qctl_server_core::dispatch::{Fleet, MadeAssignment, NewAssignment, Newest, QueuedJob, Window};
+use qctl_server_core::gpu::Faulty;
 use qctl_server_core::placement::{Candidate, Holding, Order, Worker};
 use qctl_server_core::{AttemptNumber, Demand, Fence, JobId, JobSpec, Term, WorkerId};
 use sqlx::PgConnection;
@@ -11,7 +14,7 @@ use uuid::Uuid;
 use super::StoreError;
 use super::read::GpuRecord;
 
-/// Reads workers and what occupies them. `accepts` knows the mode and the queue's pause; `ready`
+/// Reads workers and what occupies them, without GPUs that do not work. `accepts` knows the mode and the queue's pause; `ready`
 /// is left to the caller.
 pub(crate) async fn fleet(
     conn: &mut PgConnection,
@@ -22,6 +25,7 @@ pub(crate) async fn fleet(
         r#"select w.id, w.name, w.mode, w.slots, w.memory_bytes, c.queue_paused,
                   exists (select from jobs where run_now_on is not null) as "run_now!",
                   w.gpus as "gpus: Json<Vec<GpuRecord>>",
+                  w.gpu_faults as "gpu_faults: Json<BTreeMap<String, Faulty>>",
                   h.fence as "fence?", h.state as "state?", h.job_id as "job_id?",
                   h.priority as "priority?", h.slots as "held_slots?", h.gpus as "held_gpus?",
                   h.memory_bytes as "held_memory?", h.gpu_uuids as "gpu_uuids?",
@@ -61,7 +65,13 @@ pub(crate) async fn fleet(
                 name: row.name,
                 accepts: row.mode == "active" && !row.queue_paused,
                 slots: row.slots,
-                gpus: row.gpus.0.into_iter().map(|gpu| gpu.uuid).collect(),
+                gpus: row
+                    .gpus
+                    .0
+                    .into_iter()
+                    .map(|gpu| gpu.uuid)
+                    .filter(|uuid| !row.gpu_faults.0.contains_key(uuid))
+                    .collect(),
                 memory_bytes: row.memory_bytes,
                 ready: 0,
                 held: Vec::new(),

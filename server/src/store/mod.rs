@@ -11,6 +11,7 @@ mod double_tests;
 pub mod events;
 #[cfg(test)]
 pub(crate) mod fixtures;
+pub(crate) mod gpus;
 pub(crate) mod leadership;
 mod lease;
 pub(crate) mod ledger;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
+use qctl_server_core::gpu::Faulty;
 use qctl_server_core::{
     AttemptState, Cause, Condition, Demand, Fence, JobId, JobSpec, JobState, Outcome, OutcomeKind,
     Progress, WorkerId, silence,
@@ -189,6 +190,9 @@ pub struct GpuRecord {
     pub name: String,
     /// Memory in bytes; 0 when not readable.
     pub memory_bytes: i64,
+    /// What is wrong with it; not part of what its worker says of itself.
+    #[serde(skip)]
+    pub faulty: Option<Faulty>,
 }
 
 /// An attempt that occupies a worker.
@@ -490,7 +494,9 @@ impl Store {
     ) -> Result<Vec<WorkerRecord>, StoreError> {
         let rows = sqlx::query!(
             r#"select w.id, w.name, w.hostname, w.version, w.mode, w.slots,
-                      w.gpus as "gpus: Json<Vec<GpuRecord>>", w.memory_bytes, w.cpus,
+                      w.gpus as "gpus: Json<Vec<GpuRecord>>",
+                      w.gpu_faults as "gpu_faults: Json<BTreeMap<String, Faulty>>",
+                      w.memory_bytes, w.cpus,
                       v.last_seen as "last_seen?", v.load, v.memory_used_bytes,
                       coalesce(d.ended, 0) as "ended!", d.mean_us,
                       e.job_id as "last_job?", e.ended_at as last_ended_at
@@ -519,7 +525,10 @@ impl Store {
         let ids: Vec<uuid::Uuid> = rows.iter().map(|row| row.id).collect();
         let mut held = self.held_attempts(&ids).await?;
         rows.into_iter()
-            .map(|row| {
+            .map(|mut row| {
+                for gpu in &mut row.gpus.0 {
+                    gpu.faulty = row.gpu_faults.0.remove(&gpu.uuid);
+                }
                 let (taken, attempts) = held.remove(&row.id).unwrap_or((NOTHING, Vec::new()));
                 Ok(WorkerRecord {
                     id: WorkerId(row.id),

@@ -100,6 +100,14 @@ pub enum Refusal {
     /// It names nothing to run.
     #[error("it names no command")]
     Empty,
+    /// It has fewer GPUs than its job asked for.
+    #[error("its job asks for {wanted} GPUs and was given {given}")]
+    Gpus {
+        /// GPUs that the job asked for.
+        wanted: u32,
+        /// GPUs that it was given.
+        given: usize,
+    },
 }
 
 /// Most assignments that wait at the agent.

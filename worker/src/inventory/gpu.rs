@@ -71,6 +71,7 @@ impl From<Gpu> for v1::Gpu {
             uuid: gpu.uuid,
             name: gpu.name,
             memory_bytes: i64::try_from(gpu.memory_bytes).unwrap_or(i64::MAX),
+            ..Self::default()
         }
     }
 }

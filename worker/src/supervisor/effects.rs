@@ -46,6 +46,15 @@ impl Supervisor {
                         .prepare(fence, assignment.job_id, candidates);
                 }
             }
+            Effect::Probe { fence, gpus } => {
+                let probe = self.with.prober.clone().probe(gpus);
+                let tell = self.with.tell_gpus.clone();
+                tokio::spawn(async move {
+                    let gpus = probe.await;
+                    // Nobody listens when the agent is ending.
+                    let _ = tell.send(Event::Probed { fence, gpus });
+                });
+            }
             Effect::Discard(fence) => {
                 self.assignments.remove(&fence);
                 self.chosen.remove(&fence);
@@ -182,6 +191,16 @@ impl Supervisor {
                 "processes {pids:?} of the attempt with fence {fence} were killed and do not end; \
                  they hold its slot"
             );
+        }
+        match &say {
+            Say::Gpu { gpu, fault: None } => tracing::info!(%gpu, "GPU {gpu} passes its probe"),
+            Say::Gpu {
+                gpu,
+                fault: Some(fault),
+            } => {
+                tracing::error!(%gpu, "GPU {gpu} is given to no job until it passes a probe: {fault}")
+            }
+            _ => {}
         }
         if let Say::Returned { fence, message, .. } = &say {
             tracing::info!(fence, "the assignment with fence {fence}: {message}");

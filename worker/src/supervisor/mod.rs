@@ -28,6 +28,7 @@ use crate::checkpoints::{Checkpoints, Told};
 use crate::clock::{self, JumpWatch};
 use crate::follower::Follower;
 use crate::inventory::host::Observer;
+use crate::inventory::probe::Prober;
 use crate::log_pump::Pump;
 use crate::shim_link::{Events, Link, LinkEvent};
 use crate::spool::{Spool, SpoolError};
@@ -119,6 +120,9 @@ pub(crate) struct Surroundings {
     pub(crate) found: mpsc::UnboundedReceiver<Told>,
     pub(crate) observer: Observer,
     pub(crate) watcher: Watcher,
+    /// How GPUs are probed, and where the result is told.
+    pub(crate) prober: Prober,
+    pub(crate) tell_gpus: mpsc::UnboundedSender<Event>,
     /// What is found out about GPUs.
     pub(crate) gpus: mpsc::UnboundedReceiver<Event>,
     /// Attempts whose output is stored to its end.

@@ -91,17 +91,22 @@ impl Watcher {
     ) {
         let mut faults = FaultWatch::default();
         let told = |state| {
+            // Nobody listens when the agent is ending.
+            let tell = |event| drop(tell.send(event));
             let found = match &state {
-                GpuState::Read(gpus) => faults.observe(gpus),
+                GpuState::Read(gpus) => {
+                    tell(Event::GpusSeen(
+                        gpus.iter().map(|gpu| gpu.uuid.clone()).collect(),
+                    ));
+                    faults.observe(gpus)
+                }
                 // A driver that is gone has taken its GPUs with it.
                 GpuState::Absent => faults.observe(&[]),
-                GpuState::Unknown | GpuState::Hung | GpuState::Failed(_) => Vec::new(),
+                GpuState::Hung => faults.silent(),
+                // The probe before the next start finds out what that means.
+                GpuState::Unknown | GpuState::Failed(_) => Vec::new(),
             };
-            for fault in found {
-                tracing::error!(gpu = %fault.gpu, "{fault}");
-                // Nobody listens when the agent is ending.
-                let _ = tell.send(Event::GpuFailed(fault));
-            }
+            found.into_iter().map(Event::GpuFailed).for_each(tell);
             locked(&self.0.gpus).replace(state);
         };
         stop.run_until_cancelled(gpu::watch(&nvml, told)).await;

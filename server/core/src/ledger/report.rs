@@ -48,6 +48,8 @@ pub enum What {
     Checkpoint(Box<Told>),
     /// What it resumes from.
     Resumes(Box<Resumes>),
+    /// A GPU that was given to it does not work, so its worker has not started it.
+    Unfit(String),
     /// It could not be handed to its worker, which had gone: it never started.
     NotSent,
 }
@@ -170,6 +172,21 @@ impl Ledger {
             }
             What::Resumes(resumes) => {
                 self.resumes(fence, resumes);
+            }
+            What::Unfit(_)
+                if known
+                    .as_ref()
+                    .is_some_and(|row| row.attempt.state == AttemptState::Running) =>
+            {
+                return Err(ReportRefusal::HasStarted);
+            }
+            // It goes back at once: the GPU was told as faulty before, and is given to nobody.
+            What::Unfit(message) => {
+                let facts = Facts {
+                    message: message.clone(),
+                    ..Facts::of(End::NeverStarted)
+                };
+                self.ended(fence, &facts, EndReport::default());
             }
             What::NotSent => {
                 self.ended(fence, &Facts::of(End::NeverStarted), EndReport::default());

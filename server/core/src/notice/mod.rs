@@ -109,6 +109,10 @@ pub enum Class {
     CoordinatorAway,
     /// It reaches it again.
     CoordinatorBack,
+    /// A GPU does not work and is given to nobody.
+    GpuFaulty,
+    /// It works again.
+    GpuWorks,
     /// A part of a program met a bug.
     Panic,
     /// A loop of the coordinator fails again and again.
@@ -161,6 +165,8 @@ words!(Class {
     CoordinatorCrashed = "coordinator_crashed",
     CoordinatorAway = "coordinator_away",
     CoordinatorBack = "coordinator_back",
+    GpuFaulty = "gpu_faulty",
+    GpuWorks = "gpu_works",
     Panic = "panic",
     Trouble = "trouble",
     TroubleOver = "trouble_over",
@@ -187,6 +193,7 @@ impl Class {
             | Self::MemoryWell
             | Self::LooksBack
             | Self::CoordinatorBack
+            | Self::GpuWorks
             | Self::TroubleOver
             | Self::ChannelWorks
             | Self::Test => Severity::Info,
@@ -212,6 +219,7 @@ impl Class {
             | Self::DiskNearlyFull
             | Self::MemoryNearlyFull
             | Self::CoordinatorCrashed
+            | Self::GpuFaulty
             | Self::Panic
             | Self::ChannelRefused => Severity::Error,
             Self::DatabaseAway | Self::CoordinatorAway => Severity::Critical,
@@ -227,6 +235,7 @@ impl Class {
             Self::MemoryWell => Some(Self::MemoryNearlyFull),
             Self::LooksBack => Some(Self::LooksMissed),
             Self::CoordinatorBack => Some(Self::CoordinatorAway),
+            Self::GpuWorks => Some(Self::GpuFaulty),
             Self::TroubleOver => Some(Self::Trouble),
             Self::ChannelWorks => Some(Self::ChannelRefused),
             _ => None,

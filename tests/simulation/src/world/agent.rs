@@ -714,6 +714,7 @@ pub(super) fn terms_of(given: &Given) -> Terms {
         exclusive: given.exclusive,
         grace: given.grace,
         gpus: Vec::new(),
+        gpus_wanted: 0,
     }
 }
 

@@ -32,6 +32,8 @@ pub struct Terms {
     pub grace: Duration,
     /// UUIDs of the GPUs that are given to it.
     pub gpus: Vec<String>,
+    /// GPUs that it asked for.
+    pub gpus_wanted: u32,
 }
 
 impl Terms {
@@ -231,6 +233,8 @@ pub(super) struct Held {
     pub(super) terms: Terms,
     /// The shim that has it; none while it waits.
     pub(super) shim: Option<ShimId>,
+    /// What is still to be done before it can run.
+    pub(super) preparing: u32,
     /// Its shim has written that it has it.
     pub(super) taken: bool,
     /// Somebody wants it to end: why, and with what grace period.
@@ -272,6 +276,7 @@ impl Held {
         Self {
             terms,
             shim: None,
+            preparing: 0,
             taken: false,
             stop: None,
             pause: None,

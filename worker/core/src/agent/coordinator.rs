@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Agent, HEARTBEAT, LOST_AFTER, SHORTEST_HEARTBEAT};
-use crate::agent::attempt::{Held, Stop};
+use crate::agent::attempt::{Held, Stop, Terms};
 use crate::agent::message::{Ask, Assignment, Close, Effect, Holding, Judged, Say, Welcome};
 use crate::enforcement::StopCause;
 use crate::guard::{Guard, is_broken};
@@ -63,6 +63,7 @@ impl Agent {
         self.lost_after = welcome.lost_after.unwrap_or(LOST_AFTER);
         self.roster.set_slots(welcome.slots);
         self.tell_checkpoints();
+        self.tell_gpus();
         for judged in welcome.verdicts {
             self.reconcile(judged);
         }
@@ -215,7 +216,9 @@ impl Agent {
             spool_id: &self.spool_id,
         };
         let runnable = assignment.runnable.then_some(()).ok_or(Refusal::Empty);
-        let accepted = accept_assignment(made, me, self.roster.waiting_count()).and(runnable);
+        let accepted = accept_assignment(made, me, self.roster.waiting_count())
+            .and(runnable)
+            .and(enough_gpus(&assignment.terms));
         if let Err(refusal) = accepted {
             self.effects.push(Effect::Discard(fence));
             return self.say(Say::Returned {
@@ -224,13 +227,32 @@ impl Agent {
                 message: format!("the worker returned the assignment: {refusal}"),
             });
         }
+        let gpus = assignment.terms.gpus.clone();
+        let preparing = u32::from(assignment.prepare) + u32::from(!gpus.is_empty());
         self.roster.assign(Waiting {
-            prepared: !assignment.prepare,
+            prepared: preparing == 0,
             ..assignment.terms.waiting(fence)
         });
-        self.attempts.insert(fence, Held::waiting(assignment.terms));
+        let mut held = Held::waiting(assignment.terms);
+        held.preparing = preparing;
+        self.attempts.insert(fence, held);
         if assignment.prepare {
             self.effects.push(Effect::Prepare(fence));
+        }
+        if !gpus.is_empty() {
+            let fence = Some(fence);
+            self.effects.push(Effect::Probe { fence, gpus });
+        }
+    }
+
+    /// One of the things that had to be done before an attempt can run is done.
+    pub(super) fn prepared(&mut self, fence: i64) {
+        let Some(held) = self.attempts.get_mut(&fence) else {
+            return;
+        };
+        held.preparing = held.preparing.saturating_sub(1);
+        if held.preparing == 0 {
+            self.roster.prepared(fence);
         }
     }
 
@@ -262,7 +284,7 @@ impl Agent {
         });
     }
 
-    fn drop_waiting(&mut self, fence: i64) {
+    pub(super) fn drop_waiting(&mut self, fence: i64) {
         self.roster.revoke(fence);
         if self.attempts.remove(&fence).is_some() {
             self.effects.push(Effect::Discard(fence));
@@ -354,4 +376,13 @@ impl Agent {
             self.effects.push(Effect::Say(say));
         }
     }
+}
+
+/// A job that asked for GPUs does not run with fewer.
+fn enough_gpus(terms: &Terms) -> Result<(), Refusal> {
+    let (wanted, given) = (terms.gpus_wanted, terms.gpus.len());
+    if given < wanted as usize {
+        return Err(Refusal::Gpus { wanted, given });
+    }
+    Ok(())
 }

@@ -151,8 +151,17 @@ pub enum Event {
     },
     /// Nobody wants the checkpoints of these jobs any more.
     RemoveCheckpoints(Vec<i64>),
-    /// A GPU has failed. What runs on it is stopped.
+    /// A GPU has failed. What runs on it is stopped, unless the driver is only silent.
     GpuFailed(Fault),
+    /// The driver lists these GPUs.
+    GpusSeen(Vec<String>),
+    /// What [`Effect::Probe`] has found.
+    Probed {
+        /// The attempt that waits for it.
+        fence: Option<i64>,
+        /// Each GPU, with what is wrong with it.
+        gpus: Vec<(String, Option<Fault>)>,
+    },
     /// An attempt computes without the GPUs that were given to it, as the fault says.
     GpuUnused {
         /// The attempt.
@@ -200,6 +209,14 @@ pub enum Effect {
     Close(Close),
     /// Get an assignment ready, then tell [`Event::Prepared`] or [`Event::Unprepared`].
     Prepare(i64),
+    /// Probe these GPUs in a process of its own, with a deadline, then tell [`Event::Probed`] of all
+    /// of them.
+    Probe {
+        /// The attempt that waits for it.
+        fence: Option<i64>,
+        /// Their UUIDs.
+        gpus: Vec<String>,
+    },
     /// What is kept of the assignment for [`Effect::Prepare`] and [`Effect::Run`] can go.
     Discard(i64),
     /// Start a shim, or tell [`Event::SpawnFailed`].
@@ -347,6 +364,20 @@ pub enum Say {
         returned: bool,
         /// Why, for people.
         message: String,
+    },
+    /// A GPU was found faulty, or passed a probe.
+    Gpu {
+        /// Its UUID.
+        gpu: String,
+        /// What is wrong with it.
+        fault: Option<Fault>,
+    },
+    /// An assignment is given back because a GPU that was given to it does not work.
+    Unfit {
+        /// The attempt.
+        fence: i64,
+        /// What is wrong.
+        fault: Fault,
     },
     /// An attempt has published a checkpoint, or more is known of one.
     Checkpoint(Box<Published>),

@@ -31,6 +31,7 @@ pub use attempt::{End, Ended, Fact, Loss, Started, Terms};
 pub use message::{Ask, Assignment, Close, Effect, Event, Holding, Judged, Say, Welcome};
 
 use crate::checkpoint::CheckpointId;
+use crate::gpu::GpuHealth;
 use crate::lease_guard;
 use crate::roster::{self, Roster, ShimId};
 use crate::session::Stage;
@@ -71,6 +72,8 @@ pub struct Agent {
     shims: BTreeMap<ShimId, Shim>,
     /// Published checkpoints that the coordinator has not answered for.
     checkpoints: BTreeMap<CheckpointId, Unanswered>,
+    /// Which GPUs work.
+    gpus: GpuHealth,
     session: Option<Session>,
     /// A greeting was sent and not answered: the coordinator may be taking back what waits.
     greeting: bool,
@@ -125,6 +128,7 @@ impl Agent {
             attempts: BTreeMap::new(),
             shims: BTreeMap::new(),
             checkpoints: BTreeMap::new(),
+            gpus: GpuHealth::default(),
             session: None,
             greeting: false,
             answered: None,
@@ -172,7 +176,7 @@ impl Agent {
             Event::Retiring(shim) => self.roster.retiring(shim),
             Event::Gone(shim) => self.gone(shim, true),
             Event::SpawnFailed(shim) => self.spawn_failed(shim),
-            Event::Prepared(fence) => self.roster.prepared(fence),
+            Event::Prepared(fence) => self.prepared(fence),
             Event::Unprepared { fence, reason } => self.unprepared(fence, reason),
             Event::Published(found) => self.published(found),
             Event::Looked(fence) => self.looked(fence),
@@ -182,6 +186,8 @@ impl Agent {
                     .for_each(|job| self.remove_checkpoints(job));
             }
             Event::GpuFailed(fault) => self.gpu_failed(&fault),
+            Event::GpusSeen(gpus) => self.gpus.seen(&gpus, now),
+            Event::Probed { fence, gpus } => self.probed(fence, gpus),
             Event::GpuUnused { fence, fault } => self.gpu_unused(fence, fault),
             Event::Stored(fence) => self.stored(fence),
             Event::LookedInto {
@@ -202,7 +208,7 @@ impl Agent {
     pub fn deadline(&self) -> Duration {
         let heartbeat = self.session.as_ref().map(|session| session.heartbeat_at);
         let spawn = Some(self.spawn_after).filter(|after| *after > self.now);
-        [heartbeat, spawn]
+        [heartbeat, spawn, self.gpus.deadline()]
             .into_iter()
             .flatten()
             .fold(self.housekeep_at, Duration::min)
@@ -243,6 +249,7 @@ impl Agent {
 
     fn tick(&mut self) {
         self.beat();
+        self.probe_due();
         if self.now < self.housekeep_at {
             return;
         }

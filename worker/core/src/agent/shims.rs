@@ -211,6 +211,9 @@ impl Agent {
             Change::Silence => return self.silent(fence),
             Change::Freed => return self.freed(fence),
         };
+        if change == Change::Ended {
+            self.doubt_gpus_of(fence);
+        }
         let held = self.attempts.get(&fence);
         let freed = change == Change::Ended && held.is_some_and(|held| !held.slot_held());
         say.into_iter().for_each(|say| self.say(say));

@@ -19,6 +19,7 @@ pub(super) fn terms() -> Terms {
         exclusive: false,
         grace: 10 * SECOND,
         gpus: Vec::new(),
+        gpus_wanted: 0,
     }
 }
 
@@ -111,6 +112,10 @@ impl Driver {
             terms: terms.clone(),
             ..assignment(7)
         }));
+        driver.tell(Event::Probed {
+            fence: Some(7),
+            gpus: terms.gpus.iter().map(|gpu| (gpu.clone(), None)).collect(),
+        });
         driver.facts(1, [Fact::Assigned(Box::new(terms)), starting(), started()]);
         driver
     }
