@@ -302,6 +302,7 @@ fn worker_row(worker: &Worker) -> WorkerRow {
         uuid: uuid.clone(),
         name: "a GPU".to_owned(),
         memory_bytes: 0,
+        faulty: None,
     };
     WorkerRow {
         id: worker.id,
