@@ -152,6 +152,8 @@ pub enum Command {
     Worker(commands::worker::Args),
     /// Show what is unusual about jobs and machines, and what was
     Alarms(commands::alarms::Args),
+    /// Show how every machine does, and what to do about it
+    Health(commands::health::Args),
     /// Show what people were told, and try whether notices arrive
     Notices(commands::notices::Args),
     /// Show failures in groups of the same error

@@ -102,6 +102,7 @@ pub async fn dispatch(context: &Context, command: Command) -> Result<ExitCode, E
         Command::Workers(args) => c::workers::run(context, args).await,
         Command::Worker(args) => c::worker::run(context, args).await,
         Command::Alarms(args) => c::alarms::run(context, args).await,
+        Command::Health(args) => c::health::run(context, args).await,
         Command::Notices(args) => c::notices::run(context, args).await,
         Command::Errors(args) => c::errors::run(context, args).await,
         Command::Template(args) => c::template::run(context, args).await,

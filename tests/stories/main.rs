@@ -7,6 +7,7 @@ mod phone;
 #[path = "../harness/receiver.rs"]
 mod receiver;
 
+mod alarms;
 mod bad_input;
 mod batch;
 mod bed;

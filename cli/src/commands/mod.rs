@@ -22,6 +22,7 @@ pub mod edit;
 pub mod enqueue;
 pub mod errors;
 pub mod execute;
+pub mod health;
 pub mod history;
 pub mod hold;
 pub mod keeper;

@@ -10,6 +10,7 @@ pub mod explain;
 pub mod failure;
 pub mod gpu;
 pub mod guard;
+pub mod health;
 pub mod id;
 pub mod job;
 pub mod leadership;

@@ -97,6 +97,11 @@ impl App {
         }
     }
 
+    /// The coordinator's host name and the disk that it writes to, as they were seen last.
+    pub(crate) fn own_disk_seen(&self) -> Option<(String, Disk)> {
+        self.alarms.locked().watch.seen_own_disk().cloned()
+    }
+
     /// Records what has begun and what is over, and has people told.
     pub(crate) async fn save_alarms(self: &Arc<Self>) -> Result<(), Error> {
         if !self.alarms.locked().is_restored {

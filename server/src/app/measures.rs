@@ -143,6 +143,12 @@ impl App {
         (now - *at < LATELY).then(|| look.clone())
     }
 
+    /// What a machine uses, when it was looked at lately.
+    pub(crate) fn measured_lately(&self, worker: WorkerId) -> Option<MachineMeasures> {
+        let now = self.clock.now();
+        self.measures.locked().machines.get(&worker)?.latest(now)
+    }
+
     /// Writes minutes that are over, and of attempts that have ended what there is.
     pub(crate) async fn save_measures(&self) -> Result<(), Error> {
         let (attempts, machines) = {

@@ -13,6 +13,7 @@ mod error;
 mod explain;
 mod gpus;
 mod greeting;
+pub mod health;
 mod ledger;
 pub mod links;
 mod live;

@@ -6,11 +6,13 @@ use qctl_proto::v1;
 use qctl_proto::v1::alarm_service_server::AlarmService;
 use qctl_server_core::JobId;
 use qctl_server_core::alarm::Subject;
+use qctl_server_core::health::Health;
 use tonic::{Request, Response, Status};
 
 use super::convert;
 use super::status::{caller, status};
 use crate::app::alarms::{AlarmCount, AlarmRecord};
+use crate::app::health::MachineHealth;
 use crate::app::{App, Role};
 
 /// Serves alarms.
@@ -46,6 +48,19 @@ impl AlarmService for Alarms {
             counts: page.counts.into_iter().map(count).collect(),
         }))
     }
+
+    async fn get_health(
+        &self,
+        request: Request<v1::GetHealthRequest>,
+    ) -> Result<Response<v1::GetHealthResponse>, Status> {
+        caller(&request, Role::Read)?;
+        let machines = self.app.health().await.map_err(status)?;
+        let worst = machines.iter().map(MachineHealth::health).max();
+        Ok(Response::new(v1::GetHealthResponse {
+            health: worst.map_or(v1::Health::Unspecified, health).into(),
+            machines: machines.into_iter().map(machine).collect(),
+        }))
+    }
 }
 
 fn alarm(record: AlarmRecord) -> v1::Alarm {
@@ -66,6 +81,32 @@ fn alarm(record: AlarmRecord) -> v1::Alarm {
         limit: record.limit,
         peak: record.peak,
         untold: record.untold.map_or("", |why| why.as_str()).to_owned(),
+    }
+}
+
+fn machine(machine: MachineHealth) -> v1::MachineHealth {
+    v1::MachineHealth {
+        health: health(machine.health()).into(),
+        machine: machine.machine,
+        coordinator: machine.is_coordinator,
+        findings: machine
+            .findings
+            .into_iter()
+            .map(|finding| v1::HealthFinding {
+                subject: finding.topic.to_string(),
+                health: health(finding.health).into(),
+                message: finding.message,
+                advice: finding.advice,
+            })
+            .collect(),
+    }
+}
+
+fn health(health: Health) -> v1::Health {
+    match health {
+        Health::Well => v1::Health::Well,
+        Health::Watch => v1::Health::Watch,
+        Health::Bad => v1::Health::Bad,
     }
 }
 

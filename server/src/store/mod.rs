@@ -12,6 +12,7 @@ pub mod events;
 #[cfg(test)]
 pub(crate) mod fixtures;
 pub(crate) mod gpus;
+mod health;
 pub(crate) mod leadership;
 mod lease;
 pub(crate) mod ledger;

@@ -324,9 +324,9 @@ impl Watch {
         self.machines.get(&worker).map(|machine| &machine.facts)
     }
 
-    /// The coordinator's disk, as it was seen last.
-    pub fn seen_own_disk(&self) -> Option<Disk> {
-        self.own_disk.as_ref().map(|(_, disk)| *disk)
+    /// The coordinator's host name and disk, as they were seen last.
+    pub fn seen_own_disk(&self) -> Option<&(String, Disk)> {
+        self.own_disk.as_ref()
     }
 
     /// A time in which nobody looked is over: the history says why nobody was told of it.
