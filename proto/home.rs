@@ -14,7 +14,7 @@ pub struct Home {
 }
 
 /// Why no folder could be chosen.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HomeError {
     /// `QCTL_HOME` names a relative path, which would depend on the current directory.
     #[error("QCTL_HOME must be an absolute path, not `{0}`")]
@@ -22,6 +22,9 @@ pub enum HomeError {
     /// Neither `QCTL_HOME` nor `HOME` is set.
     #[error("neither QCTL_HOME nor HOME is set, so there is no place for qctl's files")]
     NoHome,
+    /// The file with the coordinator's address is not whole.
+    #[error("{0} is torn: only a part of the coordinator's address is left in it")]
+    Torn(PathBuf),
 }
 
 impl Home {
@@ -97,6 +100,21 @@ impl Home {
         self.data.join("address")
     }
 
+    /// The address that the running coordinator wrote down; `None` when none did.
+    ///
+    /// # Errors
+    /// [`HomeError::Torn`] when only a part of it is there, which may be another address.
+    pub fn address(&self) -> Result<Option<String>, HomeError> {
+        let path = self.address_file();
+        let Ok(text) = std::fs::read_to_string(&path) else {
+            return Ok(None);
+        };
+        match text.strip_suffix('\n') {
+            Some(line) if !line.trim().is_empty() => Ok(Some(line.trim().to_owned())),
+            _ => Err(HomeError::Torn(path)),
+        }
+    }
+
     /// Folder of the programs' own logs: `keeper.log`, `server.log`, `worker.log`.
     pub fn logs_dir(&self) -> PathBuf {
         self.data.join("logs")
@@ -121,6 +139,22 @@ impl Home {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// F30: half an address may be another one.
+    #[test]
+    fn an_address_that_is_cut_at_any_byte_is_told_and_not_used() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = Home::at(folder.path());
+        std::fs::create_dir(home.data_dir()).unwrap();
+        assert_eq!(home.address(), Ok(None));
+        let whole = "127.0.0.1:7420\n";
+        for cut in 0..whole.len() {
+            std::fs::write(home.address_file(), &whole[..cut]).unwrap();
+            assert_eq!(home.address(), Err(HomeError::Torn(home.address_file())));
+        }
+        std::fs::write(home.address_file(), whole).unwrap();
+        assert_eq!(home.address(), Ok(Some("127.0.0.1:7420".to_owned())));
+    }
 
     fn choose(vars: &[(&str, &str)], is_root: bool) -> Result<Home, HomeError> {
         let vars: Vec<_> = vars

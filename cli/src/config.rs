@@ -98,10 +98,8 @@ impl Config {
         if let Some(server) = &self.server {
             return (server.clone(), true);
         }
-        let written = self.home.as_ref().ok().and_then(|home| {
-            let text = std::fs::read_to_string(home.address_file()).ok()?;
-            Some(text.trim().to_owned()).filter(|text| !text.is_empty())
-        });
+        let written = self.home.as_ref().ok();
+        let written = written.and_then(|home| home.address().ok().flatten());
         (written.unwrap_or_else(|| DEFAULT_ADDRESS.to_owned()), false)
     }
 

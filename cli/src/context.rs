@@ -75,6 +75,13 @@ impl Context {
             return Err(down_here(folder).into());
         }
         let (address, chosen) = self.config.address();
+        if !chosen && let Ok(home) = self.home() {
+            home.address().map_err(|torn| {
+                Problem::new("FILE", exit::ERROR, torn.to_string())
+                    .hint("the coordinator writes it anew when it is started again")
+                    .next("qctl down && qctl up")
+            })?;
+        }
         let path = self.config.token_file()?;
         let token = match std::fs::read_to_string(&path) {
             Ok(token) => Some(token.trim().to_owned()).filter(|token| !token.is_empty()),

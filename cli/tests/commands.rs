@@ -820,6 +820,7 @@ fn show_has_everything() {
             pid: 4711,
             log_stored: 2048,
             log_end: Some(2048),
+            log_missing: 1536,
             not_enforced: vec!["memory: there is no control group here".into()],
             ..Default::default()
         }];

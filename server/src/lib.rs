@@ -183,7 +183,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), RunE
     let tokens = Arc::new(Tokens::open(&config.home.token_file())?);
     let key = PageKey::open(&data.join("page-key"))?;
     // Before the database, because a taken port is found at once.
-    let listener = Listener::bind(config.listen, config.tls.as_ref()).await?;
+    let listener =
+        Listener::bind_as_before(config.listen, config.tls.as_ref(), &data.join("port")).await?;
     let local_url = listener.local_url();
     let origins = Arc::new(Origins::new(
         listener.address().ip(),

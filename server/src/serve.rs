@@ -113,6 +113,35 @@ impl Listener {
         })
     }
 
+    /// Binds the address. Where its port is 0, the port is the one in `file`, which is the one that was
+    /// free when there was no such file: links that were printed lead to the same place after a
+    /// restart. A port that someone else has by now is given up for a free one.
+    pub(crate) async fn bind_as_before(
+        address: SocketAddr,
+        tls: Option<&TlsFiles>,
+        file: &Path,
+    ) -> Result<Self, ServeError> {
+        if address.port() != 0 {
+            return Self::bind(address, tls).await;
+        }
+        let text = std::fs::read_to_string(file).unwrap_or_default();
+        let before = text.strip_suffix('\n').and_then(|text| text.parse().ok());
+        if let Some(port) = before.filter(|port| *port != 0) {
+            match Self::bind(SocketAddr::new(address.ip(), port), tls).await {
+                Ok(bound) => return Ok(bound),
+                Err(error) => tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "port {port} of before cannot be had, so links with it are dead"
+                ),
+            }
+        }
+        let bound = Self::bind(address, tls).await?;
+        if let Err(error) = std::fs::write(file, format!("{}\n", bound.address.port())) {
+            tracing::warn!(%error, "the next start takes another port: cannot write {}", file.display());
+        }
+        Ok(bound)
+    }
+
     /// The address that was bound.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
@@ -417,6 +446,23 @@ mod tests {
         std::fs::write(&path, "127.0.0.1:2\n").unwrap();
         drop(ours);
         assert!(path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_free_port_is_kept_from_start_to_start() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("port");
+        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let bind = async || Listener::bind_as_before(any, None, &file).await.unwrap();
+        let first = bind().await;
+        let address = first.address();
+        let beside = bind().await;
+        assert_ne!(beside.address(), address, "it was taken");
+        drop((first, beside));
+        std::fs::write(&file, format!("{}\n", address.port())).unwrap();
+        assert_eq!(bind().await.address(), address);
+        std::fs::write(&file, "torn").unwrap();
+        assert_ne!(bind().await.address().port(), 0);
     }
 
     #[tokio::test]

@@ -179,7 +179,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let watching = watch_coordinator(&config, host.name.clone(), coordinator, stop.clone());
     let dialler = Dialler {
         server: config.server,
-        address_file: config.home.address_file(),
+        home: config.home.clone(),
         token_file: config.token_file,
         authority: config.authority,
         name: config.name,

@@ -1,12 +1,13 @@
 //! The agent's connection to the coordinator: dials out, greets, keeps alive, and dials again for
 //! as long as the agent lives.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use qctl_proto::client::{AuthorizedChannel, ConnectError, Target, addresses, may_follow};
 use qctl_proto::error::{Fault, Reason};
+use qctl_proto::home::Home;
 use qctl_proto::v1::open_session_request::Message as Say;
 use qctl_proto::v1::open_session_response::Message as Said;
 use qctl_proto::v1::worker_session_service_client::WorkerSessionServiceClient;
@@ -48,7 +49,7 @@ const SOON: u32 = 2;
 #[derive(Debug)]
 pub(crate) struct Dialler {
     pub(crate) server: Server,
-    pub(crate) address_file: PathBuf,
+    pub(crate) home: Home,
     pub(crate) token_file: PathBuf,
     pub(crate) authority: Option<PathBuf>,
     pub(crate) name: Option<String>,
@@ -363,7 +364,11 @@ impl Dialler {
         match &self.server {
             Server::At(text) => addresses(text),
             Server::OfHome { otherwise } => {
-                vec![read_line(&self.address_file).unwrap_or_else(|| otherwise.clone())]
+                let written = self.home.address().unwrap_or_else(|torn| {
+                    tracing::warn!("{torn}");
+                    None
+                });
+                vec![written.unwrap_or_else(|| otherwise.clone())]
             }
         }
     }
@@ -410,12 +415,6 @@ async fn greet(inbound: &mut Streaming<OpenSessionResponse>) -> Result<Welcome, 
         Some(Said::Welcome(welcome)) => Ok(welcome),
         _ => Err(SessionError::NoWelcome),
     }
-}
-
-fn read_line(path: &Path) -> Option<String> {
-    let text = std::fs::read_to_string(path).ok()?;
-    let line = text.lines().next()?.trim();
-    (!line.is_empty()).then(|| line.to_owned())
 }
 
 /// A number in `0.0..1.0`.

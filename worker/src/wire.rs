@@ -229,6 +229,7 @@ pub(crate) fn held(holding: &Holding) -> HeldAttempt {
         state: state.into(),
         log_end: holding.log_end as i64,
         slot_held: holding.slot_held,
+        adopted: false,
     }
 }
 

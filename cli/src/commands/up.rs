@@ -36,7 +36,7 @@ pub struct Args {
     /// Stay in the foreground instead of detaching
     #[arg(long)]
     pub foreground: bool,
-    /// Address the coordinator listens on; port 0 takes any free one
+    /// Address the coordinator listens on; port 0 takes any free one, and keeps it
     #[arg(
         long,
         env = "QCTL_LISTEN",

@@ -29,7 +29,7 @@ impl Coordinator {
             (!text.is_empty()).then_some(text)
         };
         let target = Target {
-            address: read(home.address_file())?,
+            address: home.address().ok()??,
             token: read(home.token_file())?,
             authority,
         };

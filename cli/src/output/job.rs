@@ -353,6 +353,15 @@ pub fn show(
         out.push('\n');
         out.push_str(&attempts_table(attempts, view));
         for attempt in attempts {
+            if attempt.log_missing > 0 {
+                let _ = writeln!(
+                    out,
+                    "  attempt {}: {} of its output are missing ({} bytes); the log marks where",
+                    attempt.number,
+                    text::bytes(attempt.log_missing),
+                    attempt.log_missing
+                );
+            }
             for note in &attempt.not_enforced {
                 let _ = writeln!(out, "  attempt {}: {}", attempt.number, printable(note));
             }

@@ -83,12 +83,23 @@ pub struct Queued {
     pub limited: bool,
     /// True when new starts are stopped.
     pub queue_paused: bool,
+    /// Its latest attempt that ended and has processes left, while it is exclusive.
+    pub left_behind: Option<LeftBehind>,
     /// How many queued jobs come before it.
     pub ahead: i64,
     /// The first of them.
     pub first_ahead: Option<JobId>,
     /// Every known worker.
     pub workers: Vec<Candidate>,
+}
+
+/// An attempt that ended, and of which processes are left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeftBehind {
+    /// Its number.
+    pub attempt: i32,
+    /// Where they are.
+    pub worker: String,
 }
 
 /// A worker that might run a queued job.
@@ -286,6 +297,12 @@ fn turn(queued: &Queued, now: DateTime<Utc>) -> Vec<String> {
             "The queue is paused, so nothing starts; resuming the queue lets jobs start."
                 .to_owned(),
         );
+    }
+    if let Some(LeftBehind { attempt, worker }) = &queued.left_behind {
+        sentences.push(format!(
+            "Attempt {attempt} ended, but processes of it are left on worker `{worker}`; because the job is exclusive, it starts again once they are gone."
+        ));
+        return sentences;
     }
     let only = queued.pinned.as_ref().or(queued.checkpoint_on.as_ref());
     let eligible: Vec<&Candidate> = queued
@@ -529,7 +546,7 @@ fn count(number: i64, one: &str, many: &str) -> String {
 }
 
 /// A length of time as people say it: `14 s`, `3 min 12 s`, `2 h 5 min`, `4 days 3 h`.
-fn span(length: TimeDelta) -> String {
+pub(crate) fn span(length: TimeDelta) -> String {
     let seconds = length.num_seconds().max(0);
     match seconds {
         0..60 => format!("{seconds} s"),
@@ -592,6 +609,7 @@ mod tests {
             checkpoint_on: None,
             limited: false,
             queue_paused: false,
+            left_behind: None,
             ahead: 0,
             first_ahead: None,
             workers,
@@ -600,6 +618,23 @@ mod tests {
 
     fn said(queued: Queued) -> Vec<String> {
         explain(&Situation::Queued(queued), at(300))
+    }
+
+    #[test]
+    fn an_exclusive_job_waits_for_what_an_attempt_left_behind() {
+        let told = said(Queued {
+            left_behind: Some(LeftBehind {
+                attempt: 1,
+                worker: "a".into(),
+            }),
+            ..queued(Vec::new())
+        });
+        assert_eq!(
+            told,
+            [
+                "Attempt 1 ended, but processes of it are left on worker `a`; because the job is exclusive, it starts again once they are gone."
+            ]
+        );
     }
 
     #[test]

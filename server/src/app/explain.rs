@@ -97,6 +97,10 @@ impl App {
                 .then(|| job.checkpoint_worker.clone()),
             limited: job.spec.time_limit.is_some(),
             queue_paused: self.store.queue_is_paused().await?,
+            left_behind: match job.spec.exclusive {
+                true => self.store.left_behind(job.id).await?,
+                false => None,
+            },
             ahead,
             first_ahead,
             workers: workers.iter().map(|view| self.candidate(view)).collect(),

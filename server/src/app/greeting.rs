@@ -54,6 +54,8 @@ pub struct Hello {
     pub greeting: i64,
     /// Every attempt it has a record of.
     pub held: Vec<Held>,
+    /// Those among them that run and were started by an earlier agent, which is news.
+    pub adopted: Vec<Fence>,
     /// Published checkpoints that it has had no answer for.
     pub checkpoints: Vec<(Fence, Told)>,
 }
@@ -245,6 +247,7 @@ impl App {
                             held: &hello.held,
                             checkpoints: &hello.checkpoints,
                         });
+                        ledger.adopted(hello.worker, &hello.adopted);
                         let after = app.save_ledger(conn, ledger).await?;
                         Ok::<_, Error>((greeted, after))
                     })

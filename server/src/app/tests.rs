@@ -265,6 +265,7 @@ fn hello(name: &str, slots: i32) -> Hello {
         memory_bytes: 1 << 30,
         cpus: 2,
         greeting: 0,
+        adopted: Vec::new(),
         held: Vec::new(),
         checkpoints: Vec::new(),
     }

@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 /// Longest secret file, in bytes.
 const LONGEST: u64 = 4096;
 
+/// Digits of a secret that was made here.
+const DIGITS: usize = 64;
+
 /// Why there is no secret.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
@@ -24,6 +27,17 @@ pub enum SecretError {
     Empty {
         /// The file.
         path: PathBuf,
+    },
+    /// The file holds only a part of the secret that was made.
+    #[error(
+        "the secret file {path} is torn: it holds {digits} of {DIGITS} digits; restore it, or remove \
+         it, and a new one is made"
+    )]
+    Torn {
+        /// The file.
+        path: PathBuf,
+        /// How many digits are left.
+        digits: usize,
     },
     /// The system has no random numbers.
     #[error("the system gives no random numbers")]
@@ -61,6 +75,13 @@ pub(super) fn read(path: &Path) -> Result<String, SecretError> {
     }
     let text = std::fs::read_to_string(path).map_err(failed)?;
     let secret = text.trim();
+    let is_ours = secret.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if is_ours && (1..DIGITS).contains(&secret.len()) && !text.ends_with('\n') {
+        return Err(SecretError::Torn {
+            path: path.to_owned(),
+            digits: secret.len(),
+        });
+    }
     if secret.len() < 16 {
         return Err(SecretError::Empty {
             path: path.to_owned(),
@@ -116,6 +137,21 @@ mod tests {
         assert_eq!(mode & 0o777, 0o600);
         let files = std::fs::read_dir(path.parent().unwrap()).unwrap().count();
         assert_eq!(files, 1);
+    }
+
+    /// F30: a part of a secret is easier to guess, and no other program has it.
+    #[test]
+    fn a_secret_that_is_cut_at_any_byte_is_told_and_not_used() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        let secret = read_or_make(&path).unwrap();
+        for cut in 0..secret.len() {
+            std::fs::write(&path, &secret[..cut]).unwrap();
+            let told = read_or_make(&path).unwrap_err().to_string();
+            assert!(told.contains("remove it"), "{cut}: {told}");
+        }
+        std::fs::write(&path, &secret).unwrap();
+        assert_eq!(read_or_make(&path).unwrap(), secret);
     }
 
     #[test]

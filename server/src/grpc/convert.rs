@@ -504,6 +504,7 @@ pub(super) fn attempt(attempt: AttemptRecord) -> v1::Attempt {
         pid: attempt.pid.unwrap_or(0),
         progress: attempt.progress.map(progress),
         log_stored: attempt.log_stored,
+        log_missing: attempt.log_missing,
         log_end: attempt.log_end,
         checkpoint: attempt.checkpoint,
         resumed_from: attempt.resumed_from,

@@ -311,7 +311,14 @@ fn hello_from(hello: v1::Hello) -> Result<Hello, Error> {
             slot_held: held.slot_held,
         })
         .collect();
+    let adopted = hello
+        .attempts
+        .iter()
+        .filter(|held| held.adopted)
+        .map(|held| Fence(held.fence))
+        .collect();
     Ok(Hello {
+        adopted,
         worker: WorkerId(uuid("worker_id", &hello.worker_id)?),
         spool_id: uuid("spool_id", &hello.spool_id)?,
         name: hello.name,

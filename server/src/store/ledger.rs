@@ -102,6 +102,8 @@ async fn attempts_of(
                   coalesce((select max(c.number) from checkpoints c where c.fence = a.fence), 0)
                     as "published!",
                   a.not_enforced, a.log_end, a.log_crc32c, l.log_stored as "log_stored?",
+                  coalesce(l.log_check = 'differs' or l.log_crc32c = a.log_crc32c, true)
+                    as "log_agrees!",
                   exists (select from dependencies d where d.on_job_id = a.job_id and not d.met)
                     as "has_dependents!",
                   a.late_result as "late_result: Json<Outcome>",
@@ -158,6 +160,7 @@ async fn attempts_of(
                 log_end: row.log_end,
                 log_crc32c: row.log_crc32c,
                 log_stored: row.log_stored.unwrap_or_default(),
+                log_agrees: row.log_agrees,
                 has_dependents: row.has_dependents,
                 late_result: row.late_result.map(|outcome| outcome.0),
                 silence: row.silence.map(|silence| silence.0),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use bytes::Bytes;
 use chrono::{DateTime, Days, NaiveDate, Utc};
-use qctl_server_core::ledger::NewEvent;
+use qctl_server_core::ledger::{COORDINATOR, NewEvent};
 use qctl_server_core::{Fence, HoleCause, JobId, WorkerId};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, SqlSafeStr};
 
@@ -212,6 +212,11 @@ impl Store {
                 .await?;
             }
             insert_chunks(&mut transaction, &admission.chunks, &advanced).await?;
+            for fence in &admission.closed {
+                if tails.get(fence).is_some_and(|tail| tail.has_gaps) {
+                    tell_all_that_is_missing(&mut transaction, now, *fence).await?;
+                }
+            }
             if !admission.events.is_empty() {
                 super::ledger::tell(&mut transaction, now, &admission.events).await?;
             }
@@ -518,6 +523,40 @@ async fn lock_tails(conn: &mut PgConnection, fences: &[i64]) -> Result<Vec<LogTa
             })
         })
         .collect()
+}
+
+/// Once an output is whole, the history tells of all that is missing in it. The first gap was told when
+/// it was seen, and is all there is to tell when it stayed the only one.
+async fn tell_all_that_is_missing(
+    conn: &mut PgConnection,
+    now: DateTime<Utc>,
+    fence: Fence,
+) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "insert into events (time, job_id, attempt, kind, message, actor)
+         select $2, m.job_id, m.number, 'output_missing', m.message, $3
+         from (
+           select a.job_id, a.number,
+                  'in all, ' || sum(c.hole_bytes) || ' bytes of its output are missing, in '
+                    || count(*) || ' places' as message
+           from attempts a
+           join jobs j on j.id = a.job_id
+           join log_chunks c on c.day = j.day and c.fence = a.fence
+           where a.fence = $1 and c.hole_bytes > 0
+           group by a.job_id, a.number
+           having count(*) > 1
+         ) m
+         where not exists (
+           select from events e
+           where e.job_id = m.job_id and e.attempt = m.number and e.kind = 'output_missing'
+             and e.message = m.message)",
+        fence.0,
+        now,
+        COORDINATOR,
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
 }
 
 /// Writes chunks and the attempts' new tails, both in one statement.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
+use qctl_server_core::explain::LeftBehind;
 use qctl_server_core::gpu::Faulty;
 use qctl_server_core::{
     AttemptState, Cause, Condition, Demand, Fence, JobId, JobSpec, JobState, Outcome, OutcomeKind,
@@ -118,6 +119,8 @@ pub struct AttemptRecord {
     pub progress: Option<Progress>,
     /// Bytes of output stored.
     pub log_stored: i64,
+    /// Bytes of these that nobody has any more.
+    pub log_missing: i64,
     /// Bytes of output in all, once the attempt has ended.
     pub log_end: Option<i64>,
     /// Checkpoint directory that it left; empty when none.
@@ -415,8 +418,13 @@ impl Store {
                       a.started_at, a.ended_at, a.duration_us, a.pid, a.log_end, a.checkpoint,
                       a.resumed_from, a.unreachable, a.not_enforced,
                       a.silence as "silence: Json<silence::State>",
-                      l.progress as "progress: Json<Progress>", l.log_stored as "log_stored?"
+                      l.progress as "progress: Json<Progress>", l.log_stored as "log_stored?",
+                      case when l.log_gaps then (
+                        select sum(c.hole_bytes) from log_chunks c
+                        where c.day = j.day and c.fence = a.fence)::bigint
+                      end as log_missing
                from attempts a
+               join jobs j on j.id = a.job_id
                join workers w on w.id = a.worker_id
                left join attempts_live l on l.fence = a.fence
                where a.job_id = $1
@@ -447,6 +455,7 @@ impl Store {
                     pid: row.pid,
                     progress: row.progress.map(|progress| progress.0),
                     log_stored: row.log_stored.unwrap_or(0),
+                    log_missing: row.log_missing.unwrap_or(0),
                     log_end: row.log_end,
                     checkpoint: row.checkpoint,
                     resumed_from: row.resumed_from,
@@ -653,6 +662,23 @@ impl Store {
         .fetch_one(self.pool())
         .await?;
         Ok((row.count, row.first.map(JobId)))
+    }
+
+    /// A job's latest attempt that is known to have ended and has processes left.
+    pub(crate) async fn left_behind(&self, job: JobId) -> Result<Option<LeftBehind>, StoreError> {
+        let found = sqlx::query_as!(
+            LeftBehind,
+            "select a.number as attempt, w.name as worker
+             from attempts a
+             join workers w on w.id = a.worker_id
+             where a.job_id = $1 and a.state = 'ended' and a.slot_held and a.log_end is not null
+             order by a.number desc
+             limit 1",
+            job.0,
+        )
+        .fetch_optional(self.pool())
+        .await?;
+        Ok(found)
     }
 
     /// Whether new starts are stopped.

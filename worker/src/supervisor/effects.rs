@@ -3,9 +3,12 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use qctl_proto::v1::held_attempt::State as HeldState;
 use qctl_proto::v1::open_session_request::Message as Wire;
 use qctl_proto::v1::shim_request::Message as Ask;
-use qctl_proto::v1::{Assignment, Heartbeat, OpenSessionRequest, ShimRequest, ShimRun, Silence};
+use qctl_proto::v1::{
+    Assignment, Heartbeat, HeldAttempt, OpenSessionRequest, ShimRequest, ShimRun, Silence,
+};
 use qctl_worker_core::agent::{Effect, Event, Say};
 use qctl_worker_core::roster::ShimId;
 
@@ -19,9 +22,17 @@ impl Supervisor {
         match effect {
             Effect::Greet { held, checkpoints } => {
                 if let Some(reply) = self.greeting.take() {
+                    let is_running = HeldState::Running as i32;
+                    let attempts = held.iter().map(|holding| {
+                        let held = wire::held(holding);
+                        HeldAttempt {
+                            adopted: held.state == is_running && self.adopted.contains(&held.fence),
+                            ..held
+                        }
+                    });
                     // Without a listener there is no greeting, and the next one asks again.
                     let _ = reply.send(Greeting {
-                        attempts: held.iter().map(wire::held).collect(),
+                        attempts: attempts.collect(),
                         checkpoints: checkpoints.into_iter().map(wire::checkpoint).collect(),
                     });
                 }

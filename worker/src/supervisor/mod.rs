@@ -142,6 +142,8 @@ struct Session {
 pub(crate) struct Supervisor {
     with: Surroundings,
     agent: Agent,
+    /// Attempts that an earlier agent had started and that run on, until the coordinator knows.
+    adopted: BTreeSet<i64>,
     /// This agent's number: shims start nothing for another one.
     number: u64,
     clocks: JumpWatch,
@@ -192,6 +194,7 @@ impl Supervisor {
         );
         let mut supervisor = Self {
             agent,
+            adopted: BTreeSet::new(),
             number,
             clocks: JumpWatch::new(),
             started: Instant::now(),
@@ -292,6 +295,7 @@ impl Supervisor {
         if let Some(session) = &mut self.session
             && let Some(accepted) = session.accepted.take()
         {
+            self.adopted.clear();
             // Nobody listens when the agent is ending.
             let _ = accepted.send(Ok(()));
         }

@@ -1,5 +1,6 @@
 //! Starts shims, adopts those of an earlier agent, and hears what they say.
 
+use std::collections::BTreeSet;
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -16,7 +17,7 @@ use tokio::net::UnixStream;
 
 use super::Supervisor;
 use crate::adoption;
-use crate::follower::{FollowError, Follower, Note};
+use crate::follower::{self, FollowError, Follower, Note};
 use crate::shim_link::{Link, LinkEvent, wall_now};
 use crate::spool::{self, SpoolError};
 use crate::{chain, wire};
@@ -68,9 +69,21 @@ impl Supervisor {
         let mut follower = Follower::new(Arc::new(file), path.clone(), self.with.pump.clone());
         self.step(Event::Found(shim)).await;
         let mut failures = 0;
+        let mut running = BTreeSet::new();
         loop {
             let mut notes = Vec::new();
             let read = follower.read(wall_now(), &mut notes);
+            for Note { fence, fact } in &notes {
+                match fact {
+                    follower::Fact::Started(_) => {
+                        running.insert(*fence);
+                    }
+                    follower::Fact::Ended(_) => {
+                        running.remove(fence);
+                    }
+                    _ => {}
+                }
+            }
             let event = self.told(shim, notes);
             self.step(event).await;
             match read {
@@ -94,6 +107,7 @@ impl Supervisor {
         }
         if lives {
             tracing::info!(shim, "shim {shim} of an earlier agent lives and is adopted");
+            self.adopted.extend(running);
             self.link(shim, None, follower);
         } else {
             tracing::info!(shim, "shim {shim} of an earlier agent is gone");

@@ -163,11 +163,18 @@ async fn an_agent_that_is_killed_loses_nothing() {
             (7, held_attempt::State::Running)
         );
         assert!(held.slot_held && held.log_end > 0);
+        assert!(held.adopted, "an earlier agent started it");
         let before = coordinator.log(7).len();
         coordinator
             .wait("more output", |s| s.logs[&7].len() > before + 50)
             .await;
     }
+    coordinator.disconnect();
+    coordinator
+        .wait("a greeting", |s| s.hellos.len() == 4)
+        .await;
+    let held = coordinator.state().hellos[3].attempts[0];
+    assert!(!held.adopted, "that is known by now");
     std::fs::write(go, "").unwrap();
     let ended = coordinator.complete(7).await;
     assert_eq!(ended.exit_code, Some(3));

@@ -134,6 +134,11 @@ impl Shim {
         done
     }
 
+    /// The agent is killed, and no other one comes.
+    pub(crate) fn leave_alone(&mut self) {
+        (self.stream, _) = UnixStream::pair().unwrap();
+    }
+
     /// Another agent takes over.
     pub(crate) fn reconnect(&mut self) {
         self.stream = qctl_worker::shim::connect(&self.folder.path().join("socket")).unwrap();

@@ -51,6 +51,28 @@ fn the_time_limit_stops_and_is_the_cause() {
     assert!(ran >= Duration::from_millis(200), "{ran:?}");
 }
 
+/// The agent is gone for good: warning, limit and force come all the same.
+#[test]
+fn without_an_agent_the_limit_is_enforced_and_recorded() {
+    let mut shim = Shim::start();
+    let mut spec = sh(
+        "trap 'echo warned' USR1; trap 'echo asked' TERM; echo begun; \
+                       while :; do sleep 0.05; done",
+    );
+    spec.time_limit = Some(duration_ms(1500));
+    spec.warn_before = Some(duration_ms(500));
+    spec.stop_grace = Some(duration_ms(300));
+    let fence = shim.run(spec);
+    shim.wait_for_output(fence, "begun");
+    shim.leave_alone();
+    let ended = shim.end(fence);
+    assert_eq!(ended.stop_cause(), StopCause::TimeLimit);
+    assert_eq!(ended.signal, Some(9));
+    let said = shim.stream(fence, Stream::Stdout);
+    assert_eq!(said, b"begun\nwarned\nasked\n");
+    shim.freed(fence);
+}
+
 #[test]
 fn a_warning_reaches_those_who_listen_and_harms_nobody() {
     let mut shim = Shim::start();

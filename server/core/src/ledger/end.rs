@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
-use super::{Applied, Ledger, NewEvent, Over, worker_actor};
+use super::{Applied, COORDINATOR, Ledger, NewEvent, Over, worker_actor};
 use crate::attempt::{Asked, AttemptEvent, AttemptState};
 use crate::guard::{Guard, is_broken};
 use crate::id::Fence;
@@ -42,7 +42,12 @@ impl Ledger {
         if row.attempt.state == AttemptState::Ended && !is_broken(Guard::Fence) {
             return self.ended_late(fence, outcome, &report);
         }
-        let (job, worker, actor) = (row.job, row.worker, worker_actor(&row.worker_name));
+        let (job, worker) = (row.job, row.worker);
+        let actor = match facts.end {
+            // Nobody heard of its worker: that is why.
+            End::GivenUp => COORDINATOR.to_owned(),
+            _ => worker_actor(&row.worker_name),
+        };
         let earliest = row.assigned_at;
         let latest = self.now.max(earliest);
         let never_started = matches!(facts.end, End::NeverStarted | End::CannotStart);

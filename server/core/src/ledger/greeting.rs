@@ -100,6 +100,31 @@ impl Ledger {
         greeted
     }
 
+    /// A new agent has taken over attempts that an earlier one had left running: the history of those
+    /// that still run tells it.
+    pub fn adopted(&mut self, worker: WorkerId, fences: &[Fence]) {
+        for fence in fences {
+            let Some(row) = self.attempt(*fence) else {
+                continue;
+            };
+            if row.worker != worker || row.attempt.state != AttemptState::Running {
+                continue;
+            }
+            let event = NewEvent {
+                job: Some(row.job),
+                attempt: Some(row.number),
+                worker: row.worker_name.clone(),
+                kind: "adopted",
+                message: format!(
+                    "the agent of worker `{}` was started again; the job ran on meanwhile",
+                    row.worker_name
+                ),
+                actor: COORDINATOR.to_owned(),
+            };
+            self.tell(event);
+        }
+    }
+
     /// Records what one attempt's verdict finds. Returns the answer when the worker holds it.
     fn settle(
         &mut self,
@@ -118,7 +143,10 @@ impl Ledger {
             same_boot: row.boot_id == present.boot_id,
             same_spool: row.spool_id == present.spool_id,
             has_result: row.log_end.is_some(),
-            log_complete: row.log_end.is_some_and(|end| row.log_stored >= end),
+            // The worker sends it again, or says once more that it is whole, and then it is compared.
+            log_complete: row
+                .log_end
+                .is_some_and(|end| row.log_stored > end || row.log_stored == end && row.log_agrees),
         });
         let verdict = verdict(held.copied(), recorded)?;
         match verdict.finding {

@@ -66,6 +66,8 @@ pub struct AttemptRow {
     pub log_crc32c: Option<i64>,
     /// Bytes of its output that are stored.
     pub log_stored: i64,
+    /// What is stored is not known to differ from its result's checksum, or was kept all the same.
+    pub log_agrees: bool,
     /// Other jobs wait for its job.
     pub has_dependents: bool,
     /// How it ended after it had been given up.

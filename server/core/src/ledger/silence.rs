@@ -7,6 +7,7 @@ use chrono::TimeDelta;
 
 use super::{Applied, COORDINATOR, EndReport, Ledger, NewEvent};
 use crate::attempt::AttemptEvent;
+use crate::explain::span;
 use crate::id::{Fence, WorkerId};
 use crate::lease::{Lapse, Leases};
 use crate::notice::job::About;
@@ -105,15 +106,16 @@ impl Ledger {
         let Some(row) = self.attempts.get(&fence) else {
             return;
         };
-        let minutes = after.as_secs_f64() / 60.0;
+        let silence = TimeDelta::from_std(after).unwrap_or_default();
         let event = NewEvent {
             job: Some(row.job),
             attempt: Some(row.number),
             worker: row.worker_name.clone(),
             kind: "unreachable",
             message: format!(
-                "worker `{}` has not been heard of for {minutes:.0} min; the job may well be running",
-                row.worker_name
+                "worker `{}` has not been heard of for {}; the job may well be running",
+                row.worker_name,
+                span(silence)
             ),
             actor: COORDINATOR.to_owned(),
         };
@@ -124,7 +126,7 @@ impl Ledger {
             wish: Wish::Default,
             success_after: self.success_after,
         };
-        let since = self.now - TimeDelta::from_std(after).unwrap_or_default();
+        let since = self.now - silence;
         let notice = notice::job::unreachable(&about, since);
         self.notice(notice);
         self.tell(event);

@@ -51,6 +51,7 @@ pub(super) fn attempt(fence: i64, state: AttemptState) -> AttemptRow {
         log_end: None,
         log_crc32c: None,
         log_stored: 0,
+        log_agrees: true,
         has_dependents: false,
         late_result: None,
         silence: None,
@@ -115,6 +116,56 @@ fn a_worker_with_a_new_spool_brings_no_news_of_what_the_old_one_held() {
     let greeted = greet(&mut ledger, SPOOL, &[held]);
     assert_eq!(greeted.verdicts[0].action, Action::Continue);
     assert!(!ledger.attempt(Fence(1)).unwrap().attempt.unreachable);
+}
+
+#[test]
+fn an_attempt_that_a_new_agent_took_over_says_so_while_it_runs() {
+    let mut ledger = ledger(vec![attempt(1, AttemptState::Running)]);
+    ledger.adopted(WORKER, &[Fence(1), Fence(9)]);
+    let told: Vec<_> = ledger.events.iter().map(|event| event.kind).collect();
+    assert_eq!(told, ["adopted"]);
+    assert!(ledger.events[0].message.contains("the job ran on"));
+    ledger.adopted(WorkerId(Uuid::from_u128(99)), &[Fence(1)]);
+    assert_eq!(ledger.events.len(), 1, "another worker has no part in it");
+}
+
+#[test]
+fn a_record_is_kept_while_what_is_stored_differs_from_it() {
+    for (log_agrees, action) in [(true, Action::Forget), (false, Action::Continue)] {
+        let ended = AttemptRow {
+            log_end: Some(5),
+            log_crc32c: Some(7),
+            log_stored: 5,
+            log_agrees,
+            ..attempt(1, AttemptState::Ended)
+        };
+        let mut ledger = ledger(vec![ended]);
+        let held = Held {
+            fence: Fence(1),
+            state: AttemptState::Ended,
+            slot_held: false,
+        };
+        let greeted = greet(&mut ledger, SPOOL, &[held]);
+        assert_eq!(greeted.verdicts[0].action, action);
+    }
+}
+
+#[test]
+fn what_a_silent_worker_costs_is_the_coordinators_word() {
+    let mut ledger = ledger(vec![attempt(1, AttemptState::Running)]);
+    ledger.unreachable(Fence(1), Duration::from_secs(45));
+    ledger.give_up(Fence(1));
+    let told = |kind: &str| {
+        let event = ledger.events.iter().find(|event| event.kind == kind);
+        event.unwrap_or_else(|| panic!("no {kind} in {:?}", ledger.events))
+    };
+    let silence = told("unreachable");
+    assert!(silence.message.contains("for 45 s;"), "{silence:?}");
+    assert!(
+        ledger.events.iter().all(|event| event.actor == COORDINATOR),
+        "{:?}",
+        ledger.events
+    );
 }
 
 #[test]

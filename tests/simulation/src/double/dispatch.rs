@@ -214,6 +214,7 @@ impl Double {
                     log_end: None,
                     log_crc32c: None,
                     log_stored: 0,
+                    log_agrees: true,
                     has_dependents: false,
                     late_result: None,
                     silence: None,
