@@ -707,7 +707,7 @@ async fn a_hold_and_an_edit_keep_a_job_that_is_ready(pool: PgPool) {
     assert!(matches!(edit, Err(Error::JobRunning(_))));
     let unknown = queue
         .app
-        .update(&queue.user, "", job, spec("b"), vec!["pty".into()])
+        .update(&queue.user, "", job, spec("b"), vec!["template".into()])
         .await;
     assert!(matches!(unknown, Err(Error::InvalidField { .. })));
 }

@@ -21,6 +21,8 @@ const MEASURES: Duration = Duration::from_secs(10);
 const ALARMS: Duration = Duration::from_secs(2);
 /// Between two deletions of old measures.
 const THINNING: Duration = Duration::from_secs(60 * 60);
+/// Between two looks for checkpoints that nobody needs any more, and for jobs that wait for theirs.
+const CHECKPOINTS: Duration = Duration::from_secs(10);
 /// Between two looks at what changes slowly.
 const SLOW: Duration = Duration::from_secs(60);
 /// Wait after a failure.
@@ -44,16 +46,13 @@ pub(crate) fn start(app: &Arc<App>) {
     every(app, "overlooked dependents", DEPENDENTS, |app| async move {
         app.resolve_overlooked().await
     });
-    every(
-        app,
-        "drains, checkpoints and request ids",
-        SLOW,
-        |app| async move {
-            app.hold_for_checkpoints().await?;
-            app.give_up_checkpoints().await?;
-            app.forget_requests().await
-        },
-    );
+    every(app, "checkpoints", CHECKPOINTS, |app| async move {
+        app.hold_for_checkpoints().await?;
+        app.give_up_checkpoints().await
+    });
+    every(app, "request ids", SLOW, |app| async move {
+        app.forget_requests().await
+    });
     let wake = app.settings.wake_interval;
     every(app, "draining workers", wake, |app| async move {
         app.wake_dispatcher();
