@@ -28,6 +28,7 @@ use crate::submission::{from_options, silence};
     mut_arg("stop_grace", |arg| arg.help("Time between the stop signal and force")),
     mut_arg("log_limit", |arg| arg.help("Most output of an attempt to keep on its worker's disk")),
     mut_arg("artifacts", |arg| arg.help("File or folder with the job's results, instead of those there are")),
+    mut_arg("alarms", |arg| arg.help("From which figure on something is an alarm, such as cpu=off or run-time=6h")),
     mut_arg("notify", |arg| arg.help("Tell people of its end always, on failure, never, or as by default")),
     mut_arg("silence", |arg| arg.help("When a silent attempt is warned of, warned of again and stopped")),
     mut_arg("silence_counts", |arg| arg.help("What counts as a sign of life: output or activity")),
