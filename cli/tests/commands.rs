@@ -380,7 +380,7 @@ fn mistakes_are_told_before_anything_is_asked() {
         ),
         (
             &["notices", "ack", "abc"],
-            &["NOTICE", "a whole number from 1 on"],
+            &["NOTICE", "not the number of a notice"],
         ),
         (&["frobnicate"], &["frobnicate"]),
     ] {

@@ -58,7 +58,7 @@ fn name(text: &str) -> Result<Name, String> {
         Err(_) if text.len() <= 100 && text.contains('-') && !text.starts_with('-') => {
             Ok(Name::File(text.to_owned()))
         }
-        _ => Err("is no number of a notice; `qctl notices` lists them".to_owned()),
+        _ => Err("this is not the number of a notice: `qctl notices` lists them".to_owned()),
     }
 }
 
