@@ -29,9 +29,7 @@ fn wait_for_stage(
     stage: SilenceStage,
 ) -> SegmentSilence {
     shim.wait_for_event(stage.as_str_name(), fence, |event| match event {
-        Event::Silence(told) if told.stage() == stage && told.episode == episode => {
-            Some(told.clone())
-        }
+        Event::Silence(told) if told.stage() == stage && told.episode == episode => Some(*told),
         _ => None,
     })
 }

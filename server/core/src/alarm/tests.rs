@@ -489,7 +489,7 @@ fn one_disk_of_coordinator_and_worker_is_told_once() {
 fn memory_that_runs_out_and_its_victims_are_told_a_little_later() {
     let mut bench = Bench::new();
     bench.machine(0, 30 * 60, |second, look| {
-        if second >= 100 && second < 400 {
+        if (100..400).contains(&second) {
             look.used.memory_available_bytes = Some(1_000_000_000);
         }
         if second == 200 || second == 210 {

@@ -22,7 +22,7 @@ fn f35_a_gpu_that_fails_stops_what_was_given_it_and_nothing_else() {
         gpu: Some(fault("a")),
     };
     let effects = driver.tell(Event::GpuFailed(fault("a")));
-    assert_eq!(asks(&effects), [stop.clone()]);
+    assert_eq!(asks(&effects), std::slice::from_ref(&stop));
     assert_eq!(asks(&driver.tell(Event::Connected(1))), [stop]);
 }
 
