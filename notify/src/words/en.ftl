@@ -344,7 +344,7 @@ gpu_faulty = { $fault ->
         [memory] { $gpu }, since { $since }: its memory has errors that cannot be corrected.
         [xid] { $gpu }, since { $since }: the driver reports error Xid { $number }.
         [silent] Since { $since }. Jobs that run there may well go on.
-       *[other] { $gpu }, since { $since }: { $text }.
+       *[other] { $gpu }, since { $since }.
     }
     .did = No job is started on it. It is tried again all the time.
     .can = To look: qctl workers. If it does not come back, restart the machine.

@@ -340,7 +340,7 @@ gpu_faulty = { $fault ->
         [memory] { $gpu }({ $since } から): メモリに直せないエラーが出ています。
         [xid] { $gpu }({ $since } から): ドライバーがエラー Xid { $number } を報告しています。
         [silent] { $since } からです。動いているジョブはそのまま続いているかもしれません。
-       *[other] { $gpu }({ $since } から): { $text }。
+       *[other] { $gpu }({ $since } からです)。
     }
     .did = この GPU ではジョブを始めません。使えるかどうかは繰り返し確かめています。
     .can = 見るには: qctl workers 戻らないときは、マシンを再起動してください。

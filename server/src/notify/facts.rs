@@ -3,6 +3,7 @@
 use chrono::TimeDelta;
 use qctl_notify::{Fact, Facts};
 use qctl_server_core::Cause;
+use qctl_server_core::gpu::GpuFaultKind;
 use qctl_server_core::notice::{Class, Details, Notice};
 
 use crate::store::notices::OpenNotice;
@@ -105,6 +106,12 @@ fn quoted(class: Class, details: &Details) -> &str {
         (Class::JobHeld, _) => "",
         // These are shown as the last line, or are said by it.
         (_, Some(Cause::CannotStart | Cause::Contradicted)) => "",
+        // The catalogue names every fault of a GPU, except what only a probe can say.
+        (Class::GpuFaulty, _) => match &details.gpu {
+            Some(fault) if fault.kind == GpuFaultKind::Unfit => &details.text,
+            _ => "",
+        },
+        (_, Some(Cause::GpuFault | Cause::GpuFallback)) if details.gpu.is_some() => "",
         // What the worker says about the end of an attempt follows our own sentence about it.
         (_, Some(_)) => details.text.split_once(": ").map_or("", |(_, said)| said),
         _ => "",
