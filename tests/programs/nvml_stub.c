@@ -8,7 +8,8 @@
  *   slow MILLISECONDS                     every function takes that long
  *
  * Keys: name, memory, used, busy, temperature, power, ecc, pids (with commas), lost, reset, retired,
- * remap_failed. A value `none` answers "not supported", `garbage` answers all ones.
+ * remap_failed, nameless (its UUID is not told), deaf (it registers no events). A value `none` answers
+ * "not supported", `garbage` answers all ones.
  *
  * Figures and structures are those of NVIDIA's public API reference for NVML. */
 #define _GNU_SOURCE
@@ -147,6 +148,8 @@ int nvmlDeviceGetUUID(void *device, char *text, unsigned size) {
     begin(&script, __func__);
     intptr_t index = (intptr_t)device - 1;
     if (index < 0 || index >= script.count) return GPU_LOST;
+    char value[64];
+    if (find(&script.gpus[index], "nameless", value, sizeof value)) return UNKNOWN;
     snprintf(text, size, "%s", script.gpus[index].uuid);
     return SUCCESS;
 }
@@ -251,6 +254,8 @@ int nvmlDeviceRegisterEvents(void *device, unsigned long long types, void *set) 
     begin(&script, __func__);
     const struct gpu *gpu;
     int code = open_gpu(&script, device, &gpu);
+    char value[64];
+    if (code == SUCCESS && find(gpu, "deaf", value, sizeof value)) return NOT_SUPPORTED;
     if (code == SUCCESS) told_serial = script.xid_serial;
     return code;
 }

@@ -177,15 +177,15 @@ pub(crate) fn init(library: Option<&Path>) -> Result<Library, NvmlError> {
     Library::init()
 }
 
-/// True when there is no driver, which is no fault.
+/// True when there is no driver, which is no fault. A library that is there and cannot be loaded, as
+/// with too many open files, says nothing of the driver.
 pub(crate) fn is_absence(error: &NvmlError) -> bool {
-    matches!(
-        error,
-        NvmlError::LibloadingError(_)
-            | NvmlError::LibraryNotFound
-            | NvmlError::DriverNotLoaded
-            | NvmlError::NotSupported
-    )
+    match error {
+        NvmlError::DriverNotLoaded => true,
+        // The loader tells its reasons in words only.
+        NvmlError::LibloadingError(error) => error.to_string().contains("No such file"),
+        _ => false,
+    }
 }
 
 #[cfg(test)]
@@ -204,6 +204,17 @@ mod tests {
             deadline: DEADLINE,
         };
         (file.into_temp_path(), nvml)
+    }
+
+    #[test]
+    fn a_library_that_is_not_there_is_told_from_one_that_cannot_be_loaded() {
+        let folder = tempfile::tempdir().unwrap();
+        let library = folder.path().join("libnvidia-ml.so.1");
+        assert!(is_absence(&init(Some(&library)).unwrap_err()));
+        std::fs::write(&library, "torn").unwrap();
+        assert!(!is_absence(&init(Some(&library)).unwrap_err()));
+        assert!(is_absence(&NvmlError::DriverNotLoaded));
+        assert!(!is_absence(&NvmlError::LibraryNotFound));
     }
 
     #[tokio::test]

@@ -179,16 +179,18 @@ fn look_at(nvml: &Library, uuid: &str) -> Found {
     });
     match examined {
         Ok(unfit) => found.unfit = unfit,
+        Err(error) if cannot_tell(&error) => {}
         Err(error) if is_loss(&error) => found.lost = true,
         Err(error) => found.unfit = Some(chain(&error)),
     }
     found
 }
 
-/// What is wrong with a GPU that answers. What it does not support cannot be wrong.
+/// What is wrong with a GPU that answers. What it cannot tell is not held against it: GPUs that share
+/// the machine's memory, GPUs in slices and old drivers do not even tell their memory.
 fn examine(device: &Device<'_>) -> Result<Option<String>, NvmlError> {
-    // Every GPU can say this; one that cannot is of no use.
-    device.memory_info()?;
+    // Asked because one that is lost or hangs shows it here.
+    supported(device.memory_info())?;
     if supported(device.are_pages_pending_retired())? == Some(true) {
         return Ok(Some(
             "pages of its memory are to be retired, which needs a reset".to_owned(),
@@ -207,9 +209,17 @@ fn examine(device: &Device<'_>) -> Result<Option<String>, NvmlError> {
 fn supported<T>(answer: Result<T, NvmlError>) -> Result<Option<T>, NvmlError> {
     match answer {
         Ok(value) => Ok(Some(value)),
-        Err(error) if is_loss(&error) => Err(error),
+        Err(error) if is_loss(&error) || matches!(error, NvmlError::Timeout) => Err(error),
         Err(_) => Ok(None),
     }
+}
+
+/// The GPU, its driver or its administrator keeps the answer back, which says nothing of the GPU.
+fn cannot_tell(error: &NvmlError) -> bool {
+    matches!(
+        error,
+        NvmlError::NotSupported | NvmlError::NoPermission | NvmlError::FailedToLoadSymbol(_)
+    )
 }
 
 #[cfg(test)]
@@ -233,6 +243,22 @@ mod tests {
         assert_eq!(kind("a"), None);
         assert_eq!(kind("b"), Some(FaultKind::Unfit("worn".to_owned())));
         assert_eq!(kind("c"), Some(FaultKind::Lost));
+    }
+
+    #[test]
+    fn only_a_loss_and_a_timeout_are_held_against_a_gpu() {
+        for silent in [
+            NvmlError::NotSupported,
+            NvmlError::NoPermission,
+            NvmlError::FailedToLoadSymbol("nvmlDeviceGetMemoryInfo_v2".to_owned()),
+        ] {
+            assert!(cannot_tell(&silent), "{silent}");
+            assert!(supported::<()>(Err(silent)).unwrap().is_none());
+        }
+        for failed in [NvmlError::GpuLost, NvmlError::Timeout] {
+            assert!(!cannot_tell(&failed), "{failed}");
+            assert!(supported::<()>(Err(failed)).is_err());
+        }
     }
 
     #[tokio::test]

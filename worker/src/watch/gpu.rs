@@ -26,7 +26,7 @@ pub(super) enum GpuState {
     /// Not asked yet.
     #[default]
     Unknown,
-    /// This machine has no driver.
+    /// This machine has no driver, and had none before.
     Absent,
     /// What the driver said last.
     Read(Vec<GpuReading>),
@@ -72,6 +72,7 @@ impl GpuState {
 /// Asks for ever, and tells `told` whatever is news.
 pub(super) async fn watch(nvml: &Nvml, mut told: impl FnMut(GpuState)) {
     let mut pause = FIRST_PAUSE;
+    let mut ever_answered = false;
     loop {
         let mut answered = false;
         let read = |gpus| {
@@ -82,6 +83,8 @@ pub(super) async fn watch(nvml: &Nvml, mut told: impl FnMut(GpuState)) {
         if answered {
             pause = FIRST_PAUSE;
         }
+        ever_answered |= answered;
+        let state = missed(state, ever_answered);
         pause = match &state {
             GpuState::Absent => LONGEST_PAUSE,
             _ => (pause * 2).min(LONGEST_PAUSE),
@@ -104,6 +107,17 @@ pub(super) async fn watch(nvml: &Nvml, mut told: impl FnMut(GpuState)) {
             let _ = child.kill().await;
         }
         tokio::time::sleep(pause).await;
+    }
+}
+
+/// A driver that has answered and is then not found may be on its way to a newer one: its GPUs are not
+/// lost for that.
+fn missed(state: GpuState, ever_answered: bool) -> GpuState {
+    match state {
+        GpuState::Absent if ever_answered => {
+            GpuState::Failed("the driver is not loaded any more".to_owned())
+        }
+        state => state,
     }
 }
 
@@ -221,6 +235,8 @@ mod tests {
     async fn f36_absent_failing_and_reading_are_told_apart() {
         let (_, state) = looks(r#"echo '{"absent":true}'"#).await;
         assert_eq!(state, GpuState::Absent);
+        assert_eq!(missed(state.clone(), false), GpuState::Absent);
+        assert!(matches!(missed(state, true), GpuState::Failed(_)));
         let (seen, state) =
             looks(r#"echo '{"gpus":[{"uuid":"GPU-1","temperature":61}]}'; echo gone >&2"#).await;
         assert_eq!(seen[0][0].temperature, Some(61));

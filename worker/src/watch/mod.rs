@@ -100,11 +100,9 @@ impl Watcher {
                     ));
                     faults.observe(gpus)
                 }
-                // A driver that is gone has taken its GPUs with it.
-                GpuState::Absent => faults.observe(&[]),
                 GpuState::Hung => faults.silent(),
                 // The probe before the next start finds out what that means.
-                GpuState::Unknown | GpuState::Failed(_) => Vec::new(),
+                GpuState::Unknown | GpuState::Absent | GpuState::Failed(_) => Vec::new(),
             };
             found.into_iter().map(Event::GpuFailed).for_each(tell);
             locked(&self.0.gpus).replace(state);

@@ -71,26 +71,26 @@ fn watch(args: &Args) -> Result<(), NvmlError> {
         }
         Err(error) => return Err(error),
     };
-    // A device that is lost later keeps its name here, so that the loss can be told by it.
     let count = nvml.device_count()?;
-    let mut known: Vec<String> = Vec::new();
-    for index in 0..count {
-        let uuid = nvml
-            .device_by_index(index)
-            .and_then(|device| device.uuid())
-            .unwrap_or_else(|_| format!("GPU {index}"));
-        known.push(uuid);
-    }
+    // By index. A device that is lost later keeps its UUID here, so that the loss can be told by it.
+    let mut known: Vec<Option<String>> = vec![None; count as usize];
     let events = listen(&nvml, count);
     let mut xids: Vec<Option<u64>> = vec![None; known.len()];
     loop {
-        let gpus = (0..count)
-            .zip(&known)
-            .map(|(index, uuid)| GpuReading {
-                xid: xids[index as usize].take(),
-                ..read(&nvml, index, uuid)
-            })
-            .collect();
+        let mut gpus = Vec::new();
+        for (index, (known, xid)) in (0..count).zip(known.iter_mut().zip(&mut xids)) {
+            if known.is_none() {
+                let device = nvml.device_by_index(index);
+                *known = device.and_then(|device| device.uuid()).ok();
+            }
+            // Without a UUID nobody can be given the device, nor be told of it.
+            if let Some(uuid) = known {
+                gpus.push(GpuReading {
+                    xid: xid.take(),
+                    ..read(&nvml, index, uuid)
+                });
+            }
+        }
         let look = Look {
             absent: false,
             gpus,
@@ -103,23 +103,32 @@ fn watch(args: &Args) -> Result<(), NvmlError> {
     }
 }
 
-/// Critical Xids of all GPUs; none where the platform does not tell them, as on WSL.
+/// Critical Xids of all GPUs that tell them; on some platforms, such as WSL, none does.
 fn listen(nvml: &Nvml, count: u32) -> Option<EventSet<'_>> {
-    let mut set = nvml.create_event_set().ok()?;
-    for index in 0..count {
-        let device = nvml.device_by_index(index).ok()?;
-        set = device
-            .register_events(EventTypes::CRITICAL_XID_ERROR, set)
-            .ok()?;
+    let mut telling: Vec<u32> = (0..count).collect();
+    while !telling.is_empty() {
+        let mut set = Ok(nvml.create_event_set().ok()?);
+        for index in &telling {
+            set = set.and_then(|set| {
+                let device = nvml.device_by_index(*index).map_err(|_| *index)?;
+                let registered = device.register_events(EventTypes::CRITICAL_XID_ERROR, set);
+                registered.map_err(|_| *index)
+            });
+        }
+        match set {
+            Ok(set) => return Some(set),
+            // A refusal takes the set with it, so the others register anew.
+            Err(refusing) => telling.retain(|index| *index != refusing),
+        }
     }
-    Some(set)
+    None
 }
 
 /// Waits until the next look, and notes Xids meanwhile.
 fn pause(
     events: Option<&EventSet<'_>>,
     until: Instant,
-    known: &[String],
+    known: &[Option<String>],
     xids: &mut [Option<u64>],
 ) {
     loop {
@@ -135,9 +144,11 @@ fn pause(
         let millis = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
         let event = events.wait(millis.max(1));
         if let Ok(event) = &event {
-            let uuid = event.device.uuid().unwrap_or_default();
+            let uuid = event.device.uuid().ok();
             if let (Some(at), Some(XidError::Value(xid))) = (
-                known.iter().position(|known| *known == uuid),
+                known
+                    .iter()
+                    .position(|known| known.is_some() && *known == uuid),
                 &event.event_data,
             ) && is_critical(*xid)
             {
