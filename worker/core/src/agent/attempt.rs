@@ -9,7 +9,7 @@ use crate::gpu::Fault;
 use crate::progress::Reading;
 use crate::roster::{ShimId, Waiting};
 use crate::session::Stage;
-use crate::silence::Told;
+use crate::silence::{self, Silence, Told};
 
 /// What the agent must remember of an assignment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -256,8 +256,8 @@ pub(super) struct Held {
     freed: bool,
     /// Its processes that do not end although they were killed, until that was told.
     pub(super) stuck: Option<Vec<i32>>,
-    /// Its newest silence that has come to a stage.
-    pub(super) silence: Option<Box<Told>>,
+    /// The stages of its newest silence, as they came. Of one that is over, only that.
+    pub(super) silence: Vec<Told>,
     /// The last greeting said that processes of it may be left.
     greeted_with_slot: bool,
     /// It has ended, and what it published is still being looked for: its end is not told before.
@@ -292,7 +292,7 @@ impl Held {
             ended: None,
             freed: false,
             stuck: None,
-            silence: None,
+            silence: Vec::new(),
             greeted_with_slot: false,
             looking: false,
             committed: false,
@@ -337,7 +337,14 @@ impl Held {
                 return Change::Progress;
             }
             Fact::Silence(told) if self.ended.is_none() => {
-                self.silence = Some(told);
+                let Silence { episode, stage, .. } = told.silence;
+                self.silence.retain(|before| {
+                    let before = before.silence;
+                    stage != silence::Stage::Over
+                        && before.episode == episode
+                        && before.stage < stage
+                });
+                self.silence.push(*told);
                 return Change::Silence;
             }
             Fact::Bell => return Change::Bell,

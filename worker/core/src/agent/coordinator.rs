@@ -155,7 +155,8 @@ impl Agent {
         if held.ended.is_none() || !self.may_tell_end(fence) {
             return;
         }
-        let silence = held.silence.clone();
+        // How far it came; that it once was less is no news of what has ended.
+        let silence = held.silence.last().cloned().map(Box::new);
         let silence = silence.map(|told| Say::Silence { fence, told });
         let ended = held.ended.clone().map(|ended| Say::Ended { fence, ended });
         let freed = (!held.slot_held()).then_some(Say::SlotFreed(fence));

@@ -235,7 +235,7 @@ impl Agent {
     /// come is told as it is.
     fn silent(&mut self, fence: i64) {
         let held = self.attempts.get(&fence);
-        let Some(told) = held.and_then(|held| held.silence.as_ref()) else {
+        let Some(told) = held.and_then(|held| held.silence.last()) else {
             return;
         };
         let silence = told.silence;
@@ -247,7 +247,7 @@ impl Agent {
 
     pub(super) fn looked_into(&mut self, fence: i64, silence: Silence, evidence: Evidence) {
         let held = self.attempts.get_mut(&fence);
-        let told = held.and_then(|held| held.silence.as_mut());
+        let told = held.and_then(|held| held.silence.last_mut());
         // Meanwhile it may have gone on, or be over.
         if let Some(told) = told.filter(|told| told.silence == silence) {
             let last_lines = std::mem::take(&mut told.evidence.last_lines);
@@ -259,10 +259,13 @@ impl Agent {
         }
     }
 
-    /// Tells the newest silence; in every session again.
+    /// Tells the newest silence; in every session again. Every stage of it, because an earlier one
+    /// may have come while nobody could be told, and it is the first that wakes people.
     pub(super) fn tell_silence(&mut self, fence: i64) {
         let held = self.attempts.get(&fence);
-        if let Some(told) = held.and_then(|held| held.silence.clone()) {
+        let stages = held.map(|held| held.silence.clone()).unwrap_or_default();
+        for told in stages {
+            let told = Box::new(told);
             self.say(Say::Silence { fence, told });
         }
     }

@@ -1,5 +1,6 @@
 mod gpus;
 mod laws;
+mod silence;
 
 use super::*;
 use crate::enforcement::StopCause;
