@@ -259,9 +259,11 @@ impl Clock {
 
     /// The run time at which to look next.
     pub fn deadline(&self) -> Option<Duration> {
-        let (_, at) = self.next()?;
-        let next = self.heard.saturating_add(at);
-        Some(next.min(self.looked.saturating_add(LOOK_EVERY)))
+        let next = self.next().map(|(_, at)| self.heard.saturating_add(at));
+        // After the last stage someone still looks: that it is over is told with its length.
+        let watched = next.is_some() || self.told.is_some();
+        let look = watched.then(|| self.looked.saturating_add(LOOK_EVERY))?;
+        Some(next.map_or(look, |next| next.min(look)))
     }
 
     /// Leaves out the time in which nobody looked.
@@ -380,6 +382,20 @@ mod tests {
         // What is heard after a sleep tells how long the attempt was silent while it ran.
         let over = clock.heard(s(20_000)).unwrap();
         assert_eq!(over.lasted, s(320));
+    }
+
+    #[test]
+    fn f37_the_length_of_a_silence_that_stops_nothing_is_known_at_its_end() {
+        let mut clock = clock(300, 600, 0);
+        let hours = s(7 * 3_600);
+        let found = until(&mut clock, s(0), hours);
+        assert_eq!(
+            found,
+            [(300, Some(Stage::Warned)), (600, Some(Stage::Reminded))]
+        );
+        assert_eq!(clock.heard(hours).unwrap().lasted, hours);
+        let unwatched = Clock::new(Stages::default());
+        assert_eq!(unwatched.deadline(), None);
     }
 
     #[test]
