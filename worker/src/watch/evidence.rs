@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use super::Leader;
 use crate::process::snapshot::{Process, Snapshot};
@@ -34,8 +34,15 @@ const PROCESSES_WITHIN: Duration = Duration::from_secs(3);
 /// How long py-spy may take.
 const STACK_WITHIN: Duration = Duration::from_secs(5);
 
+/// How long all of it may take, with the wait for a place: the look before a stop begins ten seconds
+/// before it.
+const ALL_WITHIN: Duration = Duration::from_secs(9);
+
 /// Looks under way at a time. One that hangs keeps its place until the kernel lets it go.
-static PLACES: LazyLock<Semaphore> = LazyLock::new(|| Semaphore::new(4));
+static LOOKS: LazyLock<Semaphore> = LazyLock::new(|| Semaphore::new(4));
+
+/// Runs of py-spy under way at a time, which are slower and must not keep others from looking.
+static SPIES: LazyLock<Semaphore> = LazyLock::new(|| Semaphore::new(4));
 
 /// What to look into.
 #[derive(Clone, Debug, clap::Args)]
@@ -68,16 +75,17 @@ struct FoundProcess {
 /// Looks at the processes of an attempt through `program`, and asks py-spy about one that runs
 /// Python. Whatever does not answer in time is left out.
 pub(super) async fn look_into(program: &Path, leader: Leader) -> (Vec<SilentProcess>, String) {
+    let by = Instant::now() + ALL_WITHIN;
     let mut look = Command::new(program);
     look.arg("look-into")
         .args(["--pid", &leader.pid.to_string()])
         .args(["--start-ticks", &leader.start_ticks.to_string()]);
-    let found: Found = match answer(look, PROCESSES_WITHIN).await {
+    let found: Found = match answer(&LOOKS, look, PROCESSES_WITHIN, by).await {
         Some(answer) => serde_json::from_slice(&answer).unwrap_or_default(),
         None => Found::default(),
     };
     let stack = match found.python {
-        Some(pid) => stack(pid).await,
+        Some(pid) => stack(pid, by).await,
         None => String::new(),
     };
     let processes = found.processes.into_iter().take(MAX_TOLD);
@@ -91,17 +99,26 @@ pub(super) async fn look_into(program: &Path, leader: Leader) -> (Vec<SilentProc
 }
 
 /// Where a Python program stands; empty where py-spy is not installed or may not look.
-async fn stack(pid: i32) -> String {
+async fn stack(pid: i32, by: Instant) -> String {
     let mut spy = Command::new("py-spy");
     // It must not stop the program that it looks at.
     spy.args(["dump", "--nonblocking", "--pid", &pid.to_string()]);
-    let told = answer(spy, STACK_WITHIN).await.unwrap_or_default();
+    let told = answer(&SPIES, spy, STACK_WITHIN, by)
+        .await
+        .unwrap_or_default();
     cut(String::from_utf8_lossy(&told).trim_end(), MAX_STACK)
 }
 
-/// What a command says when it succeeds in time. One that does not end is left behind.
-async fn answer(mut command: Command, within: Duration) -> Option<Vec<u8>> {
-    let place = PLACES.try_acquire().ok()?;
+/// What a command says when it gets a place and succeeds in time. One that does not end is left
+/// behind.
+async fn answer(
+    places: &'static Semaphore,
+    mut command: Command,
+    within: Duration,
+    by: Instant,
+) -> Option<Vec<u8>> {
+    let place = timeout_at(by, places.acquire()).await.ok()?.ok()?;
+    let by = by.min(Instant::now() + within);
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -111,7 +128,7 @@ async fn answer(mut command: Command, within: Duration) -> Option<Vec<u8>> {
         .ok()?;
     let mut stdout = child.stdout.take()?.take(MAX_ANSWER);
     let mut told = Vec::new();
-    let answered = timeout(within, async {
+    let answered = timeout_at(by, async {
         stdout.read_to_end(&mut told).await.ok()?;
         drop(stdout);
         child.wait().await.ok().filter(|status| status.success())
@@ -261,6 +278,27 @@ mod tests {
         let _ = child.wait();
         let gone = Leader { pid, start_ticks };
         assert!(find(&Snapshot::take().unwrap(), gone).processes.is_empty());
+    }
+
+    #[tokio::test]
+    async fn attempts_that_fall_silent_together_are_all_looked_into() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("look");
+        let found = r#"{"processes":[{"pid":5,"command":"","state":"S","wait_channel":""}]}"#;
+        std::fs::write(&program, format!("#!/bin/sh\nsleep 0.2\necho '{found}'\n")).unwrap();
+        std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
+        let mut looks = tokio::task::JoinSet::new();
+        for pid in 1..=9 {
+            let program = program.clone();
+            let leader = Leader {
+                pid,
+                start_ticks: 1,
+            };
+            looks.spawn(async move { look_into(&program, leader).await });
+        }
+        let found = looks.join_all().await;
+        let seen = found.iter().filter(|(processes, _)| processes.len() == 1);
+        assert_eq!(seen.count(), 9, "{found:?}");
     }
 
     #[tokio::test(start_paused = true)]
