@@ -351,7 +351,7 @@ gpu_works = { $fault ->
         [silent] { $worker } の GPU ドライバーがまた応答しています
        *[other] { $worker } の GPU がまた使えます
     }
-    .what = { $gpu }。{ $since } から { $ran } 間使えませんでした。
+    .what = { $gpu }。{ $since } から { $ran }間使えませんでした。
     .did = またこの GPU でジョブを始めます。
     .many = { $count } 個の GPU がまた使えます
     .item = { $worker }: { $gpu }
