@@ -263,6 +263,7 @@ impl Coordinator {
                 led = led => led?,
                 served = &mut *serving => return ended(served),
             };
+            self.clock.take_over_wall();
             let stop = shutdown.child_token();
             let app = self
                 .serve_term(&pool, &lease, started_at, database, &stop)
