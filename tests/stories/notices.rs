@@ -10,7 +10,7 @@ pub(crate) use told::without_times;
 /// An installation whose notices go to the phone. `settings` are lines of `notify.toml`.
 pub(crate) fn prepared(phone: &Phone, settings: &str) -> Installation {
     // How full this machine is is no part of these stories.
-    let qctl = Installation::prepare().env("QCTL_ALARM", "disk=off,memory=off,cpu=off");
+    let qctl = Installation::prepare();
     qctl.file("home/config/pushover-token", TOKEN);
     qctl.file("home/config/pushover-user", USER);
     let text = format!(
