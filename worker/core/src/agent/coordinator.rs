@@ -27,6 +27,7 @@ impl Agent {
     pub(super) fn greet(&mut self) {
         self.session = None;
         self.greeting = true;
+        self.given_back.clear();
         let held = self.attempts.iter_mut();
         let held = held.map(|(fence, held)| Holding {
             fence: *fence,
@@ -73,7 +74,7 @@ impl Agent {
     fn reconcile(&mut self, judged: Judged) {
         let fence = judged.fence;
         let Some(held) = self.attempts.get_mut(&fence) else {
-            return;
+            return self.tell_given_back(judged);
         };
         let action = reconcile(held.stage(), held.slot_held(), judged.verdict);
         match action {
@@ -127,6 +128,18 @@ impl Agent {
                 }
                 self.forget(fence);
             }
+        }
+    }
+
+    /// Tells what was given back while its greeting was under way.
+    fn tell_given_back(&mut self, judged: Judged) {
+        let fence = judged.fence;
+        let Some(say) = self.given_back.remove(&fence) else {
+            return;
+        };
+        match reconcile(Stage::Waiting, false, judged.verdict) {
+            Reconciled::Drop => self.say(Say::SlotFreed(fence)),
+            _ => self.say(say),
         }
     }
 
@@ -259,12 +272,22 @@ impl Agent {
 
     pub(super) fn unprepared(&mut self, fence: i64, reason: String) {
         if self.stage(fence) == Some(Stage::Waiting) {
-            self.drop_waiting(fence);
-            self.say(Say::Returned {
+            let returned = Say::Returned {
                 fence,
                 returned: true,
                 message: reason,
-            });
+            };
+            self.give_back(fence, returned);
+        }
+    }
+
+    /// Gives back what waits, and tells why: now, or once the greeting that names it is answered.
+    pub(super) fn give_back(&mut self, fence: i64, why: Say) {
+        self.drop_waiting(fence);
+        if self.greeting {
+            self.given_back.insert(fence, why);
+        } else {
+            self.say(why);
         }
     }
 

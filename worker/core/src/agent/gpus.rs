@@ -22,7 +22,7 @@ impl Agent {
         let hit: Vec<(i64, Stage)> = hit.map(|(fence, held)| (*fence, held.stage())).collect();
         for (fence, stage) in hit {
             match stage {
-                Stage::Waiting => self.give_back(fence, fault.clone()),
+                Stage::Waiting => self.unfit(fence, fault.clone()),
                 Stage::Running => self.stop_for_gpu(fence, StopCause::GpuFault, fault.clone()),
                 Stage::Ended => {}
             }
@@ -66,14 +66,13 @@ impl Agent {
         let waits = |fence: &i64| self.stage(*fence) == Some(Stage::Waiting);
         match (fence.filter(waits), unfit) {
             (Some(fence), None) => self.prepared(fence),
-            (Some(fence), Some(fault)) => self.give_back(fence, fault),
+            (Some(fence), Some(fault)) => self.unfit(fence, fault),
             (None, _) => {}
         }
     }
 
-    fn give_back(&mut self, fence: i64, fault: Fault) {
-        self.drop_waiting(fence);
-        self.say(Say::Unfit { fence, fault });
+    fn unfit(&mut self, fence: i64, fault: Fault) {
+        self.give_back(fence, Say::Unfit { fence, fault });
     }
 
     /// Probes what is to be probed by now.

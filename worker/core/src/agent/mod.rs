@@ -69,6 +69,9 @@ pub struct Agent {
     phase: Phase,
     roster: Roster,
     attempts: BTreeMap<i64, Held>,
+    /// What was given back after the greeting that names it, and how to tell: the answer to that
+    /// greeting may say to go on.
+    given_back: BTreeMap<i64, Say>,
     shims: BTreeMap<ShimId, Shim>,
     /// Published checkpoints that the coordinator has not answered for.
     checkpoints: BTreeMap<CheckpointId, Unanswered>,
@@ -126,6 +129,7 @@ impl Agent {
             phase: Phase::Adopting,
             roster: Roster::new(slots, 1),
             attempts: BTreeMap::new(),
+            given_back: BTreeMap::new(),
             shims: BTreeMap::new(),
             checkpoints: BTreeMap::new(),
             gpus: GpuHealth::default(),

@@ -4,6 +4,7 @@ mod silence;
 
 use super::*;
 use crate::enforcement::StopCause;
+use crate::gpu::{Fault, FaultKind};
 use crate::lease_guard::START_WITHIN;
 use crate::session::{TermPassed, Verdict};
 
@@ -589,6 +590,53 @@ fn an_attempt_in_preparation_can_be_revoked() {
     let effects = driver.tell(Event::Unprepared { fence: 9, reason });
     assert_eq!(returned(&effects, 9), Some(true));
     assert_eq!(driver.agent.stage(9), None);
+}
+
+#[test]
+fn what_is_given_back_while_a_greeting_is_under_way_is_told_once_it_is_answered() {
+    let verdicts = |verdict| (7..10).map(|fence| judged(fence, verdict)).collect();
+    for verdict in [Verdict::Continue, Verdict::Stop] {
+        let mut driver = Driver::connected();
+        let prepared = Event::Assign(Assignment {
+            prepare: true,
+            ..assignment(7)
+        });
+        let probed = Event::Assign(Assignment {
+            terms: Terms {
+                gpus: vec!["GPU-1".to_owned()],
+                ..terms()
+            },
+            ..assignment(8)
+        });
+        driver.tell(prepared);
+        driver.tell(probed);
+        driver.tell(Event::Closed);
+        driver.tell(Event::Greeting);
+        // The coordinator reads in the greeting that both wait here.
+        let reason = "its checkpoint is gone".to_owned();
+        let effects = driver.tell(Event::Unprepared { fence: 7, reason });
+        assert!(says(&effects).is_empty());
+        let fault = Fault {
+            gpu: "GPU-1".to_owned(),
+            name: String::new(),
+            kind: FaultKind::Unfit("it does not compute".to_owned()),
+        };
+        driver.tell(Event::Probed {
+            fence: Some(8),
+            gpus: vec![("GPU-1".to_owned(), Some(fault))],
+        });
+        let welcome = welcome(verdicts(verdict), driver.now);
+        let effects = driver.tell(Event::Welcomed(welcome));
+        let said = says(&effects);
+        let told = |fence| match verdict {
+            Verdict::Stop => said.contains(&&Say::SlotFreed(fence)),
+            _ => said.iter().any(|say| match say {
+                Say::Returned { fence: of, .. } | Say::Unfit { fence: of, .. } => *of == fence,
+                _ => false,
+            }),
+        };
+        assert_eq!([7, 8, 9].map(told), [true, true, false], "{effects:?}");
+    }
 }
 
 #[test]
