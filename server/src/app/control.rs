@@ -15,7 +15,7 @@ use super::{App, Caller, Change, Error, Role};
 use crate::sessions::ToWorker;
 use crate::store::dispatch;
 use crate::store::read::WorkerMode;
-use crate::store::submit::{delete_job, spec_of};
+use crate::store::submit::{delete_job, has_processes, spec_of};
 use crate::store::{Commit, ledger, workers};
 
 /// How long a call waits for a worker to obey before it answers all the same.
@@ -238,7 +238,7 @@ impl App {
     /// Deletes an ended job with its history and output.
     ///
     /// # Errors
-    /// [`Error::JobNotFound`], [`Error::JobNotEnded`].
+    /// [`Error::JobNotFound`], [`Error::JobNotEnded`], [`Error::ProcessesLeft`].
     pub async fn delete(
         self: &Arc<Self>,
         caller: &Caller,
@@ -269,6 +269,10 @@ impl App {
                         job,
                         state: row.job.state,
                     });
+                }
+                // What they occupy is known by the job's attempts, and would be given away.
+                if has_processes(conn, job).await? {
+                    return Err(Error::ProcessesLeft(job));
                 }
                 delete_job(conn, job).await?;
                 let event =

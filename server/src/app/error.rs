@@ -68,6 +68,9 @@ pub enum Error {
         /// Where it is.
         state: JobState,
     },
+    /// The job has ended, and processes of it are left.
+    #[error("job {0} has ended, but processes that it started have not, or its worker is away")]
+    ProcessesLeft(JobId),
     /// The job runs, so this cannot be changed any more.
     #[error("job {0} is running already")]
     JobRunning(JobId),

@@ -811,6 +811,32 @@ async fn a_retry_names_the_old_job_and_is_made_once(pool: PgPool) {
 }
 
 #[sqlx::test]
+async fn a_job_is_deleted_only_when_no_process_of_it_is_left(pool: PgPool) {
+    let queue = Coordinator::start(pool);
+    let mut worker = queue.worker("w", 1).await;
+    let job = queue.one(spec("a")).await;
+    let fence = worker.assigned().await.fence;
+    worker.started(fence).await;
+    worker.ended(fence, exit(0)).await;
+    queue.becomes(job, JobState::Succeeded).await;
+    assert!(matches!(
+        queue.app.delete(&queue.user, "", job).await,
+        Err(Error::ProcessesLeft(left)) if left == job
+    ));
+    worker.freed(fence).await;
+    // Its worker's reports are written in order.
+    let next = queue.one(spec("b")).await;
+    let assignment = worker.assigned().await;
+    worker.run(assignment.fence, exit(0)).await;
+    queue.becomes(next, JobState::Succeeded).await;
+    queue
+        .app
+        .delete(&queue.user, "", job)
+        .await
+        .expect("deleted");
+}
+
+#[sqlx::test]
 async fn execute_starts_the_next_job_beside_the_slots_of_a_paused_queue(pool: PgPool) {
     let queue = Coordinator::start(pool);
     let mut worker = queue.worker("w", 1).await;

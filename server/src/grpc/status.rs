@@ -84,6 +84,9 @@ pub(crate) fn fault(error: Error) -> Fault {
         Error::JobNotEnded { job, .. } => plain(Reason::JobNotEnded)
             .hint("wait for its end, or cancel it")
             .next(format!("qctl wait {job}")),
+        Error::ProcessesLeft(job) => plain(Reason::JobNotEnded)
+            .hint("it can be deleted once none is left")
+            .next(format!("qctl why {job}")),
         Error::JobRunning(job) => plain(Reason::JobRunning)
             .hint("what runs can only be paused or cancelled")
             .next(format!("qctl show {job}")),

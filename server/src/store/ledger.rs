@@ -101,6 +101,9 @@ async fn attempts_of(
                   a.outcome_cause, a.outcome_message, a.exit_code, a.signal, a.checkpoint,
                   coalesce((select max(c.number) from checkpoints c where c.fence = a.fence), 0)
                     as "published!",
+                  exists (select from checkpoints c
+                          where c.fence = a.fence and (c.on_disk or c.uploaded))
+                    as "checkpoints_kept!",
                   a.not_enforced, a.log_end, a.log_crc32c, l.log_stored as "log_stored?",
                   coalesce(l.log_check = 'differs' or l.log_crc32c = a.log_crc32c, true)
                     as "log_agrees!",
@@ -155,6 +158,7 @@ async fn attempts_of(
                 pid: row.pid,
                 outcome,
                 published: row.published,
+                checkpoints_kept: row.checkpoints_kept,
                 checkpoint: row.checkpoint,
                 not_enforced: row.not_enforced,
                 log_end: row.log_end,

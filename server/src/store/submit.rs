@@ -241,6 +241,15 @@ pub(crate) async fn replace_dependencies(
     Ok(())
 }
 
+/// True while processes of a job's attempts may be left: their slots and GPUs are taken.
+pub(crate) async fn has_processes(conn: &mut PgConnection, job: JobId) -> Result<bool, StoreError> {
+    let holds = sqlx::query_scalar!(
+        r#"select exists (select from attempts where job_id = $1 and slot_held) as "holds!""#,
+        job.0
+    );
+    Ok(holds.fetch_one(conn).await?)
+}
+
 /// Deletes a job that has ended, with everything that hangs on it; its output goes with the
 /// retention.
 pub(crate) async fn delete_job(conn: &mut PgConnection, job: JobId) -> Result<(), StoreError> {

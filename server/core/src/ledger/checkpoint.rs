@@ -73,6 +73,7 @@ impl Ledger {
         });
         if is_new {
             row.published = told.number;
+            row.checkpoints_kept |= !told.removed;
             row.checkpoint.clone_from(&told.path);
             self.touched_attempts.insert(fence);
             if is_told(told.number) {
@@ -80,10 +81,12 @@ impl Ledger {
             }
         }
         self.after.changed.insert(job);
-        match (over, is_new) {
-            (true, _) => (Answer::Remove, Applied::Known),
-            (false, true) => (Answer::Recorded, Applied::Recorded),
-            (false, false) => (Answer::Recorded, Applied::Known),
+        // Until they are given up, another job may be submitted to resume from those of any job.
+        let is_kept = row.checkpoints_kept || row.attempt.state != AttemptState::Ended;
+        match (is_new, is_kept) {
+            (true, _) => (Answer::Recorded, Applied::Recorded),
+            (false, true) => (Answer::Recorded, Applied::Known),
+            (false, false) => (Answer::Remove, Applied::Known),
         }
     }
 
@@ -244,6 +247,7 @@ mod tests {
     fn what_was_known_before_the_end_may_still_get_its_hash() {
         let mut row = attempt(1, AttemptState::Ended);
         row.published = 1;
+        row.checkpoints_kept = true;
         let mut ended = ledger(vec![row]);
         tell(&mut ended, WORKER, told(1)).unwrap();
         let closed = ended.close();
@@ -253,7 +257,32 @@ mod tests {
     }
 
     #[test]
-    fn nobody_wants_those_of_a_deleted_or_successful_job() {
+    fn those_of_a_success_stay_until_they_are_given_up() {
+        let mut well = ledger(vec![attempt(1, AttemptState::Running)]);
+        tell(&mut well, WORKER, told(1)).unwrap();
+        let facts = Facts {
+            exit_code: Some(0),
+            ..Facts::of(End::Waited)
+        };
+        well.ended(FENCE, &facts, super::super::EndReport::default());
+        assert_eq!(well.job(JOB).unwrap().job.state, JobState::Succeeded);
+        // Its hash is told after the end, and a retry may have begun from it by then.
+        tell(&mut well, WORKER, told(1)).unwrap();
+        assert_eq!(answers(&well.close()), [Answer::Recorded; 2]);
+    }
+
+    #[test]
+    fn what_was_given_up_while_its_worker_was_away_is_removed() {
+        let mut row = attempt(1, AttemptState::Ended);
+        row.published = 1;
+        row.checkpoints_kept = false;
+        let mut ended = ledger(vec![row]);
+        tell(&mut ended, WORKER, told(1)).unwrap();
+        assert_eq!(answers(&ended.close()), [Answer::Remove]);
+    }
+
+    #[test]
+    fn nobody_wants_those_of_a_deleted_job_or_new_ones_of_a_success() {
         let mut deleted = ledger(Vec::new());
         tell(&mut deleted, WORKER, told(1)).unwrap();
         assert_eq!(answers(&deleted.close()), [Answer::Remove]);

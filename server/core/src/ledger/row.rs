@@ -56,6 +56,8 @@ pub struct AttemptRow {
     pub outcome: Option<Outcome>,
     /// Number of the newest checkpoint that it has published; 0 when it has published none.
     pub published: i32,
+    /// The contents of a checkpoint that it has published are kept somewhere.
+    pub checkpoints_kept: bool,
     /// Folder of that checkpoint; empty when there is none.
     pub checkpoint: String,
     /// Limits that could not be enforced.

@@ -46,6 +46,7 @@ pub(super) fn attempt(fence: i64, state: AttemptState) -> AttemptRow {
         pid: None,
         outcome: ended.then(|| crate::outcome::outcome(&Facts::of(End::GivenUp))),
         published: 0,
+        checkpoints_kept: false,
         checkpoint: String::new(),
         not_enforced: Vec::new(),
         log_end: None,

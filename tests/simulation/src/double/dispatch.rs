@@ -209,6 +209,7 @@ impl Double {
                     pid: None,
                     outcome: None,
                     published: 0,
+                    checkpoints_kept: false,
                     checkpoint: String::new(),
                     not_enforced: Vec::new(),
                     log_end: None,

@@ -68,11 +68,21 @@ impl Double {
             .iter()
             .any(|((_, on), (_, met))| *on == row.job && !met);
         row.published = self.published(row.fence);
+        row.checkpoints_kept = self
+            .checkpoints
+            .iter()
+            .any(|(id, stored)| id.fence == row.fence && (stored.on_disk || stored.uploaded));
         row.read = row.attempt.state;
         row
     }
 
     /// Number of the newest checkpoint of an attempt; 0 when there is none.
+    /// True while processes of a job's attempts may be left.
+    pub fn has_processes(&self, job: JobId) -> bool {
+        let mut attempts = self.attempts.values();
+        attempts.any(|attempt| attempt.row.job == job && attempt.row.attempt.slot_held)
+    }
+
     fn published(&self, fence: Fence) -> i32 {
         let of_attempt = CheckpointId {
             fence,
