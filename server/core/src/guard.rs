@@ -12,6 +12,8 @@ pub enum Guard {
     Budget,
     /// A worker forgets an attempt only once its result and its output are stored.
     Forget,
+    /// What a greeting tells of checkpoints is recorded before a verdict ends their attempt.
+    PublishFirst,
     /// A silent worker is lost only after the longer of the two times.
     LostAfter,
 }

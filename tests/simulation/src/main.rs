@@ -10,8 +10,10 @@ use qctl_simulation::{Failure, Flips, Summary, World};
 const USAGE: &str = "usage: simulate [--schedules N] [--seed S]
   --schedules N   how many schedules to run (100000)
   --seed S        the first one's seed (1); alone, tells what happens in that one";
-/// Failures that are told one by one.
-const TOLD: usize = 20;
+/// After so many failures it stops.
+const ENOUGH: u64 = 5;
+/// How it goes is told every so many schedules.
+const TOLD_EVERY: u64 = 50_000;
 
 struct Wanted {
     first: u64,
@@ -41,13 +43,10 @@ fn main() -> ExitCode {
         };
     }
     let began = Instant::now();
-    let (total, failures) = run(&wanted);
-    for failure in failures.iter().take(TOLD) {
-        println!("{failure}");
-    }
+    let (total, failures, ran) = run(&wanted);
     println!(
         "{} schedules, {} failed; {} steps, {} jobs, {} attempts, {:.0} days of virtual time; {:.0} s",
-        wanted.count,
+        ran,
         failures.len(),
         total.steps,
         total.jobs,
@@ -83,9 +82,10 @@ fn wanted(mut arguments: impl Iterator<Item = String>) -> Result<Option<Wanted>,
     }))
 }
 
-/// Runs the schedules on every core.
-fn run(wanted: &Wanted) -> (Summary, Vec<Failure>) {
-    let next = AtomicU64::new(0);
+/// Runs the schedules on every core, until a few have failed. Says how many were begun, too.
+fn run(wanted: &Wanted) -> (Summary, Vec<Failure>, u64) {
+    let (next, failed) = (AtomicU64::new(0), AtomicU64::new(0));
+    let began = Instant::now();
     let found = Mutex::new((Summary::default(), Vec::new()));
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
@@ -95,13 +95,22 @@ fn run(wanted: &Wanted) -> (Summary, Vec<Failure>) {
                 let mut failures = Vec::new();
                 loop {
                     let index = next.fetch_add(1, Ordering::Relaxed);
-                    if index >= wanted.count {
+                    // After a few failures the rest is of no use.
+                    if index >= wanted.count || failed.load(Ordering::Relaxed) >= ENOUGH {
                         break;
+                    }
+                    if index > 0 && index.is_multiple_of(TOLD_EVERY) {
+                        let per_second = index as f64 / began.elapsed().as_secs_f64();
+                        println!("{index} schedules, {per_second:.0} a second");
                     }
                     let seed = wanted.first.wrapping_add(index);
                     match World::new(seed, Flips::default(), false).run() {
                         Ok(summary) => total.add(summary),
-                        Err(failure) => failures.push(failure),
+                        Err(failure) => {
+                            println!("{failure}");
+                            failed.fetch_add(1, Ordering::Relaxed);
+                            failures.push(failure);
+                        }
                     }
                 }
                 if let Ok(mut found) = found.lock() {
@@ -113,5 +122,6 @@ fn run(wanted: &Wanted) -> (Summary, Vec<Failure>) {
     });
     let (total, mut failures) = found.into_inner().unwrap_or_default();
     failures.sort_by_key(|failure| failure.seed);
-    (total, failures)
+    let ran = next.into_inner().min(wanted.count);
+    (total, failures, ran)
 }

@@ -149,3 +149,31 @@ fn an_exclusive_attempt_stands_still_after_a_leap_of_the_clocks() {
     };
     assert_missed("clock leap", flips);
 }
+
+#[test]
+fn a_greeting_publishes_before_its_verdicts() {
+    without_coordinators(OfCoordinator::PublishFirst);
+}
+
+#[test]
+fn an_end_is_told_after_what_was_published() {
+    without_workers(OfWorker::EndLast);
+}
+
+#[test]
+fn a_leader_answers_nothing_once_its_lease_may_be_over() {
+    let flips = Flips {
+        lapsed_leader: true,
+        ..Flips::default()
+    };
+    assert_missed("lapsed leader", flips);
+}
+
+#[test]
+fn a_greeting_that_was_overtaken_is_refused() {
+    let flips = Flips {
+        late_greeting: true,
+        ..Flips::default()
+    };
+    assert_missed("late greeting", flips);
+}

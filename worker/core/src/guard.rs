@@ -6,8 +6,8 @@
 pub enum Guard {
     /// An attempt is given back only while it has not started.
     Revocation,
-    /// An assignment is taken only in the boot, the spool and the term it was made for.
-    Identity,
+    /// The end of an attempt is told after everything that it has published.
+    EndLast,
     /// What waits is started only by an agent that was answered lately.
     StartWithin,
     /// An exclusive attempt ends itself when its lease does.

@@ -7,6 +7,7 @@ use uuid::Uuid;
 use super::{COORDINATOR, EndReport, Ledger, Message, NewEvent};
 use crate::attempt::{AttemptEvent, AttemptState};
 use crate::checkpoint::Told;
+use crate::guard::{Guard, is_broken};
 use crate::id::{Fence, JobId, WorkerId};
 use crate::outcome::{Facts, StopCause};
 use crate::reconcile::{Action, Finding, Held, Recorded, verdict};
@@ -71,13 +72,8 @@ impl Ledger {
         fences.dedup();
         let mut greeted = Greeted::default();
         // Published before they ended, and told only now: they count before any verdict ends them.
-        for (fence, told) in present.checkpoints {
-            let is_its_own = self
-                .attempt(*fence)
-                .is_none_or(|row| row.worker == present.worker);
-            if is_its_own {
-                self.checkpoint(present.worker, *fence, told);
-            }
+        if !is_broken(Guard::PublishFirst) {
+            self.take_checkpoints(present);
         }
         for fence in fences {
             let settled = self.settle(present, held.get(&fence), fence);
@@ -90,6 +86,9 @@ impl Ledger {
             }
             greeted.current.push((fence, row.job));
             greeted.messages.extend(self.wish(fence));
+        }
+        if is_broken(Guard::PublishFirst) {
+            self.take_checkpoints(present);
         }
         self.tell(NewEvent::general(
             present.name,
@@ -122,6 +121,17 @@ impl Ledger {
                 actor: COORDINATOR.to_owned(),
             };
             self.tell(event);
+        }
+    }
+
+    fn take_checkpoints(&mut self, present: &Present<'_>) {
+        for (fence, told) in present.checkpoints {
+            let is_its_own = self
+                .attempt(*fence)
+                .is_none_or(|row| row.worker == present.worker);
+            if is_its_own {
+                self.checkpoint(present.worker, *fence, told);
+            }
         }
     }
 

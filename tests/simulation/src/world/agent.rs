@@ -10,12 +10,15 @@ use qctl_worker_core::agent::{
     Agent, Assignment, Effect, Ended, Event, Fact, Holding, Judged, Loss, Say, Terms,
     Welcome as Welcomed,
 };
+use qctl_worker_core::checkpoint::{CheckpointId, Published};
+use qctl_worker_core::gpu::{Fault, FaultKind};
 use qctl_worker_core::roster::ShimId;
 use qctl_worker_core::session::{Stage, Verdict, redial_delay};
 
-use super::coordinator::{cause_from, cause_of, end_from};
+use super::checkpoints::{answer_of, told_of};
 use super::network::{Down, Given, Hello, Up};
 use super::shim::Request;
+use super::words::{cause_from, cause_of, end_from};
 use super::{Happening, World, tell};
 
 /// How long the coordinator may take to answer the greeting.
@@ -28,7 +31,7 @@ const CHUNK: u64 = 100;
 pub(super) struct Shell {
     core: Agent,
     /// The connection, from the greeting on.
-    connection: Option<u32>,
+    pub(super) connection: Option<u32>,
     greeted_at: Duration,
     failures: u32,
     dialling: bool,
@@ -91,6 +94,7 @@ impl World {
         for shim in found {
             self.adopt(machine, shim);
         }
+        self.looks_for_checkpoints(machine, None);
         self.agent(machine, Event::Began);
         let after = self.random.millis(0, 500);
         self.later(after, Happening::Dial(machine, run));
@@ -194,14 +198,16 @@ impl World {
         self.agent(machine, Event::Tick);
     }
 
-    fn is_run(&self, machine: usize, run: u64) -> bool {
+    pub(super) fn is_run(&self, machine: usize, run: u64) -> bool {
         let there = &self.machines[machine];
         there.up && there.runs == run && there.agent.is_some()
     }
 
     fn effect(&mut self, machine: usize, run: u64, effect: Effect) {
         match effect {
-            Effect::Greet { held, .. } => self.send_hello(machine, run, &held),
+            Effect::Greet { held, checkpoints } => {
+                self.send_hello(machine, run, &held, &checkpoints);
+            }
             Effect::RememberTerm(term) => self.machines[machine].term = term,
             Effect::Say(say) => self.says(machine, say),
             Effect::Close(why) => {
@@ -218,10 +224,23 @@ impl World {
                 }
             }
             Effect::Spawn(shim) => self.spawn_shim(machine, shim),
-            Effect::PauseSpawning { .. }
-            | Effect::RemoveCheckpoints(_)
+            Effect::Probe { fence, gpus } => {
+                let after = self.random.millis(0, 1_500);
+                self.later(after, Happening::Probed(machine, run, fence, gpus));
+            }
+            // Shims here are told of no silence to enforce.
+            Effect::LookInto { .. }
+            | Effect::PauseSpawning { .. }
             | Effect::RemoveLeftovers { .. }
             | Effect::RemoveOld(_) => {}
+            Effect::LookForCheckpoints { fence, ended, .. } => {
+                let after = self.random.millis(0, 300);
+                self.later(after, Happening::Looked(machine, run, fence, ended));
+            }
+            Effect::CheckpointAnswered { published, answer } => {
+                self.checkpoint_is_answered(machine, &published, answer);
+            }
+            Effect::RemoveCheckpoints(job) => self.remove_checkpoints(machine, job),
             Effect::Run {
                 shim,
                 fence,
@@ -273,9 +292,6 @@ impl World {
                     shell.logs.remove(&fence);
                 }
             }
-            // Whatever else an agent may want does not matter here.
-            #[allow(unreachable_patterns)]
-            _ => {}
         }
     }
 
@@ -316,7 +332,13 @@ impl World {
         );
     }
 
-    fn send_hello(&mut self, machine: usize, run: u64, holdings: &[Holding]) {
+    fn send_hello(
+        &mut self,
+        machine: usize,
+        run: u64,
+        holdings: &[Holding],
+        checkpoints: &[Published],
+    ) {
         let held = holdings
             .iter()
             .map(|holding| Held {
@@ -337,6 +359,7 @@ impl World {
             spool_id: there.spool_id,
             greeting: there.greetings,
             held,
+            checkpoints: checkpoints.iter().map(told_of).collect(),
         };
         let clock = there.clock(now);
         let Some(shell) = &mut there.agent else {
@@ -442,8 +465,13 @@ impl World {
             }
             Down::About(message) => {
                 let event = match message {
-                    // Nobody publishes checkpoints here.
-                    Message::CheckpointAnswered { .. } => return,
+                    Message::CheckpointAnswered { id, answer } => Event::CheckpointAnswered {
+                        id: CheckpointId {
+                            fence: id.fence.0,
+                            number: id.number,
+                        },
+                        answer: answer_of(answer),
+                    },
                     Message::Revoke(fence) => Event::Revoke(fence.0),
                     Message::Stop {
                         fence,
@@ -464,6 +492,7 @@ impl World {
                 self.agent(machine, event);
             }
             Down::SetSlots(slots) => self.agent(machine, Event::SetSlots(slots.max(1) as u32)),
+            Down::RemoveCheckpoints(jobs) => self.agent(machine, Event::RemoveCheckpoints(jobs)),
             Down::End => self.session_is_over(machine, connection),
         }
     }
@@ -476,7 +505,7 @@ impl World {
             term: given.term,
             terms,
             runnable: true,
-            prepare: given.resumes && self.random.chance(50),
+            prepare: !given.checkpoints.is_empty(),
         };
         if let Some(shell) = &mut self.machines[machine].agent {
             shell.assignments.entry(fence).or_insert(given);
@@ -488,14 +517,46 @@ impl World {
         if !self.is_run(machine, run) {
             return;
         }
+        let given = self.machines[machine].agent.as_ref();
+        let given = given.and_then(|shell| shell.assignments.get(&fence));
+        let Some(offered) = given.map(|given| given.checkpoints.clone()) else {
+            return;
+        };
         let event = match self.random.chance(10) && !self.calm {
             true => Event::Unprepared {
                 fence,
                 reason: "its checkpoint cannot be read".to_owned(),
             },
-            false => Event::Prepared(fence),
+            false => {
+                self.chooses_checkpoint(machine, fence, &offered);
+                Event::Prepared(fence)
+            }
         };
         self.agent(machine, event);
+    }
+
+    /// GPUs were probed, for an attempt that waits for it or because one had failed.
+    pub(super) fn probed(
+        &mut self,
+        machine: usize,
+        run: u64,
+        fence: Option<i64>,
+        gpus: Vec<String>,
+    ) {
+        if !self.is_run(machine, run) {
+            return;
+        }
+        let fails = !self.calm && self.random.chance(4);
+        let found = gpus.into_iter().map(|gpu| {
+            let fault = Fault {
+                gpu: gpu.clone(),
+                name: String::new(),
+                kind: FaultKind::Unfit("it does not compute".to_owned()),
+            };
+            (gpu, fails.then_some(fault))
+        });
+        let gpus = found.collect();
+        self.agent(machine, Event::Probed { fence, gpus });
     }
 
     fn says(&mut self, machine: usize, say: Say) {
@@ -526,8 +587,14 @@ impl World {
                 message,
             } => (fence, What::Returned { returned, message }),
             Say::PauseChanged { fence, paused } => (fence, What::PauseChanged(paused)),
-            #[allow(unreachable_patterns)]
-            _ => return,
+            Say::SlotStuck { fence, pids } => (fence, What::SlotStuck { pids }),
+            Say::Checkpoint(published) => {
+                let (fence, told) = told_of(&published);
+                (fence.0, What::Checkpoint(Box::new(told)))
+            }
+            Say::Unfit { fence, fault } => (fence, What::Unfit(fault.to_string())),
+            // The model gives a GPU away although it failed: the worker has to find out again.
+            Say::Gpu { .. } | Say::Progress { .. } | Say::Silence { .. } => return,
         };
         self.send_up(connection, Up::Report(Fence(fence), Box::new(what)));
     }
@@ -666,7 +733,7 @@ impl World {
         let at_us = self.wall(chrono::TimeDelta::zero()).timestamp_micros();
         let mut facts = Vec::new();
         for loss in &losses {
-            let told = loss.facts(at_us, String::new());
+            let told = loss.facts(at_us, self.checkpoint_folder(machine, loss.fence));
             facts.extend(told.into_iter().map(|fact| (loss.fence, fact)));
         }
         let there = &mut self.machines[machine];
@@ -695,7 +762,14 @@ impl World {
                 self.shim_leaps(machine, shim);
             }
         }
+    }
+
+    /// The agent looks on its own.
+    pub(super) fn agent_notices_leap(&mut self, machine: usize, boot: u32) {
         let there = &mut self.machines[machine];
+        if !there.up || there.boots != boot {
+            return;
+        }
         if let Some(shell) = &mut there.agent {
             shell.leaps = there.leaps;
         }
@@ -713,8 +787,8 @@ pub(super) fn terms_of(given: &Given) -> Terms {
         beside_slots: given.beside_slots,
         exclusive: given.exclusive,
         grace: given.grace,
-        gpus: Vec::new(),
-        gpus_wanted: 0,
+        gpus: given.gpus.clone(),
+        gpus_wanted: given.gpus.len() as u32,
     }
 }
 

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use qctl_server_core::WorkerId;
+use qctl_worker_core::checkpoint::CheckpointId;
 use qctl_worker_core::roster::ShimId;
 use uuid::Uuid;
 
 use super::agent::Shell;
+use super::checkpoints::OnDisk;
 use super::process::Tree;
 use super::shim::Shim;
 use super::{Happening, World, tell};
@@ -35,6 +37,8 @@ pub(super) struct Machine {
     pub(super) agent: Option<Shell>,
     pub(super) shims: BTreeMap<ShimId, Shim>,
     pub(super) trees: BTreeMap<i64, Tree>,
+    /// Checkpoints that jobs have published, durable from then on.
+    pub(super) published: BTreeMap<CheckpointId, OnDisk>,
     /// No network until then.
     pub(super) cut_until: Duration,
     asleep: Option<(Duration, Duration)>,
@@ -64,6 +68,7 @@ impl Machine {
             agent: None,
             shims: BTreeMap::new(),
             trees: BTreeMap::new(),
+            published: BTreeMap::new(),
             cut_until: Duration::ZERO,
             asleep: None,
             slept: Duration::ZERO,
@@ -127,6 +132,8 @@ impl World {
         self.machines[machine].leaps += 1;
         let boot = self.machines[machine].boots;
         self.later(notice, Happening::ClockLeapNoticed(machine, boot));
+        let notice = after + self.random.millis(0, 1_000);
+        self.later(notice, Happening::AgentNoticesLeap(machine, boot));
     }
 
     /// Everything on a machine stops at once. Of what was written, some of what was not synced is
@@ -168,6 +175,7 @@ impl World {
         there.boot_id = format!("{}-b{}", there.name, there.boots);
         if new_spool {
             there.shims.clear();
+            there.published.clear();
             there.spool_id = Uuid::from_u128(there.spool_id.as_u128() + 1);
             there.term = 0;
             there.greetings = 0;

@@ -1,6 +1,7 @@
 //! The world: virtual time, one source of randomness, and everything that can happen.
 
 mod agent;
+mod checkpoints;
 mod coordinator;
 mod faults;
 mod leadership;
@@ -10,6 +11,7 @@ mod people;
 mod process;
 mod shim;
 mod truth;
+mod words;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -18,6 +20,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use qctl_worker_core::agent::Loss;
+use qctl_worker_core::checkpoint::CheckpointId;
 use qctl_worker_core::roster::ShimId;
 
 use crate::double::{Double, Unguarded};
@@ -48,8 +51,6 @@ pub struct Flips {
     pub lapsed_leader: bool,
     /// A greeting is taken although a later one was.
     pub late_greeting: bool,
-    /// Reports of an old connection are taken after a new one was greeted.
-    pub stale_session: bool,
     /// After a leap of the clocks an exclusive attempt runs on unconfirmed.
     pub clock_leap: bool,
 }
@@ -133,6 +134,8 @@ enum Happening {
     NoWelcome(usize, u64, u32),
     Tick(usize, u64),
     Prepared(usize, u64, i64),
+    /// GPUs were probed: for an attempt, or on their own account.
+    Probed(usize, u64, Option<i64>, Vec<String>),
     /// A shim tells that it has written something: idle and retiring as it rings.
     Bell(usize, u64, ShimId, bool, bool),
     Gone(usize, u64, ShimId),
@@ -148,11 +151,18 @@ enum Happening {
     /// What a shim has written so far is on the disk.
     Synced(usize, ShimId, usize),
     ClockLeapNoticed(usize, u32),
+    AgentNoticesLeap(usize, u32),
     /// A connection between agent and shim breaks.
     Unlinked(usize, ShimId, u64),
     /// The first process of an attempt ends, unless something else came first.
     Exit(usize, i64, u32),
     Output(usize, i64),
+    /// A job publishes a checkpoint.
+    Publishes(usize, i64),
+    /// An agent has looked for checkpoints of an attempt, which has ended or not.
+    Looked(usize, u64, i64, bool),
+    /// It has computed the hash of one.
+    Hashed(usize, u64, CheckpointId),
     /// The other processes of an attempt end.
     OthersEnd(usize, i64),
     /// The kernel lets go of processes that could not be killed.
@@ -373,6 +383,7 @@ impl World {
             }
             Happening::Tick(machine, run) => self.agent_ticks(machine, run),
             Happening::Prepared(machine, run, fence) => self.prepared(machine, run, fence),
+            Happening::Probed(machine, run, fence, gpus) => self.probed(machine, run, fence, gpus),
             Happening::Bell(machine, run, shim, idle, retiring) => {
                 self.bell(machine, run, shim, idle, retiring);
             }
@@ -391,9 +402,15 @@ impl World {
             Happening::ShimTick(machine, shim) => self.shim_ticks(machine, shim),
             Happening::Synced(machine, shim, length) => self.synced(machine, shim, length),
             Happening::Unlinked(machine, shim, link) => self.unlinked(machine, shim, link),
+            Happening::AgentNoticesLeap(machine, boot) => self.agent_notices_leap(machine, boot),
             Happening::ClockLeapNoticed(machine, boot) => self.clock_leap_noticed(machine, boot),
             Happening::Exit(machine, fence, plan) => self.exits(machine, fence, plan),
             Happening::Output(machine, fence) => self.prints(machine, fence),
+            Happening::Publishes(machine, fence) => self.publishes(machine, fence),
+            Happening::Looked(machine, run, fence, ended) => {
+                self.looked(machine, run, fence, ended);
+            }
+            Happening::Hashed(machine, run, id) => self.hashed(machine, run, id),
             Happening::OthersEnd(machine, fence) => self.others_end(machine, fence),
             Happening::KillAgain(machine, fence) => self.kill_tree(machine, fence),
             Happening::Fault(fault) => self.fault(fault),
@@ -414,6 +431,7 @@ impl World {
             | Happening::NoWelcome(machine, _, _)
             | Happening::Tick(machine, _)
             | Happening::Prepared(machine, _, _)
+            | Happening::Probed(machine, _, _, _)
             | Happening::Bell(machine, _, _, _, _)
             | Happening::Gone(machine, _, _)
             | Happening::Sweep(machine, _, _, _)
@@ -421,11 +439,15 @@ impl World {
             | Happening::Ask(machine, _, _, _)
             | Happening::Unlinked(machine, _, _)
             | Happening::ClockLeapNoticed(machine, _)
+            | Happening::AgentNoticesLeap(machine, _)
             | Happening::ShimReady(machine, _)
             | Happening::ShimTick(machine, _)
             | Happening::Synced(machine, _, _)
             | Happening::Exit(machine, _, _)
             | Happening::Output(machine, _)
+            | Happening::Publishes(machine, _)
+            | Happening::Looked(machine, _, _, _)
+            | Happening::Hashed(machine, _, _)
             | Happening::OthersEnd(machine, _)
             | Happening::KillAgain(machine, _) => Some(*machine),
             _ => None,

@@ -5,6 +5,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use qctl_server_core::checkpoint::{ResumeCandidate, Told};
 use qctl_server_core::ledger::{Answer, Message, What};
 use qctl_server_core::reconcile::Held;
 use qctl_server_core::{Fence, JobId};
@@ -20,6 +21,8 @@ pub(super) struct Hello {
     /// Its number among the greetings of this spool.
     pub(super) greeting: i64,
     pub(super) held: Vec<Held>,
+    /// Checkpoints that were not answered for.
+    pub(super) checkpoints: Vec<(Fence, Told)>,
 }
 
 /// From an agent.
@@ -54,7 +57,8 @@ pub(super) struct Given {
     pub(super) gpus: Vec<String>,
     pub(super) time_limit: Option<Duration>,
     pub(super) grace: Duration,
-    pub(super) resumes: bool,
+    /// What it may resume from, the newest first.
+    pub(super) checkpoints: Vec<ResumeCandidate>,
 }
 
 /// To an agent.
@@ -65,6 +69,7 @@ pub(super) enum Down {
     Assign(Vec<Given>),
     About(Message),
     SetSlots(i32),
+    RemoveCheckpoints(Vec<i64>),
     End,
 }
 
@@ -87,6 +92,8 @@ pub(super) struct Connection {
     coordinator_open: bool,
     /// Nothing gets through any more.
     broken: bool,
+    /// What it still carries to the coordinator arrives no sooner.
+    lingers_until: Duration,
 }
 
 impl World {
@@ -105,6 +112,7 @@ impl World {
             agent_open: true,
             coordinator_open: true,
             broken: false,
+            lingers_until: Duration::ZERO,
         };
         self.connections.insert(self.next_connection, connection);
         self.next_connection
@@ -150,8 +158,14 @@ impl World {
     /// The agent closes its side: what it sent is still under way.
     pub(super) fn agent_closes(&mut self, id: u32) {
         self.send_up(id, Up::End);
+        let lingers = !self.calm && self.random.chance(20);
+        let until = match lingers {
+            true => self.now + self.random.seconds(1, 90),
+            false => Duration::ZERO,
+        };
         if let Some(connection) = self.connections.get_mut(&id) {
             connection.agent_open = false;
+            connection.lingers_until = until;
             connection.down.clear();
         }
         self.sweep_connection(id);
@@ -238,8 +252,9 @@ impl World {
             return;
         };
         let cut = self.machines[connection.machine].cut_until;
-        if cut > self.now {
-            return self.at(cut, Happening::Up(id));
+        let until = cut.max(connection.lingers_until);
+        if until > self.now {
+            return self.at(until, Happening::Up(id));
         }
         let Some(message) = connection.up.pop_front() else {
             return;

@@ -33,7 +33,8 @@ enum Wish {
     Cancel(JobId),
     Hold(JobId),
     Release(JobId),
-    Retry(JobId),
+    /// From its newest checkpoint, when it is wanted and there is one.
+    Retry(JobId, bool),
     Delete(JobId),
     Execute(JobId, usize),
     Freeze(JobId, bool),
@@ -81,7 +82,7 @@ impl World {
             7..=9 => Wish::Cancel(job),
             10 => Wish::Hold(job),
             11 => Wish::Release(job),
-            12 => Wish::Retry(job),
+            12 => Wish::Retry(job, self.random.chance(50)),
             13 => Wish::Delete(job),
             14 => Wish::Execute(job, machine),
             15 => Wish::Freeze(job, self.random.chance(60)),
@@ -172,6 +173,9 @@ impl World {
             // A leader looks at its lease before it acknowledges anything.
             let trusted = self.is_trusted(coordinator);
             let lost = !self.calm && self.random.chance(5);
+            if trusted && let Some(lead) = &self.coordinators[coordinator].lead {
+                self.acknowledges(lead.term, "a call");
+            }
             (trusted && !lost).then_some(answer)
         });
         match answer {
@@ -188,7 +192,7 @@ impl World {
     fn answered(&mut self, index: usize, jobs: Vec<JobId>) {
         let call = &mut self.people.calls[index];
         call.over = true;
-        let submits = matches!(call.wish, Wish::Submit(_) | Wish::Retry(_));
+        let submits = matches!(call.wish, Wish::Submit(_) | Wish::Retry(..));
         call.answered = Some(jobs.clone());
         if submits {
             tell!(self, "acknowledged: jobs {jobs:?}");
@@ -216,7 +220,7 @@ impl World {
             Wish::Submit(specs) => self.transaction(coordinator, |double| {
                 submit(double, now, &request, specs, None)
             }),
-            Wish::Retry(job) => self.transaction(coordinator, |double| {
+            Wish::Retry(job, resumes) => self.transaction(coordinator, |double| {
                 let (jobs, _) = double.load(Which::Jobs(&[job]));
                 let ended = jobs.first().is_some_and(|row| row.job.state.is_final());
                 let spec = double.spec_of(job).filter(|_| ended).cloned();
@@ -225,7 +229,12 @@ impl World {
                     hold: false,
                     ..spec.ok_or(Refused::Stale)?
                 };
-                submit(double, now, &request, vec![spec], Some(job))
+                let from = double.usable(job, None).filter(|_| resumes);
+                let jobs = submit(double, now, &request, vec![spec], Some(job))?;
+                if let Some((id, _, _)) = from {
+                    double.begin_from(jobs[0], id);
+                }
+                Ok(jobs)
             }),
             Wish::Delete(job) => {
                 self.truth.may_be_deleted.insert(job);
@@ -233,7 +242,8 @@ impl World {
                 self.resolve_dependents(coordinator, &[job])?;
                 self.transaction(coordinator, |double| {
                     let (jobs, _) = double.load(Which::Jobs(&[job]));
-                    if !jobs.first().is_some_and(|row| row.job.state.is_final()) {
+                    let ended = jobs.first().is_some_and(|row| row.job.state.is_final());
+                    if !ended || double.has_processes(job) {
                         return Err(Refused::Stale);
                     }
                     double.remember(now, &request, 0, &[job])?;
@@ -352,20 +362,23 @@ impl World {
             .filter(|attempt| attempt.row.attempt.paused)
             .map(|attempt| (attempt.row.fence, attempt.row.worker))
             .collect();
+        // As many as there were at most: a job is bound to the worker that has its checkpoint.
+        let roomy = |index: usize, slots: i32| slots.max(self.truth.most_slots_of(index));
         let machines: Vec<_> = self
             .machines
             .iter()
-            .map(|machine| (machine.worker, machine.slots))
+            .enumerate()
+            .map(|(index, machine)| (machine.worker, roomy(index, machine.slots)))
             .collect();
         let _ = self.transaction(leader, |double| {
             double.pause_queue(false);
-            for (worker, slots) in machines {
-                double.steer(worker, Some(Mode::Active), Some(slots));
+            for (worker, slots) in &machines {
+                double.steer(*worker, Some(Mode::Active), Some(*slots));
             }
             Ok(())
         });
         for index in 0..self.machines.len() {
-            let (worker, slots) = (self.machines[index].worker, self.machines[index].slots);
+            let (worker, slots) = machines[index];
             let connection = self.coordinators[leader]
                 .lead
                 .as_ref()

@@ -31,6 +31,10 @@ pub(super) struct Tree {
     /// It would have ended while it was frozen.
     due: bool,
     pub(super) output: u64,
+    /// Its number within the job.
+    pub(super) number: i32,
+    /// Checkpoints that it has published.
+    pub(super) published: i32,
     pub(super) exclusive: bool,
     pub(super) slots: i32,
     pub(super) beside_slots: bool,
@@ -66,6 +70,8 @@ impl World {
             plan: 0,
             due: false,
             output: 0,
+            number: given.number,
+            published: 0,
             exclusive: given.exclusive,
             slots: given.slots,
             beside_slots: given.beside_slots,
@@ -84,6 +90,14 @@ impl World {
         for _ in 0..self.random.below(3) {
             let at = self.random.below(length.as_micros() as u64 + 1);
             self.later(Duration::from_micros(at), Happening::Output(machine, fence));
+        }
+        // A job that a person had started where it does not fit would be bound to its checkpoint there.
+        if !given.beside_slots && self.random.chance(25) {
+            for _ in 0..1 + self.random.below(3) {
+                let at = self.random.below(length.as_micros() as u64 + 1);
+                let publishes = Happening::Publishes(machine, fence);
+                self.later(Duration::from_micros(at), publishes);
+            }
         }
     }
 

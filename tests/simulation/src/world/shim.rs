@@ -420,6 +420,7 @@ impl World {
         survivors: bool,
     ) {
         let wall_us = self.wall(chrono::TimeDelta::zero()).timestamp_micros();
+        let checkpoint = self.checkpoint_folder(machine, fence);
         let now = self.now;
         let there = &mut self.machines[machine];
         let clock = there.clock(now);
@@ -446,6 +447,7 @@ impl World {
             ended_us: Some(wall_us),
             duration: Some(running.enforcement.ran(clock)),
             log_end: output,
+            checkpoint,
             pid: i32::try_from(fence).unwrap_or(1),
             ..Ended::of(End::Waited)
         };

@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use qctl_server_core::attempt::AttemptState;
+use qctl_server_core::checkpoint::CheckpointId;
 use qctl_server_core::outcome::{Cause, Outcome, OutcomeKind};
 use qctl_server_core::{Fence, JobId, JobState};
 use qctl_worker_core::agent::{End, Fact};
+use uuid::Uuid;
 
 use super::World;
 use super::process::Exit;
@@ -29,6 +31,8 @@ pub(super) struct Truth {
     /// Somebody asked for its deletion, and may have got it without hearing of it.
     pub(super) may_be_deleted: BTreeSet<JobId>,
     lived: BTreeMap<i64, Lived>,
+    /// The latest greeting of each spool that was taken.
+    greetings: BTreeMap<Uuid, i64>,
     term_began: Duration,
     heard: BTreeMap<usize, Duration>,
     finals: BTreeMap<JobId, JobState>,
@@ -50,6 +54,7 @@ pub(super) struct Truth {
 struct Lived {
     exit: Option<Exit>,
     output: u64,
+    published: i32,
 }
 
 impl Truth {
@@ -65,6 +70,10 @@ impl Truth {
         self.lived.entry(fence).or_default().output = output;
     }
 
+    pub(super) fn published(&mut self, fence: i64, number: i32) {
+        self.lived.entry(fence).or_default().published = number;
+    }
+
     pub(super) fn exited(&mut self, fence: i64, exit: Exit) {
         self.lived.entry(fence).or_default().exit = Some(exit);
     }
@@ -75,6 +84,11 @@ impl Truth {
         }
     }
 
+    /// Most slots that a machine was given.
+    pub(super) fn most_slots_of(&self, machine: usize) -> i32 {
+        self.most_slots.get(&machine).copied().unwrap_or_default()
+    }
+
     pub(super) fn slots(&mut self, machine: usize, slots: i32) {
         let most = self.most_slots.entry(machine).or_default();
         *most = (*most).max(slots);
@@ -82,6 +96,14 @@ impl Truth {
 }
 
 impl World {
+    /// A coordinator is about to acknowledge something.
+    pub(super) fn acknowledges(&mut self, term: i64, what: &str) {
+        let latest = self.database.double.term();
+        if term < latest {
+            self.breaks(|| format!("a leader of term {term} answers {what} in term {latest}"));
+        }
+    }
+
     /// A process was started: may it?
     pub(super) fn tree_started(&mut self, machine: usize, fence: i64) {
         self.truth.lived.entry(fence).or_default();
@@ -196,6 +218,20 @@ impl World {
 
     fn look_at_store(&mut self) -> Result<(), String> {
         let double = &self.database.double;
+        for there in &self.machines {
+            let Some(known) = double.worker(there.worker) else {
+                continue;
+            };
+            let (spool, greeting) = (known.worker.spool_id, known.worker.greeting);
+            let latest = self.truth.greetings.entry(spool).or_default();
+            if greeting < *latest {
+                return Err(format!(
+                    "greeting {greeting} of {} was taken after its greeting {latest}",
+                    there.name
+                ));
+            }
+            *latest = greeting;
+        }
         for job in &self.truth.acked {
             if !double.jobs().contains_key(job) && !self.truth.may_be_deleted.contains(job) {
                 return Err(format!("job {} was acknowledged and is gone", job.0));
@@ -205,6 +241,8 @@ impl World {
             let job = &stored.job;
             let mut current = None;
             let mut charged = 0;
+            // A published checkpoint sets the count of the resumes back.
+            let mut resets = 0;
             let mut succeeded = false;
             for (fence, attempt) in double.attempts() {
                 if attempt.row.job != *id {
@@ -231,6 +269,8 @@ impl World {
                 {
                     charged += 1;
                 }
+                let lived = self.truth.lived.get(&fence.0);
+                resets += i32::from(lived.is_some_and(|lived| lived.published > 0));
             }
             let running = current == Some(AttemptState::Running);
             if (job.state == JobState::Running) != running
@@ -260,7 +300,8 @@ impl World {
                 self.truth.was_held.remove(id);
             }
             let loops = self.truth.crash_loops.get(id).copied().unwrap_or_default();
-            let most = job.budget.retries + job.budget.resumes + 1 + loops;
+            let resumes = job.budget.resumes * (1 + resets);
+            let most = job.budget.retries + resumes + 1 + loops;
             if charged > most {
                 return Err(format!(
                     "job {} has {charged} attempts that count, and {most} are allowed",
@@ -281,8 +322,11 @@ impl World {
                 }
                 if !self.truth.outcomes.contains_key(fence) {
                     self.truth.outcomes.insert(*fence, outcome.clone());
-                    if self.was_given_up(attempt, outcome)? {
-                        self.truth.given_up.insert(*fence);
+                    match self.was_given_up(attempt, outcome)? {
+                        true => {
+                            self.truth.given_up.insert(*fence);
+                        }
+                        false => self.published_before_its_end(attempt)?,
                     }
                 }
             } else if self.truth.outcomes.contains_key(fence) {
@@ -342,6 +386,55 @@ impl World {
             ));
         }
         Ok(())
+    }
+
+    /// Whatever an attempt has published is recorded before its end, unless it was lost with the spool.
+    fn published_before_its_end(&self, attempt: &StoredAttempt) -> Result<(), String> {
+        let row = &attempt.row;
+        let mut machines = self.machines.iter();
+        let is_there = machines.any(|there| there.spool_id == row.spool_id);
+        let lived = self.truth.lived.get(&row.fence.0);
+        let published = lived.map_or(0, |lived| lived.published);
+        let known = (1..=published).all(|number| {
+            let id = CheckpointId {
+                fence: row.fence,
+                number,
+            };
+            self.database.double.checkpoints().contains_key(&id)
+        });
+        match known || !is_there {
+            true => Ok(()),
+            false => Err(format!(
+                "fence {} has ended, and of the {published} checkpoints that it published not all \
+                 are recorded",
+                row.fence.0
+            )),
+        }
+    }
+
+    /// A checkpoint is not there that was offered to be resumed from.
+    pub(super) fn is_missing(
+        &mut self,
+        machine: usize,
+        id: qctl_worker_core::checkpoint::CheckpointId,
+    ) {
+        let known = CheckpointId {
+            fence: Fence(id.fence),
+            number: id.number,
+        };
+        let checkpoints = self.database.double.checkpoints();
+        let spool_id = checkpoints.get(&known).map(|stored| stored.row.spool_id);
+        let is_wanted = checkpoints
+            .get(&known)
+            .is_some_and(|stored| stored.on_disk && !stored.damaged);
+        if is_wanted && spool_id == Some(self.machines[machine].spool_id) {
+            self.breaks(|| {
+                format!(
+                    "checkpoint {}.{} is gone from m{machine}, and a job would resume from it",
+                    id.fence, id.number
+                )
+            });
+        }
     }
 
     /// An attempt that ended because its worker was silent: it must have been, for long enough.

@@ -4,6 +4,7 @@
 use super::Agent;
 use crate::agent::message::{Effect, Say};
 use crate::checkpoint::{Answer, CheckpointId, GREETED, IN_FLIGHT, Published};
+use crate::guard::{Guard, is_broken};
 
 /// A checkpoint that the coordinator has not answered for.
 #[derive(Clone, Debug)]
@@ -148,7 +149,7 @@ impl Agent {
         };
         let looking = self.attempts.get(&fence).is_some_and(|held| held.looking);
         let mut known = self.checkpoints.range(of_attempt);
-        !looking && !known.any(|(_, known)| known.unsaid)
+        !looking && !known.any(|(_, known)| known.unsaid) || is_broken(Guard::EndLast)
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::{Agent, Phase, Shim};
 use crate::agent::attempt::{Change, Fact, Held, Loss, Terms};
 use crate::agent::message::{Ask, Effect, Say};
+use crate::guard::{Guard, is_broken};
 use crate::roster::ShimId;
 use crate::session::Stage;
 use crate::silence::{self, Evidence, Silence};
@@ -197,7 +198,7 @@ impl Agent {
             // Who has just begun looks at everything anyway.
             Change::Bell if self.phase == Phase::Adopting => None,
             Change::Bell => return self.look_for_checkpoints(fence),
-            Change::Ended if held.looking => {
+            Change::Ended if held.looking && !is_broken(Guard::EndLast) => {
                 self.look_for_checkpoints(fence);
                 None
             }
