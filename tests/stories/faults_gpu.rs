@@ -151,8 +151,11 @@ fn f36_a_driver_that_hangs_is_told_and_harms_neither_heartbeats_nor_jobs() {
     // It tells neither temperature nor errors, and its memory figures are nonsense.
     let odd = format!("gpu {A} name=Odd memory=garbage used=garbage busy=0 temperature=none\n");
     let prepared = prepared(&phone, "").env("QCTL_GPU_DEADLINE", "1s");
-    let (qctl, gpus) = Gpus::of(prepared, &odd);
+    // The driver comes up after the worker.
+    let (qctl, gpus) = Gpus::of(prepared, "init unknown\n");
     qctl.up(&["--slots", "2"]).ok();
+    until_gpus(&qctl, 0);
+    gpus.say(&odd);
     until_gpus(&qctl, 1);
     let id = qctl.submit(&[
         "--gpus",

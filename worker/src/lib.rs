@@ -175,7 +175,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         session,
     })
     .await?;
-    let gpus = watcher.watch_gpus(nvml.clone(), tell_gpus, stop.clone());
+    let (see_gpus, seen_gpus) = tokio::sync::watch::channel(Vec::new());
+    let gpus = watcher.watch_gpus(nvml.clone(), tell_gpus, see_gpus, stop.clone());
     let watching = watch_coordinator(&config, host.name.clone(), coordinator, stop.clone());
     let dialler = Dialler {
         server: config.server,
@@ -188,6 +189,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         boot_id,
         host,
         nvml,
+        seen_gpus,
         spool,
         pump,
         supervisor: events,

@@ -59,6 +59,8 @@ pub(crate) struct Dialler {
     pub(crate) boot_id: String,
     pub(crate) host: Host,
     pub(crate) nvml: Nvml,
+    /// The GPUs that the driver tells now; none while it does not answer.
+    pub(crate) seen_gpus: watch::Receiver<Vec<Gpu>>,
     pub(crate) spool: Arc<Spool>,
     pub(crate) pump: Pump,
     pub(crate) supervisor: mpsc::Sender<SessionEvent>,
@@ -88,6 +90,8 @@ enum SessionError {
     NoWelcome,
     #[error(transparent)]
     Ended(#[from] Ending),
+    #[error("this machine has a GPU that the coordinator does not know yet")]
+    NewGpu,
     #[error("the agent is ending")]
     Stopped,
 }
@@ -108,6 +112,12 @@ struct Memory {
     name_taken: bool,
     connections: u64,
     route: Route,
+}
+
+impl Memory {
+    fn gpus(&self) -> &[Gpu] {
+        self.gpus.as_ref().map_or(&[], |(_, gpus)| gpus)
+    }
 }
 
 impl Dialler {
@@ -248,6 +258,7 @@ impl Dialler {
         tokio::select! {
             heard = self.hear(inbound) => heard,
             ended = ended => Err(ended.map_or(SessionError::Stopped, SessionError::Ended)),
+            () = self.until_new_gpu(memory.gpus()) => Err(SessionError::NewGpu),
             never = self.carry_output(&target, first_connection) => match never {},
         }
     }
@@ -298,7 +309,28 @@ impl Dialler {
         }
     }
 
+    /// Waits for a GPU that the greeting did not have: a driver may come up after the worker.
+    async fn until_new_gpu(&self, greeted: &[Gpu]) {
+        let mut seen = self.seen_gpus.clone();
+        let is_new = |seen: &Vec<Gpu>| gpu::beyond(greeted, seen).next().is_some();
+        let come = seen.wait_for(is_new).await.is_ok();
+        if !come {
+            // Nobody looks any more: the agent is ending.
+            std::future::pending().await
+        }
+    }
+
+    /// What is announced has all that the watcher sees, so that a session ends once for each new GPU.
     async fn look_for_gpus(&self, memory: &mut Memory) {
+        self.list_gpus(memory).await;
+        let seen = self.seen_gpus.borrow().clone();
+        if let Some((_, gpus)) = &mut memory.gpus {
+            let new: Vec<Gpu> = gpu::beyond(gpus, &seen).cloned().collect();
+            gpus.extend(new);
+        }
+    }
+
+    async fn list_gpus(&self, memory: &mut Memory) {
         let fresh = memory
             .gpus
             .as_ref()
@@ -345,11 +377,7 @@ impl Dialler {
             spool_id: self.spool.spool_id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             slots: self.slots.map_or(0, |slots| slots as i32),
-            gpus: memory
-                .gpus
-                .iter()
-                .flat_map(|(_, gpus)| gpus.iter().cloned().map(Into::into))
-                .collect(),
+            gpus: memory.gpus().iter().cloned().map(Into::into).collect(),
             memory_bytes: host.memory_bytes,
             cpus: host.cpus,
             alarms: self.alarms.clone(),

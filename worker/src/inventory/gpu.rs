@@ -8,14 +8,12 @@ use std::time::Duration;
 use nvml_wrapper::Nvml as Library;
 use nvml_wrapper::error::NvmlError;
 use qctl_proto::v1;
+use qctl_worker_core::gpu::GpuReading;
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 
 /// How long NVML may take for one answer, unless the worker's settings say otherwise.
 pub const DEADLINE: Duration = Duration::from_secs(15);
-
-/// How long the list of GPUs may take at most: a session waits for it.
-const LIST_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Longest answer that is read, in bytes.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
@@ -76,6 +74,22 @@ impl From<Gpu> for v1::Gpu {
     }
 }
 
+impl From<&GpuReading> for Gpu {
+    fn from(reading: &GpuReading) -> Self {
+        Self {
+            uuid: reading.uuid.clone(),
+            name: reading.name.clone(),
+            memory_bytes: reading.memory_total.unwrap_or(0),
+        }
+    }
+}
+
+/// Those of `seen` that are not among `known`.
+pub(crate) fn beyond<'a>(known: &'a [Gpu], seen: &'a [Gpu]) -> impl Iterator<Item = &'a Gpu> {
+    seen.iter()
+        .filter(|gpu| known.iter().all(|known| known.uuid != gpu.uuid))
+}
+
 /// Why the GPUs are not known.
 #[derive(Debug, thiserror::Error)]
 pub enum GpuError {
@@ -98,8 +112,7 @@ pub enum GpuError {
 /// # Errors
 /// When the driver hangs or fails. Having no driver is not an error.
 pub async fn list(nvml: &Nvml) -> Result<Vec<Gpu>, GpuError> {
-    let deadline = nvml.deadline.min(LIST_DEADLINE);
-    let answer = answer(nvml.command("gpus"), deadline).await?;
+    let answer = answer(nvml.command("gpus"), nvml.deadline).await?;
     serde_json::from_slice(&answer).map_err(GpuError::Answer)
 }
 
@@ -204,6 +217,24 @@ mod tests {
             deadline: DEADLINE,
         };
         (file.into_temp_path(), nvml)
+    }
+
+    #[test]
+    fn a_gpu_that_comes_later_is_told_from_those_that_are_known() {
+        let gpu = |uuid: &str| {
+            Gpu::from(&GpuReading {
+                uuid: uuid.to_owned(),
+                ..GpuReading::default()
+            })
+        };
+        let same_with_figures = Gpu {
+            memory_bytes: 5,
+            ..gpu("a")
+        };
+        let seen = [same_with_figures, gpu("b")];
+        let new: Vec<_> = beyond(&[gpu("a")], &seen).cloned().collect();
+        assert_eq!(new, [gpu("b")]);
+        assert_eq!(beyond(&seen, &[]).count(), 0);
     }
 
     #[test]

@@ -18,12 +18,12 @@ use qctl_worker_core::agent::Event;
 use qctl_worker_core::gpu::FaultWatch;
 use qctl_worker_core::measure::{GPU_BUSY, Life, MachineSample, Still, TreeSample};
 use qctl_worker_core::silence::Evidence;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
 use crate::follower::{Fact, Note};
-use crate::inventory::gpu::Nvml;
+use crate::inventory::gpu::{Gpu, Nvml};
 use gpu::GpuState;
 use look::Looker;
 
@@ -82,19 +82,22 @@ impl Watcher {
         Ok(Self(shared))
     }
 
-    /// Watches the GPUs until `stop`, and tells what is wrong with them.
+    /// Watches the GPUs until `stop`, and tells what is wrong with them, and in `seen` which there are.
     pub(crate) async fn watch_gpus(
         self,
         nvml: Nvml,
         tell: mpsc::UnboundedSender<Event>,
+        seen: watch::Sender<Vec<Gpu>>,
         stop: CancellationToken,
     ) {
         let mut faults = FaultWatch::default();
         let told = |state| {
             // Nobody listens when the agent is ending.
             let tell = |event| drop(tell.send(event));
+            let mut here = Vec::new();
             let found = match &state {
                 GpuState::Read(gpus) => {
+                    here.extend(gpus.iter().filter(|gpu| !gpu.lost).map(Gpu::from));
                     tell(Event::GpusSeen(
                         gpus.iter().map(|gpu| gpu.uuid.clone()).collect(),
                     ));
@@ -105,6 +108,11 @@ impl Watcher {
                 GpuState::Unknown | GpuState::Absent | GpuState::Failed(_) => Vec::new(),
             };
             found.into_iter().map(Event::GpuFailed).for_each(tell);
+            seen.send_if_modified(|before| {
+                let is_news = *before != here;
+                *before = here;
+                is_news
+            });
             locked(&self.0.gpus).replace(state);
         };
         stop.run_until_cancelled(gpu::watch(&nvml, told)).await;
