@@ -56,6 +56,17 @@ words!(GpuFaultKind {
     Slow = "slow",
 });
 
+impl GpuFaultKind {
+    /// True for what ends a job on the GPU, which then tells people. What a probe finds, and a silent
+    /// driver, end none.
+    const fn ends_jobs(self) -> bool {
+        match self {
+            Self::Lost | Self::Memory | Self::Xid | Self::Output => true,
+            Self::Silent | Self::Unfit | Self::Unused | Self::Slow => false,
+        }
+    }
+}
+
 impl GpuFault {
     /// The GPU as people may know it: its name, and enough of its UUID to tell it from another.
     pub fn called(&self) -> String {
@@ -122,8 +133,7 @@ pub fn checked(
             notice: None,
         }),
         (None, Some(fault)) => {
-            // A silent driver ends no job that could tell of it.
-            let told_by_job = by_job && fault.kind != GpuFaultKind::Silent;
+            let told_by_job = by_job && fault.kind.ends_jobs();
             // All GPUs of a silent driver went together and come back together.
             let subject = match fault.kind {
                 GpuFaultKind::Silent => format!("GPU driver of worker {worker}"),
@@ -279,7 +289,9 @@ mod tests {
         assert_eq!(check(faulty.as_ref(), None, false, 10), (None, None));
         let (_, told) = check(faulty.as_ref(), None, false, 600);
         assert!(told.is_some(), "it works again after long");
-        let (faulty, told) = check(None, Some(fault(GpuFaultKind::Silent)), true, 5);
-        assert!(!faulty.unwrap().told_by_job && told.is_some());
+        for ends_none in [GpuFaultKind::Silent, GpuFaultKind::Unfit] {
+            let (faulty, told) = check(None, Some(fault(ends_none)), true, 5);
+            assert!(!faulty.unwrap().told_by_job && told.is_some());
+        }
     }
 }
