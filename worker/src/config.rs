@@ -95,7 +95,7 @@ pub struct Args {
     #[serde(skip_serializing_if = "Option::is_none")]
     silence_counts: Option<String>,
     /// Command that computes something on the GPU of CUDA_VISIBLE_DEVICES; it is run before a job gets a
-    /// GPU, and one for which it fails or outlasts --gpu-deadline is given to nobody
+    /// GPU, and one for which it fails or takes longer than a minute is given to nobody
     #[arg(long, env = "QCTL_GPU_PROBE", value_name = "COMMAND")]
     #[serde(skip_serializing_if = "Option::is_none")]
     gpu_probe: Option<String>,

@@ -42,6 +42,7 @@ use checkpoints::{Checkpoints, Coordinator};
 use config::{Args, Command, Config, LogFormat};
 use inventory::gpu::{self, Nvml};
 use inventory::host::Observer;
+use inventory::place::Places;
 use inventory::probe::{self, Prober};
 use log_pump::Pump;
 use process::identity;
@@ -168,6 +169,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         prober: Prober {
             nvml: nvml.clone(),
             command: config.gpu_probe.clone(),
+            places: Places::default(),
         },
         tell_gpus: tell_gpus.clone(),
         gpus,

@@ -2,7 +2,8 @@
 //! is given up when it does not answer. No driver and no GPU is the normal case.
 
 use std::path::{Path, PathBuf};
-use std::process::{ExitCode, Stdio};
+use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nvml_wrapper::Nvml as Library;
@@ -12,11 +13,10 @@ use qctl_worker_core::gpu::GpuReading;
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 
+use super::place::{Failed, Taken, run};
+
 /// How long NVML may take for one answer, unless the worker's settings say otherwise.
 pub const DEADLINE: Duration = Duration::from_secs(15);
-
-/// Longest answer that is read, in bytes.
-const MAX_ANSWER_BYTES: usize = 1 << 20;
 
 /// On WSL the right library stands here, and a stub elsewhere may hide it.
 const WSL_LIBRARY: &str = "/usr/lib/wsl/lib/libnvidia-ml.so.1";
@@ -112,31 +112,28 @@ pub enum GpuError {
 /// # Errors
 /// When the driver hangs or fails. Having no driver is not an error.
 pub async fn list(nvml: &Nvml) -> Result<Vec<Gpu>, GpuError> {
-    let answer = answer(nvml.command("gpus"), nvml.deadline).await?;
+    let answer = answer(nvml.command("gpus"), nvml.deadline, &[]).await?;
     serde_json::from_slice(&answer).map_err(GpuError::Answer)
 }
 
-/// What a part prints that asks NVML once.
+/// What a part prints that asks NVML once. If it hangs, `places` are held until it is gone.
 ///
 /// # Errors
 /// When it hangs or fails.
-pub(crate) async fn answer(mut command: Command, deadline: Duration) -> Result<Vec<u8>, GpuError> {
-    let child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(GpuError::Spawn)?;
-    let mut output = tokio::time::timeout(deadline, child.wait_with_output())
-        .await
-        .map_err(|_| GpuError::Silent(deadline))?
-        .map_err(GpuError::Spawn)?;
+pub(crate) async fn answer(
+    command: Command,
+    deadline: Duration,
+    places: &[Arc<Taken>],
+) -> Result<Vec<u8>, GpuError> {
+    let output = run(command, deadline, places).await;
+    let output = output.map_err(|failed| match failed {
+        Failed::Run(error) => GpuError::Spawn(error),
+        Failed::Late => GpuError::Silent(deadline),
+    })?;
     if !output.status.success() {
         let words = String::from_utf8_lossy(&output.stderr);
         return Err(GpuError::Failed(words.trim().chars().take(500).collect()));
     }
-    output.stdout.truncate(MAX_ANSWER_BYTES);
     Ok(output.stdout)
 }
 

@@ -2,4 +2,5 @@
 
 pub mod gpu;
 pub mod host;
+pub(crate) mod place;
 pub mod probe;

@@ -1,7 +1,9 @@
 //! Whether GPUs are fit for work, as a process of its own finds out: NVML can hang for good.
 
 use std::path::PathBuf;
-use std::process::{ExitCode, Stdio};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
 
 use nvml_wrapper::enums::device::SampleValue;
 use nvml_wrapper::error::NvmlError;
@@ -12,11 +14,15 @@ use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 
 use super::gpu::{self, GpuError, Nvml, answer};
+use super::place::{Failed, Places, Taken, run};
 use crate::chain;
 use crate::watch::nvml::is_loss;
 
 /// NVML's name for "rows that could not be remapped": the card is to be replaced.
 const REMAPPED_FAILURE: FieldId = FieldId(145);
+
+/// How long a probe's command may compute: the first start on a cold GPU takes its time.
+const COMMAND_WITHIN: Duration = Duration::from_secs(60);
 
 /// Last bytes of what a probe's command printed that are repeated.
 const MAX_WORDS: usize = 300;
@@ -53,12 +59,41 @@ pub(crate) struct Prober {
     pub(crate) nvml: Nvml,
     /// What computes something on the GPUs of `CUDA_VISIBLE_DEVICES`, for `sh -c`.
     pub(crate) command: Option<String>,
+    /// One probe of a GPU at a time.
+    pub(crate) places: Places,
 }
 
 impl Prober {
     /// Probes GPUs, and says of each what is wrong with it.
-    pub(crate) async fn probe(self, gpus: Vec<String>) -> Vec<(String, Option<Fault>)> {
-        let mut results: Vec<_> = match self.ask(&gpus).await {
+    pub(crate) async fn probe(self, mut gpus: Vec<String>) -> Vec<(String, Option<Fault>)> {
+        // In one order, so that no two probes wait for each other.
+        gpus.sort();
+        gpus.dedup();
+        let patience = self.nvml.deadline + COMMAND_WITHIN;
+        let (mut free, mut places, mut silent) = (Vec::new(), Vec::new(), Vec::new());
+        for gpu in gpus {
+            match self.places.take(&gpu, patience).await {
+                Some(place) => {
+                    free.push(gpu);
+                    places.push(place);
+                }
+                None => silent.push((gpu.clone(), Some(fault(&gpu, "", FaultKind::Silent)))),
+            }
+        }
+        let mut results = match free.is_empty() {
+            true => Vec::new(),
+            false => self.probe_free(free, &places).await,
+        };
+        results.append(&mut silent);
+        results
+    }
+
+    async fn probe_free(
+        &self,
+        gpus: Vec<String>,
+        places: &[Arc<Taken>],
+    ) -> Vec<(String, Option<Fault>)> {
+        let mut results: Vec<_> = match self.ask(&gpus, places).await {
             Ok(found) => gpus.iter().map(|gpu| judge(gpu, &found)).collect(),
             Err(error) => {
                 let kind = match &error {
@@ -70,9 +105,9 @@ impl Prober {
             }
         };
         if let Some(command) = &self.command {
-            for (gpu, fault_of) in &mut results {
+            for ((gpu, fault_of), place) in results.iter_mut().zip(places) {
                 if fault_of.is_none()
-                    && let Err(kind) = self.compute(command, gpu).await
+                    && let Err(kind) = compute(command, gpu, place).await
                 {
                     *fault_of = Some(fault(gpu, "", kind));
                 }
@@ -81,46 +116,45 @@ impl Prober {
         results
     }
 
-    async fn ask(&self, gpus: &[String]) -> Result<Vec<Found>, GpuError> {
+    async fn ask(&self, gpus: &[String], places: &[Arc<Taken>]) -> Result<Vec<Found>, GpuError> {
         let mut command = self.nvml.command("probe-gpus");
         for gpu in gpus {
             command.arg("--gpu").arg(gpu);
         }
-        let answer = answer(command, self.nvml.deadline).await?;
+        let answer = answer(command, self.nvml.deadline, places).await?;
         serde_json::from_slice(&answer).map_err(GpuError::Answer)
     }
+}
 
-    /// Has one GPU compute something.
-    async fn compute(&self, command: &str, gpu: &str) -> Result<(), FaultKind> {
-        let child = Command::new("sh")
-            .args(["-c", command])
-            .env("CUDA_VISIBLE_DEVICES", gpu)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(|error| FaultKind::Unfit(format!("its probe cannot be run: {error}")))?;
-        let ended = tokio::time::timeout(self.nvml.deadline, child.wait_with_output()).await;
-        let seconds = self.nvml.deadline.as_secs();
-        match ended {
-            Err(_) => Err(FaultKind::Unfit(format!(
+/// Has one GPU compute something.
+async fn compute(command: &str, gpu: &str, place: &Arc<Taken>) -> Result<(), FaultKind> {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", command]).env("CUDA_VISIBLE_DEVICES", gpu);
+    let output = match run(shell, COMMAND_WITHIN, std::slice::from_ref(place)).await {
+        Ok(output) => output,
+        Err(Failed::Late) => {
+            let seconds = COMMAND_WITHIN.as_secs();
+            return Err(FaultKind::Unfit(format!(
                 "its probe did not end within {seconds} s"
-            ))),
-            Ok(Err(error)) => Err(FaultKind::Unfit(format!("its probe failed: {error}"))),
-            Ok(Ok(output)) if output.status.success() => Ok(()),
-            Ok(Ok(output)) => {
-                let words = String::from_utf8_lossy(&output.stderr);
-                let line = words.trim().lines().last().unwrap_or_default();
-                let line: String = line.chars().take(MAX_WORDS).collect();
-                let status = output.status;
-                Err(FaultKind::Unfit(match line.as_str() {
-                    "" => format!("its probe ended with {status}"),
-                    line => format!("its probe ended with {status}: {line}"),
-                }))
-            }
+            )));
         }
+        Err(Failed::Run(error)) => {
+            return Err(FaultKind::Unfit(format!(
+                "its probe cannot be run: {error}"
+            )));
+        }
+    };
+    if output.status.success() {
+        return Ok(());
     }
+    let words = String::from_utf8_lossy(&output.stderr);
+    let line = words.trim().lines().last().unwrap_or_default();
+    let line: String = line.chars().take(MAX_WORDS).collect();
+    let status = output.status;
+    Err(FaultKind::Unfit(match line.as_str() {
+        "" => format!("its probe ended with {status}"),
+        line => format!("its probe ended with {status}: {line}"),
+    }))
 }
 
 fn judge(gpu: &str, found: &[Found]) -> (String, Option<Fault>) {
@@ -263,15 +297,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_command_that_fails_makes_a_gpu_unfit() {
-        let prober = |command: &str| Prober {
-            nvml: Nvml {
-                program: "true".into(),
-                library: None,
-                deadline: gpu::DEADLINE,
-            },
-            command: Some(command.to_owned()),
+        let places = Places::default();
+        let run = async |command: &str| {
+            let place = places.take("GPU-1", COMMAND_WITHIN).await.unwrap();
+            compute(command, "GPU-1", &place).await
         };
-        let run = async |command: &str| prober(command).compute(command, "GPU-1").await;
         assert_eq!(run("test $CUDA_VISIBLE_DEVICES = GPU-1").await, Ok(()));
         let failed = run("echo one; echo no kernel image >&2; exit 3").await;
         let words = "its probe ended with exit status: 3: no kernel image";
