@@ -204,6 +204,47 @@ pub(crate) fn failed(error: reqwest::Error, after: Duration) -> Outcome {
     }
 }
 
+/// Longest wait that a server may ask for.
+const LONGEST_RETRY: Duration = Duration::from_secs(60 * 60);
+
+/// What the answer of a server that counts nothing means. A server that is late, early or too busy
+/// may take the message later, and may say when; `after` is the shortest wait before that.
+pub(crate) fn answered(response: &reqwest::Response, after: Duration) -> Outcome {
+    use reqwest::StatusCode;
+    let code = response.status();
+    if code.is_success() {
+        return Outcome::Accepted { receipt: None };
+    }
+    let why = format!("it answered {code}");
+    let may_pass = code.is_server_error()
+        || [
+            StatusCode::REQUEST_TIMEOUT,
+            StatusCode::TOO_EARLY,
+            StatusCode::TOO_MANY_REQUESTS,
+        ]
+        .contains(&code);
+    if !may_pass {
+        return Outcome::Refused(why);
+    }
+    let asked = response
+        .headers()
+        .get(reqwest::header::RETRY_AFTER)
+        .and_then(|value| retry_after(value.to_str().ok()?, Utc::now()));
+    Outcome::NotNow {
+        why,
+        after: asked.unwrap_or_default().clamp(after, LONGEST_RETRY),
+    }
+}
+
+/// Reads `Retry-After`: seconds, or a date (RFC 9110, section 10.2.3).
+fn retry_after(text: &str, now: DateTime<Utc>) -> Option<Duration> {
+    if let Ok(seconds) = text.trim().parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let at = DateTime::parse_from_rfc2822(text.trim()).ok()?;
+    Some((at.to_utc() - now).to_std().unwrap_or_default())
+}
+
 /// The beginning of an answer's body, as text.
 pub(crate) async fn body(mut response: reqwest::Response) -> Result<String, reqwest::Error> {
     const MOST: usize = 64 * 1024;
@@ -233,6 +274,70 @@ pub(crate) fn client() -> Result<reqwest::Client, reqwest::Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_says_when_to_come_back_in_seconds_or_by_date() {
+        let now = DateTime::from_timestamp(784_111_770, 0).unwrap();
+        let read = |text| retry_after(text, now).map(|wait| wait.as_secs());
+        assert_eq!(read(" 120 "), Some(120));
+        assert_eq!(read("Sun, 06 Nov 1994 08:49:37 GMT"), Some(7));
+        assert_eq!(read("Sun, 06 Nov 1994 08:00:00 GMT"), Some(0));
+        assert_eq!(read("soon"), None);
+        assert_eq!(read("-1"), None);
+    }
+
+    /// Answers everything with one code, and with `Retry-After` when there is one to say.
+    async fn server(code: u16, retry: Option<&'static str>) -> String {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let answer = move || async move {
+            let mut response = axum::http::Response::builder().status(code);
+            if let Some(retry) = retry {
+                response = response.header("Retry-After", retry);
+            }
+            response.body(axum::body::Body::empty()).unwrap()
+        };
+        let router = axum::Router::new().fallback(answer);
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        url
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_busy_is_asked_again_and_one_that_refuses_is_not() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let message = Message {
+            id: "1".into(),
+            class: "panic".into(),
+            severity: Severity::Error,
+            title: "t".into(),
+            body: "b".into(),
+            url: String::new(),
+            url_title: String::new(),
+            time: DateTime::UNIX_EPOCH,
+        };
+        for (code, retry, after) in [
+            (408, None, Some(5)),
+            (425, Some("nonsense"), Some(5)),
+            (429, Some("1"), Some(5)),
+            (429, Some("90"), Some(90)),
+            (429, Some("99999"), Some(3_600)),
+            (503, Some("30"), Some(30)),
+            (403, Some("30"), None),
+            (302, None, None),
+        ] {
+            let url = server(code, retry).await;
+            let ntfy = crate::ntfy::Ntfy::new(&format!("{url}/mine"), None).unwrap();
+            let webhook = crate::webhook::Webhook::new(url, None).unwrap();
+            for channel in [&ntfy as &dyn Channel, &webhook] {
+                let waits = match channel.send(&message).await {
+                    Outcome::NotNow { after, .. } => Some(after.as_secs()),
+                    Outcome::Refused(_) => None,
+                    other => panic!("{code}: {other:?}"),
+                };
+                assert_eq!(waits, after, "{code} {retry:?} by {}", channel.name());
+            }
+        }
+    }
 
     #[test]
     fn waits_double_from_what_the_channel_asks_for() {

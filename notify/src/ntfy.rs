@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::channel::{Channel, Message, Outcome, Pending, Severity};
-use crate::channel::{client, failed, told};
+use crate::channel::{answered, client, failed, told};
 use crate::text::cut;
 
 /// Longest message, in characters; ntfy allows 4,096 bytes.
@@ -90,14 +90,7 @@ impl Channel for Ntfy {
                 request = request.bearer_auth(token);
             }
             match request.send().await {
-                Ok(response) if response.status().is_success() => {
-                    Outcome::Accepted { receipt: None }
-                }
-                Ok(response) if response.status().is_server_error() => Outcome::NotNow {
-                    why: format!("it answered {}", response.status()),
-                    after: REPEAT_AFTER,
-                },
-                Ok(response) => Outcome::Refused(format!("it answered {}", response.status())),
+                Ok(response) => answered(&response, REPEAT_AFTER),
                 Err(error) => failed(error, REPEAT_AFTER),
             }
         })

@@ -7,7 +7,7 @@ use std::time::Duration;
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
 
-use crate::channel::{Channel, Message, Outcome, Pending, Settled, client, told};
+use crate::channel::{Channel, Message, Outcome, Pending, Settled, answered, client, told};
 
 /// Shortest wait before a repetition.
 const REPEAT_AFTER: Duration = Duration::from_secs(5);
@@ -73,14 +73,7 @@ impl Channel for Webhook {
                 request = request.header("X-Qctl-Signature", signature(secret, &body));
             }
             match request.body(body).send().await {
-                Ok(response) if response.status().is_success() => {
-                    Outcome::Accepted { receipt: None }
-                }
-                Ok(response) if response.status().is_server_error() => Outcome::NotNow {
-                    why: format!("it answered {}", response.status()),
-                    after: REPEAT_AFTER,
-                },
-                Ok(response) => Outcome::Refused(format!("it answered {}", response.status())),
+                Ok(response) => answered(&response, REPEAT_AFTER),
                 Err(error) => Outcome::NotNow {
                     why: told(error),
                     after: REPEAT_AFTER,
