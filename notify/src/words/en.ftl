@@ -47,7 +47,9 @@ part = { $key ->
     [measures] keeping measurements
     [old-measures] tidying up old measurements
     [draining-workers] emptying workers
-    [drains-checkpoints-and-request-ids] tidying up
+    [alarms] keeping alarms up to date
+    [checkpoints] giving up waiting for saved states that do not come
+    [request-ids] forgetting old requests
     [retention] deleting what is old
    *[other] { $name }
 }

@@ -46,7 +46,9 @@ part = { $key ->
     [measures] 計測値の記録
     [old-measures] 古い計測値の片づけ
     [draining-workers] ワーカーを空にすること
-    [drains-checkpoints-and-request-ids] 片づけ
+    [alarms] 警報の記録
+    [checkpoints] 保存された途中の状態の見守り
+    [request-ids] 古い要求の片づけ
     [retention] 古い記録の削除
    *[other] { $name }
 }

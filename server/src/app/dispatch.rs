@@ -10,7 +10,7 @@ use qctl_server_core::ledger::{What, Which};
 use qctl_server_core::{Fence, JobId, WorkerId};
 
 use super::transitions::Report;
-use super::{App, Change, Doing, Error};
+use super::{App, Change, Doing, Duty, Error};
 use crate::sessions::{Assignment, Connected, ToWorker};
 use crate::store::checkpoints::{self, Place};
 use crate::store::{Dedicated, StoreError, bounded, dispatch};
@@ -25,7 +25,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 impl App {
     /// Assigns jobs until the coordinator stops.
     pub(super) async fn dispatch_forever(self: Arc<Self>) {
-        let mut doing = Doing::new("dispatcher");
+        let mut doing = Doing::new(Duty::Dispatcher);
         let mut database = Dedicated::default();
         loop {
             qctl_notify::panics::provoked("dispatcher");

@@ -53,7 +53,7 @@ pub use read::About;
 pub use settings::Settings;
 pub use submit::{FromCheckpoint, Submitted};
 pub use transitions::Report;
-pub(crate) use trouble::Doing;
+pub(crate) use trouble::{Doing, Duty};
 
 use crate::sessions::Sessions;
 use crate::store::Store;

@@ -7,6 +7,45 @@ use super::{App, Error};
 /// Failures in a row after which people are told.
 const TOLD_AFTER: u32 = 3;
 
+macro_rules! duties {
+    ($($duty:ident = $word:literal,)+) => {
+        /// What a loop of the coordinator does; the catalogue of notices has words for each.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[allow(missing_docs, reason = "the words beside them say it")]
+        pub(crate) enum Duty {
+            $($duty,)+
+        }
+
+        impl Duty {
+            /// Every one.
+            #[cfg(test)]
+            pub(crate) const ALL: &[Self] = &[$(Self::$duty,)+];
+
+            /// The word for it, in logs and histories.
+            pub(crate) fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$duty => $word,)+
+                }
+            }
+        }
+    };
+}
+
+duties! {
+    Dispatcher = "dispatcher",
+    Dependents = "dependents",
+    OverlookedDependents = "overlooked dependents",
+    Waits = "waits",
+    Leases = "leases",
+    Live = "heartbeats and progress",
+    Measures = "measures",
+    OldMeasures = "old measures",
+    Alarms = "alarms",
+    Checkpoints = "checkpoints",
+    RequestIds = "request ids",
+    Drains = "draining workers",
+}
+
 /// How a loop of the coordinator has been doing.
 #[derive(Debug)]
 pub(crate) struct Doing {
@@ -19,9 +58,9 @@ pub(crate) struct Doing {
 
 impl Doing {
     /// A loop that does this, and has not failed.
-    pub(crate) fn new(what: &'static str) -> Self {
+    pub(crate) fn new(duty: Duty) -> Self {
         Self {
-            what,
+            what: duty.as_str(),
             failures: 0,
             told: false,
             begins: true,

@@ -7,7 +7,7 @@ use chrono::NaiveTime;
 use qctl_notify::channel::Pending;
 use qctl_notify::outbox::{FiledFate, Outbox};
 use qctl_notify::settings::Quiet;
-use qctl_notify::{Channel, Message, Outcome, Settings, Zone};
+use qctl_notify::{Channel, Language, Message, Outcome, Settings, Zone};
 use qctl_server_core::notice::{Class, Details, Notice};
 use qctl_server_core::{JobId, Term};
 use sqlx::PgPool;
@@ -15,6 +15,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
+use crate::app::Duty;
 use crate::app::links::Links;
 use crate::app::notices::{NoticeName, NoticePage};
 use crate::app::read::PageRequest;
@@ -175,6 +176,28 @@ fn is_sent(page: &NoticePage, class: Class, count: usize) -> bool {
 
 fn wall(text: &str) -> NaiveTime {
     NaiveTime::parse_from_str(text, "%H:%M").unwrap()
+}
+
+#[test]
+fn every_duty_of_the_coordinator_has_words_of_its_own() {
+    for language in [Language::English, Language::Japanese] {
+        let words = Words::new(language, Zone::named("UTC").unwrap());
+        for duty in Duty::ALL {
+            let name = duty.as_str();
+            let details = Details {
+                name: name.to_owned(),
+                since: Some(noon()),
+                ..Details::default()
+            };
+            let notice = Notice::about(Class::Trouble, "x", details);
+            let text = words.notice("trouble", &facts::of_filed(&notice), noon());
+            let what = text.body.lines().next().unwrap();
+            let is_default = [format!(": {name}."), format!(": {name}。")]
+                .iter()
+                .any(|end| what.ends_with(end.as_str()));
+            assert!(!is_default, "{what}");
+        }
+    }
 }
 
 #[sqlx::test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 
-use crate::app::{App, Doing, Error};
+use crate::app::{App, Doing, Duty, Error};
 
 /// Between two looks at the leases.
 const LEASES: Duration = Duration::from_secs(1);
@@ -30,31 +30,37 @@ const AFTER_FAILURE: Duration = Duration::from_secs(1);
 
 /// Starts every loop. They end when the coordinator stops.
 pub(crate) fn start(app: &Arc<App>) {
-    every(app, "heartbeats and progress", LIVE, |app| async move {
-        app.save_live().await
-    });
-    every(app, "measures", MEASURES, |app| async move {
+    every(
+        app,
+        Duty::Live,
+        LIVE,
+        |app| async move { app.save_live().await },
+    );
+    every(app, Duty::Measures, MEASURES, |app| async move {
         app.save_measures().await
     });
-    every(app, "alarms", ALARMS, |app| async move {
+    every(app, Duty::Alarms, ALARMS, |app| async move {
         app.save_alarms().await
     });
-    every(app, "old measures", THINNING, |app| async move {
+    every(app, Duty::OldMeasures, THINNING, |app| async move {
         app.thin_measures().await?;
         app.forget_alarms().await
     });
-    every(app, "overlooked dependents", DEPENDENTS, |app| async move {
-        app.resolve_overlooked().await
-    });
-    every(app, "checkpoints", CHECKPOINTS, |app| async move {
+    every(
+        app,
+        Duty::OverlookedDependents,
+        DEPENDENTS,
+        |app| async move { app.resolve_overlooked().await },
+    );
+    every(app, Duty::Checkpoints, CHECKPOINTS, |app| async move {
         app.hold_for_checkpoints().await?;
         app.give_up_checkpoints().await
     });
-    every(app, "request ids", SLOW, |app| async move {
+    every(app, Duty::RequestIds, SLOW, |app| async move {
         app.forget_requests().await
     });
     let wake = app.settings.wake_interval;
-    every(app, "draining workers", wake, |app| async move {
+    every(app, Duty::Drains, wake, |app| async move {
         app.wake_dispatcher();
         app.finish_drains().await
     });
@@ -72,16 +78,16 @@ fn spawn(app: &Arc<App>, work: impl Future<Output = ()> + Send + 'static) {
 }
 
 /// Runs `work` again and again, `period` after it ended.
-fn every<W, F>(app: &Arc<App>, what: &'static str, period: Duration, work: W)
+fn every<W, F>(app: &Arc<App>, duty: Duty, period: Duration, work: W)
 where
     W: Fn(Arc<App>) -> F + Send + 'static,
     F: Future<Output = Result<(), Error>> + Send + 'static,
 {
     let shared = Arc::clone(app);
     spawn(app, async move {
-        let mut doing = Doing::new(what);
+        let mut doing = Doing::new(duty);
         loop {
-            qctl_notify::panics::provoked(what);
+            qctl_notify::panics::provoked(duty.as_str());
             let result = work(Arc::clone(&shared)).await;
             doing.note(&shared, &result).await;
             tokio::time::sleep(period).await;
@@ -91,7 +97,7 @@ where
 
 async fn leases(app: Arc<App>) {
     let mut watch = app.lease_watch();
-    let mut doing = Doing::new("leases");
+    let mut doing = Doing::new(Duty::Leases);
     loop {
         qctl_notify::panics::provoked("leases");
         let result = app.watch_leases(&mut watch).await;
@@ -101,7 +107,7 @@ async fn leases(app: Arc<App>) {
 }
 
 async fn dependents(app: Arc<App>) {
-    let mut doing = Doing::new("dependents");
+    let mut doing = Doing::new(Duty::Dependents);
     loop {
         qctl_notify::panics::provoked("dependents");
         let ended = app.next_ended().await;
@@ -115,7 +121,7 @@ async fn dependents(app: Arc<App>) {
 }
 
 async fn waits(app: Arc<App>) {
-    let mut doing = Doing::new("waits");
+    let mut doing = Doing::new(Duty::Waits);
     loop {
         qctl_notify::panics::provoked("waits");
         let next = app.queue_due().await;
