@@ -26,6 +26,19 @@ pub fn wait(tries: i32, after: Duration) -> TimeDelta {
         .min(LONGEST_WAIT)
 }
 
+/// How long a channel that cannot be asked is asked what became of a message: outages of a network
+/// are shorter, as a rule, and beyond that a counter tells of other messages.
+const ASK_LIMIT: TimeDelta = TimeDelta::hours(1);
+/// Shortest and longest wait between two such questions. Nothing else is sent meanwhile.
+pub const ASK_AFTER: TimeDelta = TimeDelta::seconds(5);
+const ASK_AT_MOST: TimeDelta = TimeDelta::minutes(1);
+
+/// How long to wait before a channel that could not be asked is asked again, `asked` after the first
+/// time, doubled each time. `None` when that is given up.
+pub fn ask_again(asked: TimeDelta) -> Option<TimeDelta> {
+    (asked < ASK_LIMIT).then(|| asked.clamp(ASK_AFTER, ASK_AT_MOST))
+}
+
 /// Work of a channel.
 pub type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 

@@ -10,19 +10,15 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::channel::{Channel, Message, Outcome, Settled, Severity, wait};
+use crate::channel::{ASK_AFTER, Channel, Message, Outcome, Settled, Severity, ask_again, wait};
 use crate::words::{Facts, Words};
 
 /// Most files; what happens beyond that is logged only.
 const MOST: usize = 500;
-/// Wait before a channel is asked about a message whose answer was lost.
-const SETTLE_AFTER: TimeDelta = TimeDelta::seconds(5);
-/// After which a channel that cannot be asked is not asked any more.
-const SETTLE_LIMIT: TimeDelta = TimeDelta::minutes(1);
 /// Ending of a notice's file.
 const ENDING: &str = "notice";
 
@@ -312,7 +308,7 @@ impl Entry {
         let begun = FiledDelivery {
             fate: FiledFate::Sending,
             tries: tries.saturating_add(1),
-            next_at: now + SETTLE_AFTER,
+            next_at: now + ASK_AFTER,
             tried_at: now,
             left_before: channel.left().await,
             detail: String::new(),
@@ -387,8 +383,15 @@ impl Entry {
         let fate = match channel.settle(open.left_before).await {
             Settled::Sent => FiledFate::Sent,
             Settled::NotSent => FiledFate::Pending,
-            Settled::AskAgain if now - open.tried_at < SETTLE_LIMIT => return false,
-            Settled::AskAgain | Settled::Unknown => FiledFate::Unknown,
+            Settled::Unknown => FiledFate::Unknown,
+            Settled::AskAgain => match ask_again(now - open.tried_at) {
+                Some(wait) => {
+                    let next_at = now + wait;
+                    self.note(channel.name(), FiledDelivery { next_at, ..open });
+                    return false;
+                }
+                None => FiledFate::Unknown,
+            },
         };
         tracing::info!(
             class = self.filed.class,

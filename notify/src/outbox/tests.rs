@@ -1,4 +1,5 @@
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::*;
@@ -26,7 +27,8 @@ fn at(seconds: i64) -> DateTime<Utc> {
 struct Scripted {
     name: &'static str,
     answers: Mutex<Vec<Outcome>>,
-    settled: Settled,
+    settled: Mutex<Settled>,
+    asked: AtomicUsize,
     got: Mutex<Vec<String>>,
 }
 
@@ -35,7 +37,8 @@ impl Scripted {
         Arc::new(Self {
             name,
             answers: Mutex::new(answers.iter().rev().cloned().collect()),
-            settled,
+            settled: Mutex::new(settled),
+            asked: AtomicUsize::new(0),
             got: Mutex::new(Vec::new()),
         })
     }
@@ -62,7 +65,8 @@ impl Channel for Scripted {
 
     fn settle(&self, left_before: Option<i64>) -> Pending<'_, Settled> {
         assert_eq!(left_before, Some(100), "what was counted is remembered");
-        Box::pin(async { self.settled })
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        Box::pin(async { *self.settled.lock().unwrap() })
     }
 }
 
@@ -189,4 +193,36 @@ async fn what_was_cut_off_is_settled_by_whoever_comes_next() {
         );
         assert_eq!(phone[0].got(), calls + 1, "the other one is sent once");
     }
+}
+
+#[tokio::test]
+async fn an_outage_of_the_network_does_not_lose_sight_of_what_was_in_flight() {
+    let begin = async || {
+        let folder = tempfile::tempdir().unwrap();
+        let outbox = Outbox::of(folder.path());
+        outbox.put(&filed("a")).unwrap();
+        let lost = Outcome::Unknown("no answer".into());
+        let phone = [Scripted::channel("phone", Settled::AskAgain, &[lost])];
+        (folder, outbox, phone)
+    };
+    let (_folder, outbox, phone) = begin().await;
+    for now in (0..3_000).step_by(5) {
+        send(&outbox, &phone, now).await;
+    }
+    assert_eq!(fates(&outbox)[0].1, "sending");
+    let asked = phone[0].asked.load(Ordering::Relaxed);
+    assert!((50..60).contains(&asked), "asked {asked} times");
+    *phone[0].settled.lock().unwrap() = Settled::NotSent;
+    for now in (3_000..3_065).step_by(5) {
+        send(&outbox, &phone, now).await;
+    }
+    assert_eq!(fates(&outbox)[0].1, "sent");
+    assert_eq!(phone[0].got(), 2);
+
+    let (_folder, outbox, phone) = begin().await;
+    for now in (0..3_700).step_by(5) {
+        send(&outbox, &phone, now).await;
+    }
+    assert_eq!(fates(&outbox)[0].1, "unknown");
+    assert_eq!(phone[0].got(), 1, "never sent twice");
 }

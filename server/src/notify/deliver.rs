@@ -5,8 +5,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::TimeDelta;
-use qctl_notify::channel::{Seen, wait};
+use chrono::{DateTime, TimeDelta, Utc};
+use qctl_notify::channel::{ASK_AFTER, Seen, ask_again, wait};
 use qctl_notify::{Channel, Message, Outcome, Settled};
 use qctl_server_core::notice::{Class, Details, Notice, Severity};
 
@@ -16,17 +16,15 @@ use crate::store::notices::{Delivery, Fate};
 
 /// Longest wait before another look; the bell and the next due time shorten it.
 const LOOK: Duration = Duration::from_secs(5);
-/// Wait before a message whose answer was lost is asked about.
-const SETTLE_AFTER: TimeDelta = TimeDelta::seconds(5);
 /// A message that was begun this long ago is not being sent by anybody any more: longer than a
 /// request may take.
 const ABANDONED_AFTER: TimeDelta = TimeDelta::seconds(30);
-/// How often a channel is asked about one message before that is given up.
-const SETTLE_TRIES: u32 = 12;
 /// Age at which a message that no try brought through is given up: it is no news any more.
 const OLDEST: TimeDelta = TimeDelta::days(2);
 /// A channel that takes this many messages or fewer is nearly used up.
 const FEW: i64 = 500;
+/// What is said of a message whose fate stays unknown.
+const NOBODY_KNOWS: &str = "the answer was lost, and nobody can tell whether it was taken";
 /// Between two looks at whether urgent messages were acknowledged.
 const RECEIPTS: Duration = Duration::from_secs(10);
 
@@ -43,7 +41,7 @@ pub(super) async fn run(teller: Arc<Teller>, channel: Arc<dyn Channel>) {
         return;
     }
     let mut failing = false;
-    let mut asked = 0;
+    let mut asked = None;
     let mut receipts_at = tokio::time::Instant::now();
     while !stop.is_cancelled() {
         qctl_notify::panics::provoked("delivery");
@@ -136,7 +134,7 @@ impl Teller {
     async fn deliver_next(
         &self,
         channel: &dyn Channel,
-        asked: &mut u32,
+        asked: &mut Option<DateTime<Utc>>,
     ) -> Result<Duration, Error> {
         let name = channel.name();
         let Some(delivery) = self.app.store.next_delivery(name).await? else {
@@ -155,7 +153,7 @@ impl Teller {
             return Ok(Duration::ZERO);
         };
         if !matches!(tried.fate, Fate::Sending(_)) {
-            *asked = 0;
+            *asked = None;
         }
         tracing::info!(
             channel = name,
@@ -235,7 +233,7 @@ impl Teller {
             Outcome::NotNow { why, after } => {
                 tried(Fate::Pending(now + wait(delivery.tries, after)), why, true)
             }
-            Outcome::Unknown(why) => tried(Fate::Sending(now + SETTLE_AFTER), why, true),
+            Outcome::Unknown(why) => tried(Fate::Sending(now + ASK_AFTER), why, true),
         }))
     }
 
@@ -255,10 +253,16 @@ impl Teller {
         }
     }
 
-    /// Finds out what became of a message whose sending was cut off.
-    async fn settle(&self, channel: &dyn Channel, delivery: &Delivery, asked: &mut u32) -> Tried {
+    /// Finds out what became of a message whose sending was cut off; `asked` is when the channel was
+    /// first asked about it.
+    async fn settle(
+        &self,
+        channel: &dyn Channel,
+        delivery: &Delivery,
+        asked: &mut Option<DateTime<Utc>>,
+    ) -> Tried {
         let now = self.app.clock.now();
-        *asked += 1;
+        let since = *asked.get_or_insert(now);
         let (fate, detail) = match channel.settle(delivery.left_before).await {
             Settled::Sent => (
                 Fate::Sent { receipt: None },
@@ -268,14 +272,14 @@ impl Teller {
                 Fate::Pending(now),
                 "the answer was lost; the counter says that it was not taken",
             ),
-            Settled::AskAgain if *asked < SETTLE_TRIES => (
-                Fate::Sending(now + SETTLE_AFTER),
-                "the answer was lost, and the channel cannot be asked now",
-            ),
-            Settled::AskAgain | Settled::Unknown => (
-                Fate::Unknown,
-                "the answer was lost, and nobody can tell whether it was taken",
-            ),
+            Settled::AskAgain => match ask_again(now - since) {
+                Some(wait) => (
+                    Fate::Sending(now + wait),
+                    "the answer was lost, and the channel cannot be asked now",
+                ),
+                None => (Fate::Unknown, NOBODY_KNOWS),
+            },
+            Settled::Unknown => (Fate::Unknown, NOBODY_KNOWS),
         };
         Tried {
             number: delivery.tries,
