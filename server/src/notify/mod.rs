@@ -38,7 +38,7 @@ pub(crate) struct Notifier {
 impl Notifier {
     /// What tells people by these settings; `data` is the coordinator's folder.
     pub(crate) fn new(settings: Settings, data: &Path) -> Self {
-        let marker = Marker::set(data);
+        let marker = Marker::read(data);
         Self {
             words: Words::new(settings.language, settings.zone.clone()),
             settings,

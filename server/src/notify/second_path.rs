@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -331,19 +331,25 @@ impl Teller {
 pub(crate) struct Marker {
     path: PathBuf,
     crashed: Option<DateTime<Utc>>,
+    /// This coordinator has led, so that the mark is its own.
+    is_set: AtomicBool,
 }
 
 impl Marker {
-    /// Sets the mark. That it cannot be set is logged, and costs a notice at most.
-    pub(crate) fn set(data: &Path) -> Self {
+    /// Reads the mark that is there. It is set by the first [`Marker::touch`], once a term has begun:
+    /// a coordinator that ends before has nothing to recover from, and leaves an older mark for the
+    /// next one to tell of.
+    pub(crate) fn read(data: &Path) -> Self {
         let path = data.join("running");
         let crashed = std::fs::metadata(&path)
             .and_then(|file| file.modified())
             .ok()
             .map(DateTime::<Utc>::from);
-        let marker = Self { path, crashed };
-        marker.touch();
-        marker
+        Self {
+            path,
+            crashed,
+            is_set: AtomicBool::new(false),
+        }
     }
 
     /// When the coordinator before this one was last seen alive, if it crashed.
@@ -351,8 +357,9 @@ impl Marker {
         self.crashed
     }
 
-    /// Says that the coordinator lives.
+    /// Says that the coordinator lives. That it cannot is logged, and costs a notice at most.
     pub(crate) fn touch(&self) {
+        self.is_set.store(true, Ordering::Relaxed);
         if let Err(error) = std::fs::write(&self.path, format!("{}\n", std::process::id())) {
             tracing::warn!(error = %error, "cannot write {}", self.path.display());
         }
@@ -360,6 +367,9 @@ impl Marker {
 
     /// Takes the mark away: the coordinator ends in order.
     pub(crate) fn remove(&self) {
+        if !self.is_set.load(Ordering::Relaxed) {
+            return;
+        }
         if let Err(error) = std::fs::remove_file(&self.path) {
             tracing::warn!(error = %error, "cannot remove {}", self.path.display());
         }
@@ -373,12 +383,27 @@ mod tests {
     #[test]
     fn a_mark_that_was_left_says_when_its_coordinator_was_last_seen() {
         let folder = tempfile::tempdir().unwrap();
-        assert_eq!(Marker::set(folder.path()).crashed(), None);
-        let after_crash = Marker::set(folder.path());
+        let first = Marker::read(folder.path());
+        assert_eq!(first.crashed(), None);
+        first.touch();
+        let after_crash = Marker::read(folder.path());
         let crashed = after_crash.crashed().unwrap();
         assert!((Utc::now() - crashed).num_seconds() < 60);
         after_crash.touch();
         after_crash.remove();
-        assert_eq!(Marker::set(folder.path()).crashed(), None);
+        assert_eq!(Marker::read(folder.path()).crashed(), None);
+    }
+
+    #[test]
+    fn who_never_led_leaves_no_mark_and_keeps_the_one_that_was_there() {
+        let folder = tempfile::tempdir().unwrap();
+        // Killed before its first term, or ended in order.
+        drop(Marker::read(folder.path()));
+        Marker::read(folder.path()).remove();
+        assert_eq!(Marker::read(folder.path()).crashed(), None);
+        Marker::read(folder.path()).touch();
+        Marker::read(folder.path()).remove();
+        let next = Marker::read(folder.path());
+        assert!(next.crashed().is_some(), "nobody told of that crash yet");
     }
 }
