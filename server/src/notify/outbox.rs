@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use qctl_notify::Facts;
 use qctl_server_core::notice::signature::{ErrorLine, error_line, signature};
 use qctl_server_core::notice::timing::{Decision, Quiet, Rules, WINDOW, decide};
@@ -14,8 +14,9 @@ use super::{Teller, facts};
 use crate::app::Error;
 use crate::store::notices::{NewMessage, OpenNotice, UNGROUPED_WINDOW, held_back};
 
-/// Between two looks while something waits, and while nothing does. The bell shortens both.
+/// Before another look at what is not ready, such as output that is still coming.
 const SOON: Duration = Duration::from_millis(500);
+/// Between two looks when nothing is due before. The bell shortens both.
 const LATER: Duration = Duration::from_secs(5);
 /// Between two rounds of what changes slowly.
 const SLOW: TimeDelta = TimeDelta::seconds(60);
@@ -34,17 +35,18 @@ pub(super) async fn run(teller: Arc<Teller>) {
     loop {
         qctl_notify::panics::provoked("outbox");
         let round = async {
-            let busy = teller.round().await?;
+            let due = teller.round().await?;
             if teller.app.clock.now() >= slow_at {
                 slow_at = teller.app.clock.now() + SLOW;
                 teller.slow_round().await?;
             }
-            Ok::<bool, Error>(busy)
+            Ok::<Option<DateTime<Utc>>, Error>(due)
         };
         let wait = match round.await {
-            Ok(busy) => {
+            Ok(due) => {
                 failing = false;
-                if busy { SOON } else { LATER }
+                let left = due.map(|due| due - teller.app.clock.now());
+                left.map_or(LATER, |left| left.to_std().unwrap_or_default().min(LATER))
             }
             Err(error) => {
                 if !failing {
@@ -65,24 +67,28 @@ pub(super) async fn run(teller: Arc<Teller>) {
 }
 
 impl Teller {
-    /// One look. Returns whether anything waits.
-    async fn round(&self) -> Result<bool, Error> {
+    /// One look. Returns when something is to be done next, if that is known.
+    async fn round(&self) -> Result<Option<DateTime<Utc>>, Error> {
         self.end_silence().await?;
         let new = self.app.store.open_notices("new", BATCH).await?;
-        let mut busy = !new.is_empty();
+        let soon = self.app.clock.now() + facts::delta(SOON);
+        let mut due = (!new.is_empty()).then_some(soon);
         for notice in &new {
             self.prepare(notice).await?;
         }
         let waiting = self.app.store.open_notices("waiting", BATCH).await?;
-        busy |= !waiting.is_empty();
         let mut classes: BTreeMap<Class, Vec<OpenNotice>> = BTreeMap::new();
         for notice in waiting {
             classes.entry(notice.class).or_default().push(notice);
         }
         for (class, notices) in classes {
-            self.tell_class(class, &notices).await?;
+            if let Some(until) = self.tell_class(class, &notices).await? {
+                // A clock that was set back, or a rule that is due at once, makes no busy loop.
+                let until = until.max(soon);
+                due = Some(due.map_or(until, |due| due.min(until)));
+            }
         }
-        Ok(busy)
+        Ok(due)
     }
 
     /// A worker that is heard of again ends the episode of its silence.
@@ -202,10 +208,14 @@ impl Teller {
         Ok(())
     }
 
-    /// Tells what waits of one class, if it is time.
-    async fn tell_class(&self, class: Class, notices: &[OpenNotice]) -> Result<(), Error> {
+    /// Tells what waits of one class, if it is time. Returns when it is to be looked at again.
+    async fn tell_class(
+        &self,
+        class: Class,
+        notices: &[OpenNotice],
+    ) -> Result<Option<DateTime<Utc>>, Error> {
         let Some(oldest) = notices.first() else {
-            return Ok(());
+            return Ok(None);
         };
         let now = self.app.clock.now();
         let rules = self.rules();
@@ -215,7 +225,7 @@ impl Teller {
             decide(&rules, class, oldest.created_at, told, now, wall)
         };
         match decided(oldest, &told) {
-            Decision::Wait(_, waits) => {
+            Decision::Wait(until, waits) => {
                 let ids: Vec<i64> = notices
                     .iter()
                     .filter(|notice| !notice.waits)
@@ -224,23 +234,28 @@ impl Teller {
                 if !ids.is_empty() {
                     self.app.store.note_wait(&ids, waits).await?;
                 }
+                return Ok(Some(until));
             }
             Decision::TooMild => {
                 let ids: Vec<i64> = notices.iter().map(|notice| notice.id).collect();
                 self.app.store.hold_back(&ids, held_back::TOO_MILD).await?;
             }
-            Decision::Together => self.make(class, notices).await?,
+            Decision::Together => {
+                self.make(class, notices).await?;
+                // There may be more than were looked at.
+                return Ok(Some(now));
+            }
             Decision::Each => {
                 for notice in notices {
                     if decided(notice, &told) != Decision::Each {
-                        break;
+                        return Ok(Some(now));
                     }
                     self.make(class, std::slice::from_ref(notice)).await?;
                     told.push(now);
                 }
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     async fn make(&self, class: Class, notices: &[OpenNotice]) -> Result<(), Error> {
