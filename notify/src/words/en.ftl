@@ -216,6 +216,19 @@ database_back = qctl has its database again
     .many = qctl had its database again { $count } times
     .item = away for { $ran }, since { $since }
 
+database_refuses = The database refuses to write
+    .what = On { $worker }, since { $since }.
+    .did = Jobs that run go on. New jobs are refused, and none is started, until it writes again. It is tried again all the time.
+    .can = Make room on the disk of the database, or see why it only reads.
+    .many = The database refused to write { $count } times
+    .item = since { $since }
+
+database_stores = The database writes again
+    .what = On { $worker }. It refused for { $ran }, since { $since }.
+    .did = Jobs that ran were left alone; the queue goes on.
+    .many = The database wrote again { $count } times
+    .item = for { $ran }, since { $since }
+
 database_restarted = qctl's database was restarted
     .what = On { $worker }. It is back; it was away for { $ran }, since { $since }.
     .did = Jobs that ran were left alone, and nothing was lost.

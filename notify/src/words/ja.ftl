@@ -212,6 +212,19 @@ database_back = qctl のデータベースが戻りました
     .many = qctl のデータベースが { $count } 回戻りました
     .item = { $since } から { $ran }
 
+database_refuses = データベースに書き込めません
+    .what = { $worker } で { $since } から断られています。
+    .did = 動いているジョブはそのまま続きます。書き込めるまで新しいジョブは受け付けず、開始もしません。ずっと試し続けます。
+    .can = データベースのディスクを空けるか、読み取り専用になっていないか確かめてください。
+    .many = データベースに { $count } 回書き込めませんでした
+    .item = { $since } から
+
+database_stores = データベースにまた書き込めます
+    .what = { $worker } で { $since } から { $ran } の間、断られていました。
+    .did = 動いていたジョブには手をつけていません。キューは再開しました。
+    .many = データベースに { $count } 回また書き込めるようになりました
+    .item = { $since } から { $ran }
+
 database_restarted = qctl のデータベースが再起動しました
     .what = { $worker } で { $since } から { $ran } の間、使えませんでした。今は戻っています。
     .did = 動いていたジョブには手をつけていません。何も失われていません。

@@ -184,6 +184,7 @@ fn typical(class: &str) -> Facts {
         "job_refused",
         "submission_refused",
         "database_away",
+        "database_refuses",
         "panic",
         "trouble",
         "channel_refused",

@@ -19,16 +19,58 @@ const PAGE: usize = 50;
 /// How far back notices are counted and errors grouped unless asked otherwise.
 const STATISTICS: TimeDelta = TimeDelta::days(30);
 
+/// Writes that are refused this long after each other are of two episodes.
+const REFUSAL_GAP: TimeDelta = TimeDelta::minutes(5);
+
+/// The database has been refusing to write.
+#[derive(Clone, Debug)]
+pub(crate) struct Refusal {
+    /// The first time.
+    pub(crate) since: DateTime<Utc>,
+    /// The latest time.
+    pub(crate) until: DateTime<Utc>,
+    /// What it says.
+    pub(crate) text: String,
+}
+
 /// The ways to people, as far as use cases know them, and the bell that says there is something to
 /// tell.
 #[derive(Debug, Default)]
 pub struct NoticeBoard {
     channels: OnceLock<Vec<String>>,
     problems: Mutex<BTreeMap<String, String>>,
+    refusal: Mutex<Option<Refusal>>,
     bell: tokio::sync::Notify,
 }
 
 impl NoticeBoard {
+    /// Notes that the database refused to write.
+    pub(super) fn note_refusal(&self, now: DateTime<Utc>, text: String) {
+        let mut refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = match &*refusal {
+            Some(before) if now - before.until < REFUSAL_GAP => before.since,
+            _ => now,
+        };
+        *refusal = Some(Refusal {
+            since,
+            until: now,
+            text,
+        });
+    }
+
+    /// Since when the database has been refusing to write, if it has.
+    pub(crate) fn refusal(&self) -> Option<Refusal> {
+        self.refusal
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Forgets that the database refused: it writes again.
+    pub(crate) fn end_refusal(&self) {
+        *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     /// Names the channels that are set up; the first call decides.
     pub(crate) fn set_channels(&self, names: Vec<String>) {
         let _ = self.channels.set(names);

@@ -87,8 +87,13 @@ impl Doing {
                     );
                 }
                 self.failures = self.failures.saturating_add(1);
-                // That the database is away is told by who watches it.
-                let passes = matches!(error, Error::Store(store) if store.is_transient())
+                let refused = matches!(error, Error::Store(store) if store.refuses_writes());
+                if refused {
+                    app.notices.note_refusal(app.clock.now(), told(error));
+                }
+                // That the database is away or does not write is told by who watches it.
+                let passes = refused
+                    || matches!(error, Error::Store(store) if store.is_transient())
                     || matches!(error, Error::ShuttingDown);
                 if !passes && !self.told && self.failures >= TOLD_AFTER {
                     self.told = self.tell(app, Class::Trouble, told(error)).await;

@@ -96,6 +96,7 @@ fn quoted(class: Class, details: &Details) -> &str {
             Class::JobRefused
             | Class::SubmissionRefused
             | Class::DatabaseAway
+            | Class::DatabaseRefuses
             | Class::CoordinatorAway
             | Class::Panic
             | Class::Trouble

@@ -14,6 +14,7 @@ use qctl_server_core::alarm::watch::Disk;
 use qctl_server_core::notice::{Class, Details, Notice, Severity};
 
 use super::{Notifier, Teller, facts};
+use crate::app::notices::Refusal;
 use crate::app::{Clock, Error};
 use crate::store::notices::{FiledDelivery, FiledMessage, FiledNotice};
 
@@ -25,6 +26,8 @@ const TOUCH: Duration = Duration::from_secs(10);
 const DISK: Duration = Duration::from_secs(5);
 /// Longest wait for the database's answer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(3);
+/// A refusal to write that lasts this long is told.
+const REFUSED_LONG: TimeDelta = TimeDelta::seconds(60);
 /// A term takes files within a second or two; what is older is sent from here.
 const UNCLAIMED: TimeDelta = TimeDelta::seconds(60);
 
@@ -57,6 +60,12 @@ pub(super) async fn after_term(teller: Arc<Teller>) {
     let mut watch = teller.notifier.database.lock().await;
     if let Some(since) = watch.away {
         watch.tell_away(&teller, since, "");
+    }
+    // Leading is impossible while nothing is written, so that the end of the term is by that.
+    if let Some(refusal) = teller.app.notices.refusal()
+        && teller.app.clock.now() - refusal.until < REFUSED_LONG
+    {
+        watch.tell_refusal(&teller, &refusal);
     }
 }
 
@@ -102,6 +111,8 @@ pub(super) struct DatabaseWatch {
     away: Option<DateTime<Utc>>,
     /// That it is away was told.
     told: bool,
+    /// That it refuses to write was told.
+    told_refusal: bool,
     /// A term begins: what an earlier one, or a worker, told of an absence may be over.
     begins: bool,
 }
@@ -115,6 +126,7 @@ impl DatabaseWatch {
             started: None,
             away: None,
             told: false,
+            told_refusal: false,
             begins: true,
         }
     }
@@ -152,8 +164,27 @@ impl DatabaseWatch {
         teller.is_alone.store(true, Ordering::Relaxed);
     }
 
+    fn tell_refusal(&mut self, teller: &Teller, refusal: &Refusal) {
+        if self.told_refusal {
+            return;
+        }
+        let details = Details {
+            since: Some(refusal.since),
+            text: refusal.text.clone(),
+            ..Details::default()
+        };
+        let notice = teller.notice(Class::DatabaseRefuses, "database", details);
+        self.told_refusal = teller.file(&notice);
+        teller.is_alone.store(true, Ordering::Relaxed);
+    }
+
     async fn answered(&mut self, teller: &Teller, now: DateTime<Utc>, started: DateTime<Utc>) {
         let restarted = self.started.is_some_and(|before| before != started);
+        if let Some(refusal) = teller.app.notices.refusal()
+            && refusal.until - refusal.since >= REFUSED_LONG
+        {
+            self.tell_refusal(teller, &refusal);
+        }
         match self.catch_up(teller, now, restarted).await {
             Ok(()) => {
                 self.started = Some(started);
@@ -179,7 +210,16 @@ impl DatabaseWatch {
         let imported = teller.import_files().await?;
         // What a channel is still asked about comes into the history later; it was told all the same.
         let mut was_away = self.told;
-        if imported || self.told || self.begins {
+        if imported || self.told || self.told_refusal || self.begins {
+            // Some writes find room on a full disk: it is over once none has been refused for a while.
+            let refusal = teller.app.notices.refusal();
+            if refusal.is_none_or(|refusal| now - refusal.until >= REFUSED_LONG) {
+                // Written only when the history says that it refused.
+                let stores = teller.notice(Class::DatabaseStores, "database", Details::default());
+                teller.app.tell(stores).await?;
+                teller.app.notices.end_refusal();
+                self.told_refusal = false;
+            }
             let is_open = teller.has_open(Class::DatabaseAway).await?;
             was_away |= is_open;
             if is_open {

@@ -15,11 +15,11 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::app::Duty;
 use crate::app::links::Links;
 use crate::app::notices::{NoticeName, NoticePage};
 use crate::app::read::PageRequest;
 use crate::app::{About, Caller, ManualClock, Parts, Role};
+use crate::app::{Doing, Duty, Error};
 use crate::store::fixtures::noon;
 use crate::store::notices::Fate;
 use crate::store::{Lease, Store};
@@ -462,6 +462,58 @@ async fn a_channel_with_nothing_left_is_not_called_and_one_with_little_left_says
         })
         .await;
     assert_eq!(phone.titles().len(), 2, "{:?}", phone.titles());
+}
+
+/// The database answers all the time, and stores nothing.
+#[sqlx::test]
+async fn a_database_that_only_reads_is_told_once_and_so_is_its_end(pool: PgPool) {
+    let phone = Recorder::channel("phone");
+    let bench = Bench::start(&pool, &[&phone], |_| {});
+    for statement in [
+        "create function refuse() returns trigger language plpgsql as $$
+         begin raise exception 'only reads' using errcode = '25006'; end $$",
+        "create trigger refuse before insert on notices
+         for each statement execute function refuse()",
+    ] {
+        sqlx::query(statement).execute(&pool).await.unwrap();
+    }
+    let mut doing = Doing::new(Duty::Measures);
+    let fail = async |doing: &mut Doing| {
+        let mut transaction = pool.begin_with("begin read only").await.unwrap();
+        let refused = sqlx::query("update coordinator set renewals = renewals")
+            .execute(&mut *transaction)
+            .await;
+        let error = Error::Store(refused.unwrap_err().into());
+        doing.note(&bench.app, &Err::<(), _>(error)).await;
+    };
+    fail(&mut doing).await;
+    bench.clock.advance(Duration::from_secs(59));
+    fail(&mut doing).await;
+    assert!(phone.titles().is_empty(), "it does not last yet");
+    bench.clock.advance(Duration::from_secs(2));
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while phone.titles().is_empty() {
+        fail(&mut doing).await;
+        assert!(tokio::time::Instant::now() < deadline, "nothing is sent");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(phone.titles(), ["The database refuses to write"]);
+    let body = phone.got.lock().unwrap()[0].body.clone();
+    assert!(body.contains("read-only transaction"), "{body}");
+    sqlx::query("drop trigger refuse on notices")
+        .execute(&pool)
+        .await
+        .unwrap();
+    bench.clock.advance(Duration::from_secs(61));
+    bench
+        .until("its end is told", |page| {
+            is_sent(page, Class::DatabaseStores, 1)
+        })
+        .await;
+    assert_eq!(
+        phone.titles(),
+        ["The database refuses to write", "The database writes again"]
+    );
 }
 
 /// The term ends because the database is away, while the message that says so is being sent.

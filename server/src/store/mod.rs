@@ -185,6 +185,19 @@ impl StoreError {
         )
     }
 
+    /// True when the database answers and does not want to store anything: its disk is full, or it
+    /// only reads.
+    pub(crate) fn refuses_writes(&self) -> bool {
+        match self {
+            Self::DiskFull(_) => true,
+            Self::Broken(error) => {
+                let code = error.as_database_error().and_then(|error| error.code());
+                code.as_deref() == Some("25006")
+            }
+            _ => false,
+        }
+    }
+
     /// For a call that the database did not answer in time.
     pub(crate) fn unanswered() -> Self {
         Self::Unavailable(Arc::new(single::unanswered()))

@@ -75,6 +75,10 @@ pub enum Class {
     DatabaseBack,
     /// It was started anew, and is back before that was told.
     DatabaseRestarted,
+    /// The database answers and refuses to store anything.
+    DatabaseRefuses,
+    /// It stores again.
+    DatabaseStores,
     /// A disk that qctl writes to is nearly full.
     DiskNearlyFull,
     /// It has room again.
@@ -148,6 +152,8 @@ words!(Class {
     DatabaseAway = "database_away",
     DatabaseBack = "database_back",
     DatabaseRestarted = "database_restarted",
+    DatabaseRefuses = "database_refuses",
+    DatabaseStores = "database_stores",
     DiskNearlyFull = "disk_nearly_full",
     DiskWell = "disk_well",
     JobBusy = "job_busy",
@@ -185,6 +191,7 @@ impl Class {
             | Self::JobCancelled
             | Self::WorkerBack
             | Self::DatabaseBack
+            | Self::DatabaseStores
             | Self::DiskWell
             | Self::JobBusy
             | Self::JobGpuFull
@@ -222,7 +229,9 @@ impl Class {
             | Self::GpuFaulty
             | Self::Panic
             | Self::ChannelRefused => Severity::Error,
-            Self::DatabaseAway | Self::CoordinatorAway => Severity::Critical,
+            Self::DatabaseAway | Self::DatabaseRefuses | Self::CoordinatorAway => {
+                Severity::Critical
+            }
         }
     }
 
@@ -231,6 +240,7 @@ impl Class {
         match self {
             Self::WorkerBack => Some(Self::WorkerUnreachable),
             Self::DatabaseBack => Some(Self::DatabaseAway),
+            Self::DatabaseStores => Some(Self::DatabaseRefuses),
             Self::DiskWell => Some(Self::DiskNearlyFull),
             Self::MemoryWell => Some(Self::MemoryNearlyFull),
             Self::LooksBack => Some(Self::LooksMissed),
