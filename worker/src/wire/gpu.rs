@@ -15,8 +15,6 @@ pub(crate) fn wire_gpu_fault(fault: Fault) -> GpuFault {
         Kind::Output(line) => (Wire::Output, 0, line),
         Kind::Silent => (Wire::Silent, 0, message),
         Kind::Unfit(words) => (Wire::Unfit, 0, words),
-        Kind::Unused(seconds) => (Wire::Unused, seconds, message),
-        Kind::Slow(times) => (Wire::Slow, times, message),
     };
     GpuFault {
         gpu: fault.gpu,
@@ -37,9 +35,7 @@ pub(crate) fn gpu_fault_from(wire: GpuFault) -> Option<Fault> {
         Wire::Output => Kind::Output(wire.message),
         Wire::Silent => Kind::Silent,
         Wire::Unfit => Kind::Unfit(wire.message),
-        Wire::Unused => Kind::Unused(number),
-        Wire::Slow => Kind::Slow(number),
-        Wire::Unspecified => return None,
+        Wire::Unspecified | Wire::Unused | Wire::Slow => return None,
     };
     Some(Fault {
         gpu: wire.gpu,
@@ -61,8 +57,6 @@ mod tests {
             Kind::Output("CUDA error: unspecified launch failure".to_owned()),
             Kind::Silent,
             Kind::Unfit("it cannot be read".to_owned()),
-            Kind::Unused(600),
-            Kind::Slow(30),
         ] {
             let fault = Fault {
                 gpu: "GPU-1".to_owned(),

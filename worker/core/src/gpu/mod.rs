@@ -1,9 +1,7 @@
-//! GPUs: what is seen of them, what counts as a fault, and when a job that was given one computes
-//! without it.
+//! GPUs: what is seen of them, and what counts as a fault.
 
 mod fault;
 mod health;
-mod idle;
 
 use std::fmt;
 
@@ -11,7 +9,6 @@ use serde::{Deserialize, Serialize};
 
 pub use fault::{FaultWatch, is_critical};
 pub use health::{FIRST_PROBE_PAUSE, GpuHealth, LONGEST_PROBE_PAUSE, Verdict};
-pub use idle::{BUSY_CPUS, DEFAULT_WINDOW, IdleWatch, PREPARING, Use};
 
 /// What NVML says of a GPU at one moment. What it does not support is absent, never zero.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -50,7 +47,7 @@ pub struct GpuReading {
     pub processes: Option<Vec<u32>>,
 }
 
-/// What is wrong with a GPU, or with how a job uses it.
+/// What is wrong with a GPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// The device's UUID; empty when nobody knows which one it is.
@@ -76,10 +73,6 @@ pub enum FaultKind {
     Silent,
     /// A probe found something else, in words.
     Unfit(String),
-    /// The job that was given it has not used it for so many seconds.
-    Unused(u64),
-    /// The job that was given it takes so many times as long for an item as before.
-    Slow(u64),
 }
 
 impl Fault {
@@ -122,16 +115,6 @@ impl fmt::Display for Fault {
             FaultKind::Output(line) => write!(f, "its output says: {line}"),
             FaultKind::Silent => write!(f, "the driver of {gpu} does not answer"),
             FaultKind::Unfit(words) => write!(f, "{gpu} is not fit for work: {words}"),
-            FaultKind::Unused(seconds) => write!(
-                f,
-                "it was given {gpu} and has not used it for {} minutes in which its processors \
-                 worked",
-                seconds / 60
-            ),
-            FaultKind::Slow(times) => write!(
-                f,
-                "it takes {times} times as long for an item as it did before on a GPU"
-            ),
         }
     }
 }
