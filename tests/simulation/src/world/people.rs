@@ -377,8 +377,7 @@ impl World {
             }
             Ok(())
         });
-        for index in 0..self.machines.len() {
-            let (worker, slots) = machines[index];
+        for (worker, slots) in machines {
             let connection = self.coordinators[leader]
                 .lead
                 .as_ref()
