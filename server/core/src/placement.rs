@@ -197,6 +197,8 @@ impl State {
                 free.take(&holding.demand, false, &holding.gpus);
                 worker.held.push(holding);
             } else {
+                // It waits for slots with its GPUs named: they are nobody else's meanwhile.
+                free.gpus.retain(|gpu| !holding.gpus.contains(gpu));
                 ready.push(holding);
             }
         }
@@ -689,6 +691,23 @@ mod tests {
             );
         }
         assert_eq!(placement.offer(&job(10, needs(1, 0))), Placed::Behind);
+    }
+
+    /// The simulation's seed 379245.
+    #[test]
+    fn gpus_of_what_waits_for_slots_are_nobody_elses() {
+        let mut busy = gpu_worker(1, 2, 1);
+        busy.held.push(holding(1, needs(1, 0)));
+        let waits = Holding {
+            assigned: true,
+            bound: true,
+            gpus: vec!["gpu0".into()],
+            ..holding(2, needs(2, 1))
+        };
+        busy.held.push(waits);
+        let mut placement = Placement::new(vec![busy], at(0));
+        let placed = placement.offer(&job(3, needs(1, 1)));
+        assert!(!matches!(placed, Placed::Assign { .. }), "{placed:?}");
     }
 
     #[test]
