@@ -584,8 +584,9 @@ fn a_fault_of_the_worker_or_the_keeper_is_told() {
         ("agent", "qctl-worker"),
         ("pump", "qctl-worker"),
         ("dead-man", "qctl-worker"),
-        ("keeper", "qctl keeper"),
         ("shim", "qctl-worker shim"),
+        // Last, for nobody starts the worker again without it.
+        ("keeper", "qctl keeper"),
     ];
     for (part, program) in programs {
         std::fs::write(switches.join(part), "").unwrap();
