@@ -18,6 +18,9 @@ use serde_json::Value;
 const JOBS: usize = 1_000;
 const SUBMISSIONS: usize = 100;
 const LINES: usize = 100;
+/// Jobs that are watched, and how long.
+const WATCHED: usize = 10;
+const WATCHED_FOR: Duration = Duration::from_secs(30);
 
 fn main() {
     // Cargo passes `--bench`; a name selects the measurements that contain it.
@@ -41,6 +44,9 @@ fn main() {
     }
     if run("idle") {
         idle();
+    }
+    if run("watching") {
+        watching();
     }
 }
 
@@ -92,7 +98,10 @@ fn throughput() {
     }
     let begun = Instant::now();
     for _ in 0..SUBMISSIONS {
-        qctl.qctl(&["submit", "--", "/bin/true"]).ok();
+        // Waited for by the kernel: the harness asks every few milliseconds, as long as this takes.
+        let mut command = qctl.command("qctl");
+        command.args(["submit", "--", "/bin/true"]);
+        assert!(command.stdout(Stdio::null()).status().unwrap().success());
     }
     let rate = SUBMISSIONS as f64 / begun.elapsed().as_secs_f64();
     report(
@@ -191,36 +200,79 @@ fn idle() {
             })
             .unwrap_or(0.0)
     };
-    let ticks = |pid: &i32| -> f64 {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let fields: Vec<&str> = stat
-            .rsplit(')')
-            .next()
-            .unwrap_or("")
-            .split_whitespace()
-            .collect();
-        let field = |index: usize| {
-            fields
-                .get(index)
-                .and_then(|text| text.parse().ok())
-                .unwrap_or(0.0)
-        };
-        field(11) + field(12)
-    };
-    let all = qctl.pids("");
-    let before: f64 = all.iter().map(ticks).sum();
-    let window = Duration::from_secs(10);
-    std::thread::sleep(window);
-    let after: f64 = all.iter().map(ticks).sum();
+    let used = share_of_a_core(&[&qctl.pids("")], Duration::from_secs(10));
     let memory: f64 = pids.iter().map(resident).sum::<f64>() / 1024.0;
     report(
         "coordinator, worker and shim when idle",
         format!("{memory:.1} MB"),
         format!(
             "proportional set size; all programs {:.1} % of a core",
-            (after - before) / window.as_secs_f64()
+            used[0]
         ),
     );
+}
+
+/// What ten running jobs of four processes each cost their worker while nothing happens, all alarms on
+/// and signs of life looked for.
+fn watching() {
+    let qctl = Installation::prepare().env("QCTL_ALARM", "");
+    qctl.up(&["--slots", &WATCHED.to_string()]).ok();
+    let agents = || qctl.pids("qctl-worker");
+    let agent = agents();
+    let without = share_of_a_core(&[&agent], WATCHED_FOR)[0];
+    let ids: Vec<i64> = (0..WATCHED)
+        .map(|_| {
+            let tree = "sleep 600 & sleep 600 & sleep 600 & wait";
+            qctl.submit(&["--silence-counts", "activity", "--shell", tree])
+        })
+        .collect();
+    for id in &ids {
+        qctl.until_state(*id, "running");
+    }
+    let shims: Vec<i32> = agents()
+        .into_iter()
+        .filter(|pid| !agent.contains(pid))
+        .collect();
+    let used = share_of_a_core(&[&agent, &shims, &qctl.pids("qctl-server")], WATCHED_FOR);
+    report(
+        &format!("a worker that watches {WATCHED} jobs of 4 processes"),
+        format!("{:.2} % of a core", used[0]),
+        format!(
+            "without jobs {without:.2} %; their shims {:.2} %, the coordinator {:.2} %",
+            used[1], used[2]
+        ),
+    );
+    for id in &ids {
+        qctl.qctl(&["cancel", &id.to_string()]).ok();
+    }
+}
+
+/// How much of one core each group of processes uses during a while, in percent.
+fn share_of_a_core(groups: &[&[i32]], during: Duration) -> Vec<f64> {
+    let used = || -> Vec<f64> {
+        groups
+            .iter()
+            .map(|pids| pids.iter().map(|pid| nanoseconds(*pid)).sum())
+            .collect()
+    };
+    let before = used();
+    std::thread::sleep(during);
+    let after = used();
+    let share = |(before, after): (f64, f64)| (after - before) / during.as_nanos() as f64 * 100.0;
+    before.into_iter().zip(after).map(share).collect()
+}
+
+/// Processor time of a process with the threads that it had. The kernel counts it in nanoseconds and
+/// tells it in ticks of 10 ms.
+fn nanoseconds(pid: i32) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name may hold spaces and brackets; user and system time are the 12th and 13th after it.
+    let (_, fields) = stat.rsplit_once(')').unwrap_or_default();
+    let ticks = fields.split_whitespace().skip(11).take(2);
+    ticks
+        .filter_map(|ticks| ticks.parse::<f64>().ok())
+        .sum::<f64>()
+        * 1e7
 }
 
 fn median(values: &mut [f64]) -> f64 {

@@ -620,6 +620,140 @@ fn checkpoints_are_listed_with_what_became_of_them() {
 }
 
 #[test]
+fn alarms_are_a_table_for_people_and_documents_for_programs() {
+    let at = |seconds: i64| {
+        Some(prost_types::Timestamp {
+            seconds: 1_600_000_000 + seconds,
+            nanos: 0,
+        })
+    };
+    let fake = Fake::start();
+    let none = fake.qctl(&["alarms"]);
+    assert_eq!((none.code, &*none.stdout), (0, ""));
+    assert!(
+        none.stderr.starts_with("Nothing is unusual now"),
+        "{none:?}"
+    );
+    fake.script().alarms = v1::ListAlarmsResponse {
+        alarms: vec![
+            v1::Alarm {
+                id: 2,
+                kind: v1::AlarmKind::MemoryGrowth.into(),
+                job_id: 42,
+                job_name: "学習\u{1b}[31m".to_owned(),
+                attempt: 1,
+                machine: "gpu1".to_owned(),
+                began_at: at(3_600),
+                ended_at: at(7_200),
+                limit: 1e9,
+                peak: 4e9,
+                ..v1::Alarm::default()
+            },
+            v1::Alarm {
+                id: 1,
+                kind: v1::AlarmKind::Disk.into(),
+                machine: "home".to_owned(),
+                coordinator: true,
+                began_at: at(0),
+                ended_at: at(60),
+                limit: 20e9,
+                peak: 3e9,
+                untold: "short".to_owned(),
+                ..v1::Alarm::default()
+            },
+        ],
+        next_page_token: "next".to_owned(),
+        counts: vec![v1::AlarmCount {
+            kind: v1::AlarmKind::Disk.into(),
+            of_jobs: false,
+            count: 3,
+            told: 2,
+            lasted: Some(prost_types::Duration {
+                seconds: 5_400,
+                nanos: 0,
+            }),
+        }],
+    };
+    let ran = fake.qctl(&["alarms", "--all", "42"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert_eq!(ran.stderr, "more: go on with: --page-token next\n");
+    insta::assert_snapshot!("alarms", ran.stdout);
+    let asked = fake.script().asked.pop().unwrap();
+    assert!(
+        asked.contains("job_id: 42, worker: \"\", all: true"),
+        "{asked}"
+    );
+    let ran = fake.qctl(&["alarms", "gpu1"]);
+    let asked = fake.script().asked.pop().unwrap();
+    assert!(
+        asked.contains("job_id: 0, worker: \"gpu1\""),
+        "{asked} {ran:?}"
+    );
+    insta::assert_snapshot!(
+        "alarm_statistics",
+        fake.qctl(&["alarms", "--statistics"]).stdout
+    );
+    let page = document(&fake.qctl(&["--json", "alarms", "--all"]).stdout);
+    insta::assert_snapshot!(
+        "alarm_document",
+        serde_json::to_string_pretty(&page).unwrap()
+    );
+    let fault = Fault::new(Reason::WorkerNotFound, "there is no worker `x`");
+    fake.script().faults.push_back(fault.into());
+    let ran = fake.qctl(&["alarms", "x"]);
+    assert_eq!(ran.stdout, "");
+    assert!(ran.code != 0 && ran.stderr.contains("there is no worker `x`"));
+}
+
+#[test]
+fn health_is_told_of_all_machines_or_of_one_worker() {
+    let machine = |name: &str, health: v1::Health| v1::MachineHealth {
+        machine: name.to_owned(),
+        coordinator: name == "home",
+        health: health.into(),
+        findings: vec![v1::HealthFinding {
+            subject: "disk".to_owned(),
+            health: health.into(),
+            message: format!("the disk of {name} has 3.0 GB left"),
+            advice: match health {
+                v1::Health::Bad => "make room".to_owned(),
+                _ => String::new(),
+            },
+        }],
+    };
+    let fake = Fake::start();
+    fake.script().health = v1::GetHealthResponse {
+        machines: vec![
+            machine("home", v1::Health::Bad),
+            machine("gpu1", v1::Health::Well),
+        ],
+        health: v1::Health::Bad.into(),
+    };
+    let all = fake.qctl(&["health"]);
+    assert_eq!(all.code, 0, "{all:?}");
+    assert!(
+        all.stdout
+            .contains("What to do:\ncoordinator, disk: make room"),
+        "{all:?}"
+    );
+    let one = document(&fake.qctl(&["--json", "health", "gpu1"]).stdout);
+    assert_eq!(
+        one["health"], "well",
+        "that of the worker asked for: {one:#}"
+    );
+    assert_eq!(one["machines"].as_array().unwrap().len(), 1);
+    // The coordinator's machine is no worker, whatever its host is called.
+    for name in ["home", "nosuch"] {
+        let ran = fake.qctl(&["health", name]);
+        assert_eq!(ran.stdout, "");
+        assert!(
+            ran.code != 0 && ran.stderr.contains("there is no worker"),
+            "{ran:?}"
+        );
+    }
+}
+
+#[test]
 fn lists_are_tables_for_people_and_documents_for_programs() {
     let fake = Fake::start();
     let tracked = v1::JobSpec {

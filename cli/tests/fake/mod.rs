@@ -10,6 +10,7 @@ use qctl_proto::v1;
 use tempfile::TempDir;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
+use v1::alarm_service_server::{AlarmService, AlarmServiceServer};
 use v1::job_service_server::{JobService, JobServiceServer};
 use v1::log_service_server::{LogService, LogServiceServer};
 use v1::queue_service_server::{QueueService, QueueServiceServer};
@@ -35,6 +36,9 @@ pub(crate) struct Script {
     /// Checkpoints of every job.
     pub checkpoints: Vec<v1::Checkpoint>,
     pub(crate) workers: Vec<v1::Worker>,
+    /// What is unusual, and how often what was.
+    pub(crate) alarms: v1::ListAlarmsResponse,
+    pub(crate) health: v1::GetHealthResponse,
     pub(crate) templates: Vec<v1::Template>,
     /// The next calls that are not streams fail with these.
     pub(crate) faults: VecDeque<Status>,
@@ -164,6 +168,7 @@ fn serve(
                     .max_decoding_message_size(qctl_proto::MAX_MESSAGE_BYTES),
             )
             .add_service(LogServiceServer::new(service.clone()))
+            .add_service(AlarmServiceServer::new(service.clone()))
             .add_service(QueueServiceServer::new(service))
             .serve_with_incoming(incoming);
         tokio::select! {
@@ -545,5 +550,22 @@ pub(crate) fn named(name: &str) -> v1::JobSpec {
         command: vec!["true".to_owned()],
         cwd: "/srv".to_owned(),
         ..Default::default()
+    }
+}
+
+#[tonic::async_trait]
+impl AlarmService for Service {
+    async fn list_alarms(
+        &self,
+        request: Request<v1::ListAlarmsRequest>,
+    ) -> Result<Response<v1::ListAlarmsResponse>, Status> {
+        Ok(Response::new(self.ask(&request)?.alarms.clone()))
+    }
+
+    async fn get_health(
+        &self,
+        request: Request<v1::GetHealthRequest>,
+    ) -> Result<Response<v1::GetHealthResponse>, Status> {
+        Ok(Response::new(self.ask(&request)?.health.clone()))
     }
 }
