@@ -85,6 +85,43 @@ fn the_page_follows_a_running_job_by_itself() {
 }
 
 #[test]
+fn what_is_unusual_is_on_the_pages_that_a_notice_leads_to() {
+    // No disk has that much room.
+    let qctl = Installation::prepare().env("QCTL_ALARM", "disk=1000000GB,memory=off,cpu=off");
+    qctl.up(&[]).ok();
+    let id = qctl.submit(&[
+        "--silence",
+        "1s,5m,10m",
+        "--alarm",
+        "run-time=1s",
+        "--shell",
+        "while [ ! -e go ]; do sleep 0.05; done",
+    ]);
+    let page = qctl.until("the page says what is unusual", || {
+        let page = browse(&qctl, &link(&qctl, id));
+        let has = |words: &str| page.contains(words);
+        (has("It has said nothing for") && has("runs for long")).then_some(page)
+    });
+    assert!(
+        page.contains("It is stopped after 10 min 00 s without a sign of life."),
+        "{page}"
+    );
+    assert!(page.contains("(limit 1 s)"), "{page}");
+    let queue = link(&qctl, id).replace(&format!("/jobs/{id}"), "/");
+    qctl.until("the queue's page says what is unusual", || {
+        let page = browse(&qctl, &queue);
+        let unusual = page.contains("little room left on a disk");
+        assert!(!page.contains("runs for long"), "that is the job's: {page}");
+        unusual.then_some(())
+    });
+    qctl.file("go", "");
+    qctl.until_ended(id);
+    let page = browse(&qctl, &link(&qctl, id));
+    assert!(!page.contains("It has said nothing"), "{page}");
+    assert!(page.contains("runs for long"), "{page}");
+}
+
+#[test]
 fn the_trackers_page_lists_its_jobs_under_either_spelling() {
     let qctl = Installation::start();
     let id = qctl.submit(&["--name", "alpha", "--tracker", "INTG-088", "--", "true"]);

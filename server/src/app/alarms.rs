@@ -229,4 +229,22 @@ impl App {
             counts,
         })
     }
+
+    /// The latest alarms of a job, or those of anything that last now; newest first.
+    ///
+    /// # Errors
+    /// When the database cannot be asked.
+    pub async fn latest_alarms(
+        &self,
+        job: Option<JobId>,
+        most: usize,
+    ) -> Result<Vec<AlarmRecord>, Error> {
+        let filter = AlarmFilter {
+            job,
+            worker: None,
+            all: job.is_some(),
+        };
+        let limit = i64::try_from(most).unwrap_or(i64::MAX);
+        Ok(self.store.alarms(&filter, 0, limit).await?)
+    }
 }

@@ -14,7 +14,7 @@ use tokio::io::AsyncReadExt;
 
 use super::artifacts::{self, Listing};
 use super::layout::{self, Every, Live};
-use super::{PageError, Pages, format, parts, terminal, text};
+use super::{PageError, Pages, alarms, format, parts, terminal, text};
 use crate::app::logs::LogText;
 use crate::app::read::{AttemptRecord, JobDetail, JobRecord, PageRequest};
 
@@ -93,6 +93,7 @@ async fn live(pages: &Pages, id: JobId, attempt: Option<i32>) -> Result<Live, Pa
             // What changes first, what explains it after: a phone shows the top.
             ("output", output(job, log.as_ref())),
             ("results", results),
+            ("alarms", alarms::of_job(pages, id).await?),
             ("attempts", attempts(&detail.attempts, attempt)),
             ("checkpoints", checkpoints(pages, job).await?),
             ("facts", facts(job)),
@@ -126,6 +127,7 @@ fn head(detail: &JobDetail, sentences: &[String], now: DateTime<Utc>) -> Markup 
         }
         @if job.paused { p.notice { (layout::with_code(text::PAUSED)) } }
         @if job.unreachable { p.notice { (text::UNREACHABLE) } }
+        (alarms::silence(&detail.attempts, now))
         @if job.cancel_requested && !job.state.is_final() {
             p.notice { (text::CANCEL_REQUESTED) }
         }

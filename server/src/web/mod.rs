@@ -3,6 +3,7 @@
 //! A page shows; it changes nothing. Everything it shows comes from `app`, and every word of ours
 //! stands in [`text`].
 
+mod alarms;
 mod artifacts;
 mod format;
 mod job;

@@ -5,7 +5,7 @@ use maud::{Markup, html};
 use qctl_server_core::JobState;
 
 use super::layout::{self, Every, Live};
-use super::{PageError, Pages, format, parts, text};
+use super::{PageError, Pages, alarms, format, parts, text};
 use crate::app::read::{JobFilter, JobPage, JobView, PageRequest, WorkerView};
 
 /// Running jobs that are listed, and waiting or ended ones.
@@ -55,6 +55,7 @@ async fn live(pages: &Pages) -> Result<Live, PageError> {
         OTHERS,
     )
     .await?;
+    let alarms = alarms::of_machines(pages).await?;
     let now = app.clock.now();
     let list = |jobs: &[JobView]| {
         html! { ul.jobs { @for view in jobs { (parts::job_entry(view, now)) } } }
@@ -67,6 +68,7 @@ async fn live(pages: &Pages) -> Result<Live, PageError> {
                 h1 { (text::QUEUE) }
                 (parts::counts(&status.counts))
                 @if status.paused { p.notice { (layout::with_code(text::QUEUE_PAUSED)) } }
+                (alarms)
                 @if is_empty { p.lead { (layout::with_code(text::NOTHING_YET)) } }
             },
         ),

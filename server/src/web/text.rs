@@ -1,5 +1,6 @@
 //! Every word of ours on the pages, in one place.
 
+use qctl_server_core::alarm::Kind;
 use qctl_server_core::{FailureCause, HoleCause, JobSpec, JobState, OutcomeKind};
 
 use crate::app::checkpoints::CheckpointState;
@@ -71,6 +72,12 @@ pub(super) const TRACKER: &str = "Tracker";
 pub(super) const LATEST_OUTCOME: &str = "Latest outcome";
 pub(super) const JOBS: &str = "Jobs";
 
+pub(super) const ALARMS: &str = "Alarms";
+pub(super) const ALARM: &str = "What";
+pub(super) const WORST: &str = "Worst";
+pub(super) const SINCE: &str = "Since";
+pub(super) const LASTED: &str = "Lasted";
+pub(super) const LASTS: &str = "now";
 pub(super) const DETAILS: &str = "Details";
 pub(super) const SUBMITTED: &str = "Submitted";
 pub(super) const STARTED: &str = "Started";
@@ -237,4 +244,33 @@ pub(super) fn tail_of(shown: &str, stored: &str, job: impl std::fmt::Display) ->
 
 pub(super) fn whole(job: impl std::fmt::Display) -> String {
     format!("`qctl logs -f {job}` follows it in a terminal.")
+}
+
+pub(super) fn silent_for(time: &str) -> String {
+    format!("It has said nothing for {time}.")
+}
+
+pub(super) fn stopped_after(time: &str) -> String {
+    format!("It is stopped after {time} without a sign of life.")
+}
+
+/// A figure that is beyond its limit.
+pub(super) fn beyond(worst: &str, limit: &str) -> String {
+    format!("{worst} (limit {limit})")
+}
+
+/// What an alarm is about.
+pub(super) fn alarm(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Cpu => "processors full",
+        Kind::MemoryGrowth => "its memory grows and grows",
+        Kind::GpuMemory => "GPU memory full",
+        Kind::GpuTemperature => "a GPU is hot",
+        Kind::RunTime => "runs for long",
+        Kind::Memory => "memory full",
+        Kind::Disk => "little room left on a disk",
+        Kind::OutOfMemory => "processes killed for memory",
+        Kind::Clock => "the clock jumped",
+        Kind::Looks => "nobody could look",
+    }
 }
