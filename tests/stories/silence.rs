@@ -163,3 +163,46 @@ fn f37_silence_is_told_in_stages_once_per_job_and_ends_in_a_resume() {
     qctl.qctl(&["cancel", &frozen.to_string()]).ok();
     assert_eq!(qctl.until_ended(busy)["state"], "succeeded");
 }
+
+/// Waits for a lock that it holds itself. Where the kernel lets only a parent look into a process, it
+/// allows everybody else to (`PR_SET_PTRACER`, any).
+const DEADLOCK: &str = "\
+import ctypes, threading
+ctypes.CDLL(None).prctl(0x59616D61, ctypes.c_ulong(-1), 0, 0, 0)
+def fetch_images():
+    lock = threading.Lock()
+    lock.acquire()
+    lock.acquire()
+fetch_images()
+";
+
+#[test]
+fn f37_where_a_silent_python_program_stands_is_shown() {
+    let spy = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/python/spy/bin");
+    assert!(
+        std::path::Path::new(spy).join("py-spy").exists(),
+        "scripts/test installs py-spy into {spy}"
+    );
+    let qctl = Installation::prepare();
+    let path = format!("{spy}:{}", std::env::var("PATH").unwrap());
+    let qctl = qctl.env("PATH", path);
+    qctl.up(&[]).ok();
+    qctl.file("deadlock.py", DEADLOCK);
+    let id = qctl.submit(&["--silence", "2s,1h,2h", "--", "python3", "deadlock.py"]);
+    let job = qctl.until("somebody looked at the silent job", || {
+        let job = qctl.job(id);
+        silence(&job, 0)["evidence"].is_object().then_some(job)
+    });
+    let evidence = &silence(&job, 0)["evidence"];
+    let stack = evidence["stack"].as_str().unwrap();
+    assert!(
+        stack.contains("fetch_images (deadlock.py:6)"),
+        "{evidence:#}"
+    );
+    let deepest = &evidence["processes"][0];
+    assert_eq!(deepest["command"], "python3 deadlock.py", "{evidence:#}");
+    let shown = qctl.qctl(&["show", &id.to_string()]).ok();
+    assert!(shown.contains("Python stands at"), "{shown}");
+    qctl.qctl(&["cancel", &id.to_string()]).ok();
+    qctl.until_ended(id);
+}
