@@ -17,9 +17,6 @@ use crate::text::{cut, plain_line};
 /// Longest part of a notice that comes from outside, in characters: a last line of output must
 /// leave room for what to do about it.
 const MAX_FOREIGN: usize = 300;
-/// Things named one by one when several are told in one message.
-const MAX_ITEMS: usize = 12;
-
 /// A language that people are told in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Language {
@@ -133,6 +130,9 @@ impl fmt::Debug for Words {
 }
 
 impl Words {
+    /// Things named one by one, at most, when several are told in one message.
+    pub const MOST_ITEMS: usize = 12;
+
     /// The catalogue of a language.
     pub fn new(language: Language, zone: Zone) -> Self {
         let identifier: LanguageIdentifier = language.tag().parse().unwrap_or_default();
@@ -180,6 +180,11 @@ impl Words {
         let args = self.args(facts, now);
         let mut body: Vec<String> = Vec::new();
         body.extend(self.part(class, "what", &args));
+        for (fact, line) in [("at", "at"), ("times", "times")] {
+            if facts.contains_key(fact) {
+                body.extend(self.message(line, &args));
+            }
+        }
         if facts.contains_key("line") {
             body.extend(self.message("last-line", &args));
         }
@@ -197,33 +202,34 @@ impl Words {
         }
     }
 
-    /// Several notices of one class in one message.
-    pub fn several(&self, class: &str, all: &[Facts], now: DateTime<Utc>) -> Text {
-        if let [one] = all {
+    /// Several notices of one class in one message. `first` are the first of them, all or at least
+    /// [`Self::MOST_ITEMS`].
+    pub fn several(&self, class: &str, first: &[Facts], count: usize, now: DateTime<Utc>) -> Text {
+        if let ([one], 0..=1) = (first, count) {
             return self.notice(class, one, now);
         }
-        let count = |count: usize| {
+        let counted = |count: usize| {
             let mut args = FluentArgs::new();
             args.set("count", i64::try_from(count).unwrap_or(i64::MAX));
             args
         };
-        let named = if all.len() > MAX_ITEMS {
-            MAX_ITEMS - 1
-        } else {
-            all.len()
+        let named = match count > Self::MOST_ITEMS {
+            true => Self::MOST_ITEMS - 1,
+            false => count,
         };
-        let mut body: Vec<String> = all[..named]
+        let mut body: Vec<String> = first
             .iter()
+            .take(named)
             .filter_map(|facts| self.part(class, "item", &self.args(facts, now)))
             .map(|line| cut(&line, 80))
             .collect();
-        if named < all.len() {
-            body.extend(self.message("and-more", &count(all.len() - named)));
+        if named < count {
+            body.extend(self.message("and-more", &counted(count - named)));
         }
         Text {
             title: self
-                .part(class, "many", &count(all.len()))
-                .unwrap_or_else(|| format!("qctl: {} × {class}", all.len())),
+                .part(class, "many", &counted(count))
+                .unwrap_or_else(|| format!("qctl: {count} × {class}")),
             body: body.join("\n"),
         }
     }
@@ -253,6 +259,14 @@ impl Words {
                 Fact::Time(at) => args.set(name.clone(), self.clock(*at, now)),
                 Fact::Seconds(seconds) => args.set(name.clone(), self.length(*seconds)),
             }
+        }
+        // An end is told with the beginning and the length, and says until when.
+        if let (Some(Fact::Time(since)), Some(Fact::Seconds(seconds))) =
+            (facts.get("since"), facts.get("ran"))
+            && let Some(until) =
+                TimeDelta::try_seconds(*seconds).and_then(|length| since.checked_add_signed(length))
+        {
+            args.set("until", self.clock(until, now));
         }
         if facts.contains_key("cause") {
             let reason = self.message("cause", &args).unwrap_or_default();

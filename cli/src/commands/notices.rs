@@ -487,6 +487,7 @@ fn delivery_state(state: DeliveryState) -> &'static str {
         DeliveryState::Sending => "sending",
         DeliveryState::Sent => "sent",
         DeliveryState::Rejected => "rejected",
+        DeliveryState::Over => "over",
     }
 }
 

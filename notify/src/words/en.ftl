@@ -35,6 +35,9 @@ gpu-fault = { $fault ->
    *[other] its graphics card failed
 }
 last-line = Last line: { $line }
+# Of what is told long after it happened, or of what happened several times before it could be told.
+at = This was at { $at }.
+times = Since { $first } this happened { $times } times.
 quote = In its own words: “{ $quote }”
 # Parts of the coordinator's work.
 part = { $key ->
@@ -57,7 +60,10 @@ and-more = and { $count } more
 
 attempt_failed = Job { $job } “{ $name }” failed, and is tried again
     .what = On { $worker } after { $ran }: { $reason }.
-    .did = It starts again at { $next }; { $left ->
+    .did = { $told ->
+        [late] It was to start again at { $next }
+       *[soon] It starts again at { $next }
+    }; { $left ->
         [0] there is no further try after that
         [one] one more try is left after that
        *[other] { $left } more tries are left after that
@@ -113,7 +119,10 @@ job_held = Job { $job } “{ $name }” is stopped and waits for you
 
 job_interrupted = Job { $job } “{ $name }” was interrupted, and goes on
     .what = On { $worker } after { $ran }: { $reason }.
-    .did = It is started again at once, from its last saved state if it has one; { $left ->
+    .did = { $told ->
+        [late] It was to start again at once
+       *[soon] It is started again at once
+    }, from its last saved state if it has one; { $left ->
         [0] it is the last time
         [one] one more time is left after that
        *[other] { $left } more times are left after that
@@ -192,7 +201,7 @@ worker_unreachable = Worker { $worker } cannot be reached
     .item = { $worker }, since { $since }
 
 worker_back = Worker { $worker } is back
-    .what = It had been away since { $since }, for { $ran }.
+    .what = It was away from { $since } to { $until }, for { $ran }.
     .many = { $count } workers are back
     .item = { $worker }
 
@@ -211,7 +220,7 @@ database_away = qctl has lost its database
     .item = since { $since }
 
 database_back = qctl has its database again
-    .what = On { $worker }. It was away for { $ran }, since { $since }.
+    .what = On { $worker }. It was away from { $since } to { $until }, for { $ran }.
     .did = Jobs that ran were left alone; the queue goes on.
     .many = qctl had its database again { $count } times
     .item = away for { $ran }, since { $since }
@@ -224,7 +233,7 @@ database_refuses = The database refuses to write
     .item = since { $since }
 
 database_stores = The database writes again
-    .what = On { $worker }. It refused for { $ran }, since { $since }.
+    .what = On { $worker }. It refused from { $since } to { $until }, for { $ran }.
     .did = Jobs that ran were left alone; the queue goes on.
     .many = The database wrote again { $count } times
     .item = for { $ran }, since { $since }
@@ -244,7 +253,7 @@ disk_nearly_full = The disk of { $worker } is nearly full
     .item = { $worker }: { $value } left
 
 disk_well = The disk of { $worker } has room again
-    .what = It was nearly full for { $ran }, since { $since }.
+    .what = It was nearly full from { $since } to { $until }, for { $ran }.
     .many = { $count } disks have room again
     .item = { $worker }
 
@@ -291,7 +300,7 @@ memory_nearly_full = The memory of { $worker } is nearly full
     .item = { $worker }: { $value }
 
 memory_well = The memory of { $worker } has room again
-    .what = It was nearly full for { $ran }, since { $since }.
+    .what = It was nearly full from { $since } to { $until }, for { $ran }.
     .many = The memory of { $count } machines has room again
     .item = { $worker }
 
@@ -324,7 +333,7 @@ looks_missed = { $worker } does not see what its jobs do
     .item = { $worker }, since { $since }
 
 looks_back = { $worker } sees its jobs again
-    .what = What they used was not watched for { $ran }, since { $since }.
+    .what = What they used was not watched from { $since } to { $until }, for { $ran }.
     .many = { $count } workers see their jobs again
     .item = { $worker }
 
@@ -346,7 +355,7 @@ coordinator_away = qctl's coordinator cannot be reached
     .item = since { $since }
 
 coordinator_back = qctl's coordinator is back
-    .what = On { $worker }, it can be reached again. It was away for { $ran }, since { $since }.
+    .what = On { $worker }, it can be reached again. It was away from { $since } to { $until }, for { $ran }.
     .many = qctl's coordinator was back { $count } times
     .item = away for { $ran }
 
@@ -370,7 +379,7 @@ gpu_works = { $fault ->
         [silent] The graphics driver of { $worker } answers again
        *[other] A graphics card of { $worker } works again
     }
-    .what = { $gpu }. It was out for { $ran }, since { $since }.
+    .what = { $gpu }. It was out from { $since } to { $until }, for { $ran }.
     .did = Jobs are started on it again.
     .many = { $count } graphics cards work again
     .item = { $worker }: { $gpu }
@@ -393,7 +402,7 @@ trouble = qctl cannot do a part of its work
     .item = { $part }
 
 trouble_over = qctl does all of its work again
-    .what = It works again: { $part }. The trouble lasted { $ran }, since { $since }.
+    .what = It works again: { $part }. The trouble lasted from { $since } to { $until }, for { $ran }.
     .many = { $count } troubles are over
     .item = { $part }
 
@@ -405,7 +414,7 @@ channel_refused = Notices cannot be sent by { $name }
     .item = { $name }: { $quote }
 
 channel_works = Notices are sent by { $name } again
-    .what = It had refused them since { $since }.
+    .what = It refused them from { $since } to { $until }, for { $ran }.
     .many = { $count } ways to send notices work again
     .item = { $name }
 

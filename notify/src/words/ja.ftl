@@ -34,6 +34,9 @@ gpu-fault = { $fault ->
    *[other] GPU が故障しました
 }
 last-line = 最後の行: { $line }
+# だいぶ前のことを知らせるとき、または知らせる前に何度も起きたとき。
+at = { $at } のことです。
+times = { $first } から { $times } 回ありました。
 quote = 原文:「{ $quote }」
 # コーディネーターの仕事。
 part = { $key ->
@@ -56,7 +59,10 @@ and-more = ほか { $count } 件
 
 attempt_failed = ジョブ { $job }「{ $name }」が失敗しました(やり直します)
     .what = { $worker } で開始から { $ran } 後: { $reason }。
-    .did = { $next } に自動でやり直します。{ $left ->
+    .did = { $told ->
+        [late] { $next } に自動でやり直すことになっていました。
+       *[soon] { $next } に自動でやり直します。
+    }{ $left ->
         [0] やり直しはこれが最後です
        *[other] そのあとさらに { $left } 回やり直せます
     }。
@@ -111,7 +117,10 @@ job_held = ジョブ { $job }「{ $name }」は止まって、あなたを待っ
 
 job_interrupted = ジョブ { $job }「{ $name }」が中断しました(続けます)
     .what = { $worker } で開始から { $ran } 後: { $reason }。
-    .did = すぐにもう一度始めます。保存した状態があればその続きからです。{ $left ->
+    .did = { $told ->
+        [late] すぐにもう一度始めることになっていました。
+       *[soon] すぐにもう一度始めます。
+    }保存した状態があればその続きからです。{ $left ->
         [0] これが最後の回です
        *[other] そのあとさらに { $left } 回続けられます
     }。
@@ -188,7 +197,7 @@ worker_unreachable = ワーカー { $worker } と連絡がとれません
     .item = { $worker }({ $since } から)
 
 worker_back = ワーカー { $worker } が戻りました
-    .what = { $since } から { $ran } の間、連絡がとれませんでした。
+    .what = { $since } から { $until } まで({ $ran })、連絡がとれませんでした。
     .many = { $count } 台のワーカーが戻りました
     .item = { $worker }
 
@@ -207,7 +216,7 @@ database_away = qctl がデータベースを使えません
     .item = { $since } から
 
 database_back = qctl のデータベースが戻りました
-    .what = { $worker } で { $since } から { $ran } の間、使えませんでした。
+    .what = { $worker } で { $since } から { $until } まで({ $ran })、使えませんでした。
     .did = 動いていたジョブには手をつけていません。キューは再開しました。
     .many = qctl のデータベースが { $count } 回戻りました
     .item = { $since } から { $ran }
@@ -220,7 +229,7 @@ database_refuses = データベースに書き込めません
     .item = { $since } から
 
 database_stores = データベースにまた書き込めます
-    .what = { $worker } で { $since } から { $ran } の間、断られていました。
+    .what = { $worker } で { $since } から { $until } まで({ $ran })、断られていました。
     .did = 動いていたジョブには手をつけていません。キューは再開しました。
     .many = データベースに { $count } 回また書き込めるようになりました
     .item = { $since } から { $ran }
@@ -240,7 +249,7 @@ disk_nearly_full = { $worker } のディスクの空きが残りわずかです
     .item = { $worker }: 残り { $value }
 
 disk_well = { $worker } のディスクに空きができました
-    .what = { $since } から { $ran } の間、空きが残りわずかでした。
+    .what = { $since } から { $until } まで({ $ran })、空きが残りわずかでした。
     .many = { $count } 台のディスクに空きができました
     .item = { $worker }
 
@@ -287,7 +296,7 @@ memory_nearly_full = { $worker } のメモリの空きが残りわずかです
     .item = { $worker }: { $value }
 
 memory_well = { $worker } のメモリに空きができました
-    .what = { $since } から { $ran } の間、空きが残りわずかでした。
+    .what = { $since } から { $until } まで({ $ran })、空きが残りわずかでした。
     .many = { $count } 台のメモリに空きができました
     .item = { $worker }
 
@@ -320,7 +329,7 @@ looks_missed = { $worker } がジョブの様子を見られません
     .item = { $worker }({ $since } から)
 
 looks_back = { $worker } がジョブの様子を見られるようになりました
-    .what = { $since } から { $ran } の間、見張れませんでした。
+    .what = { $since } から { $until } まで({ $ran })、見張れませんでした。
     .many = { $count } 台のワーカーがジョブの様子を見られるようになりました
     .item = { $worker }
 
@@ -342,7 +351,7 @@ coordinator_away = qctl のコーディネーターと連絡がとれません
     .item = { $since } から
 
 coordinator_back = qctl のコーディネーターが戻りました
-    .what = { $worker } でまた動いています。{ $since } から { $ran } の間、連絡がとれませんでした。
+    .what = { $worker } でまた動いています。{ $since } から { $until } まで({ $ran })、連絡がとれませんでした。
     .many = qctl のコーディネーターが { $count } 回戻りました
     .item = { $ran }
 
@@ -366,7 +375,7 @@ gpu_works = { $fault ->
         [silent] { $worker } の GPU ドライバーがまた応答しています
        *[other] { $worker } の GPU がまた使えます
     }
-    .what = { $gpu }。{ $since } から { $ran }間使えませんでした。
+    .what = { $gpu }。{ $since } から { $until } まで({ $ran })、使えませんでした。
     .did = またこの GPU でジョブを始めます。
     .many = { $count } 個の GPU がまた使えます
     .item = { $worker }: { $gpu }
@@ -389,7 +398,7 @@ trouble = qctl の仕事の一部が進みません
     .item = { $part }
 
 trouble_over = qctl の仕事がすべて進むようになりました
-    .what = また進みます: { $part }。{ $since } から { $ran } の間、失敗していました。
+    .what = また進みます: { $part }。{ $since } から { $until } まで({ $ran })、失敗していました。
     .many = { $count } 件の問題が終わりました
     .item = { $part }
 
@@ -401,7 +410,7 @@ channel_refused = { $name } で通知を送れません
     .item = { $name }: { $quote }
 
 channel_works = { $name } で通知をまた送れます
-    .what = { $since } から断られていました。
+    .what = { $since } から { $until } まで({ $ran })、断られていました。
     .many = 通知の送り先 { $count } 件がまた使えます
     .item = { $name }
 

@@ -55,15 +55,16 @@ fn a_failure_in_both_languages() {
 fn several_become_one_with_the_rest_counted() {
     let now = at("2026-11-21T05:00:00Z");
     let all = vec![failed(); 30];
-    let text = words(Language::English).several("job_failed", &all, now);
+    let text =
+        words(Language::English).several("job_failed", &all[..Words::MOST_ITEMS], all.len(), now);
     assert_eq!(text.title, "30 jobs failed");
-    assert_eq!(text.body.lines().count(), MAX_ITEMS);
+    assert_eq!(text.body.lines().count(), Words::MOST_ITEMS);
     assert_eq!(
         text.body.lines().next(),
         Some("42 train: it ended with exit code 3")
     );
     assert_eq!(text.body.lines().last(), Some("and 19 more"));
-    let one = words(Language::English).several("job_failed", &all[..1], now);
+    let one = words(Language::English).several("job_failed", &all[..1], 1, now);
     assert_eq!(one.title, "Job 42 “train” failed");
 }
 
@@ -117,6 +118,47 @@ fn both_catalogues_say_the_same_things_without_mistakes() {
         let resource = FluentResource::try_new(language.source().to_owned()).unwrap();
         assert!(bundle.add_resource(resource).is_ok(), "{language:?}");
     }
+}
+
+#[test]
+fn what_is_told_late_says_when_it_was_and_how_often() {
+    let now = at("2026-11-20T22:00:00Z");
+    let mut facts = failed();
+    facts.insert("told".to_owned(), Fact::Text("late".into()));
+    facts.insert("at".to_owned(), Fact::Time(at("2026-11-20T17:10:00Z")));
+    facts.insert("next".to_owned(), Fact::Time(at("2026-11-20T17:15:00Z")));
+    let english = words(Language::English).notice("attempt_failed", &facts, now);
+    assert_eq!(
+        english.body,
+        "On gpu-1 after 12 min: it ended with exit code 3.\n\
+         This was at 02:10.\n\
+         Last line: ValueError: bad\n\
+         It was to start again at 02:15; one more try is left after that.\n\
+         Nothing needs to be done. To look: qctl logs 42"
+    );
+    let back: Facts = [
+        ("worker", Fact::Text("gpu-1".into())),
+        ("since", Fact::Time(at("2026-11-20T20:10:00Z"))),
+        ("ran", Fact::Seconds(15 * 60)),
+        ("times", Fact::Number(3)),
+        ("first", Fact::Time(at("2026-11-20T17:10:00Z"))),
+    ]
+    .into_iter()
+    .map(|(name, fact)| (name.to_owned(), fact))
+    .collect();
+    let english = words(Language::English).notice("worker_back", &back, now);
+    assert_eq!(english.title, "Worker gpu-1 is back");
+    assert_eq!(
+        english.body,
+        "It was away from 05:10 to 05:25, for 15 min.\n\
+         Since 02:10 this happened 3 times."
+    );
+    let japanese = words(Language::Japanese).notice("worker_back", &back, now);
+    assert_eq!(
+        japanese.body,
+        "05:10 から 05:25 まで(15分)、連絡がとれませんでした。\n\
+         02:10 から 3 回ありました。"
+    );
 }
 
 #[test]
@@ -202,7 +244,7 @@ fn catalogue(language: Language) -> String {
     let mut out = String::new();
     for class in words.classes() {
         let one = words.notice(class, &typical(class), now);
-        let two = words.several(class, &[typical(class), typical(class)], now);
+        let two = words.several(class, &[typical(class), typical(class)], 2, now);
         let item = two.body.lines().next().unwrap_or_default().to_owned();
         out.push_str(&format!(
             "{class}\n{}\n{}\n({} / {item})\n\n",

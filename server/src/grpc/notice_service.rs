@@ -160,6 +160,7 @@ fn delivery_state(word: &str) -> v1::notice_delivery::State {
         "sent" => v1::notice_delivery::State::Sent,
         "rejected" => v1::notice_delivery::State::Rejected,
         "unknown" => v1::notice_delivery::State::Unknown,
+        "over" => v1::notice_delivery::State::Over,
         _ => v1::notice_delivery::State::Unspecified,
     }
 }

@@ -19,8 +19,11 @@ const LOOK: Duration = Duration::from_secs(5);
 /// A message that was begun this long ago is not being sent by anybody any more: longer than a
 /// request may take.
 const ABANDONED_AFTER: TimeDelta = TimeDelta::seconds(30);
-/// Age at which a message that no try brought through is given up: it is no news any more.
+/// Age at which a message that no try brought through is given up: it is no news any more. That a job
+/// failed for good is tried for as long as the history is kept.
 const OLDEST: TimeDelta = TimeDelta::days(2);
+/// Notices of one message of which it is asked whether they are over; one that tells more is sent.
+const MOST_ASKED: i64 = 500;
 /// A channel that takes this many messages or fewer is nearly used up.
 const FEW: i64 = 500;
 /// What is said of a message whose fate stays unknown.
@@ -209,7 +212,11 @@ impl Teller {
             detail,
             by_channel,
         };
-        if now - delivery.created_at > OLDEST {
+        if self.is_over(delivery).await? {
+            let detail = "it was over before it could be sent";
+            return Ok(Some(tried(Fate::Over, detail.to_owned(), false)));
+        }
+        if now - delivery.created_at > OLDEST && delivery.class != Class::JobFailed {
             let detail = "given up: it could not be sent for two days";
             return Ok(Some(tried(Fate::Rejected, detail.to_owned(), false)));
         }
@@ -235,6 +242,19 @@ impl Teller {
             }
             Outcome::Unknown(why) => tried(Fate::Sending(now + ASK_AFTER), why, true),
         }))
+    }
+
+    /// True when everything that a message tells is over.
+    async fn is_over(&self, delivery: &Delivery) -> Result<bool, Error> {
+        let store = &self.app.store;
+        let notices = store
+            .notices_of_message(delivery.message, MOST_ASKED + 1)
+            .await?;
+        if notices.is_empty() || notices.len() as i64 > MOST_ASKED {
+            return Ok(false);
+        }
+        let now = self.app.clock.now();
+        Ok(notices.iter().all(|notice| notice.is_over(now)))
     }
 
     /// Tells, once a month, that a channel takes only few more messages.
@@ -321,6 +341,7 @@ fn word(fate: &Fate) -> &'static str {
         Fate::Sent { .. } => "sent",
         Fate::Rejected => "refused",
         Fate::Unknown => "unknown",
+        Fate::Over => "over",
     }
 }
 

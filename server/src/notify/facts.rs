@@ -1,16 +1,30 @@
 //! What a notice says, by the names that the catalogue of words knows.
 
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use qctl_notify::{Fact, Facts};
 use qctl_server_core::Cause;
 use qctl_server_core::gpu::GpuFaultKind;
+use qctl_server_core::notice::over::LATE;
 use qctl_server_core::notice::{Class, Details, Notice};
 
 use crate::store::notices::OpenNotice;
 
 /// The facts of a notice in the outbox.
-pub(super) fn of(notice: &OpenNotice) -> Facts {
+pub(super) fn of(notice: &OpenNotice, now: DateTime<Utc>) -> Facts {
     let mut facts = of_details(notice.class, &notice.details, &notice.worker);
+    if now - notice.created_at >= LATE {
+        facts.insert("told".to_owned(), Fact::Text("late".to_owned()));
+        // Others say since when.
+        if notice.details.since.is_none() && notice.class != Class::Test {
+            facts.insert("at".to_owned(), Fact::Time(notice.created_at));
+        }
+    }
+    if let (Some(times), Some(first)) = (notice.details.times, notice.details.first)
+        && times > 1
+    {
+        facts.insert("times".to_owned(), Fact::Number(times.into()));
+        facts.insert("first".to_owned(), Fact::Time(first));
+    }
     if let Some(job) = notice.job {
         facts.insert("job".to_owned(), Fact::Text(job.to_string()));
         facts.insert("name".to_owned(), Fact::Text(notice.job_name.clone()));

@@ -1,18 +1,18 @@
 //! Decides what of the outbox is told, and makes messages of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use qctl_notify::Facts;
+use qctl_notify::{Facts, Words};
 use qctl_server_core::notice::signature::{ErrorLine, error_line, signature};
 use qctl_server_core::notice::timing::{Decision, Quiet, Rules, WINDOW, decide};
 use qctl_server_core::notice::{Class, Details, Notice, Severity};
 
 use super::{Teller, facts};
 use crate::app::Error;
-use crate::store::notices::{NewMessage, OpenNotice, UNGROUPED_WINDOW, held_back};
+use crate::store::notices::{NewMessage, OpenNotice, UNGROUPED_WINDOW, Which, held_back};
 
 /// Before another look at what is not ready, such as output that is still coming.
 const SOON: Duration = Duration::from_millis(500);
@@ -22,7 +22,9 @@ const LATER: Duration = Duration::from_secs(5);
 const SLOW: TimeDelta = TimeDelta::seconds(60);
 /// How long the rest of an attempt's output is waited for.
 const OUTPUT_WAIT: TimeDelta = TimeDelta::seconds(10);
-/// Notices looked at in one round.
+/// How long one message waits for those of its class that have not been looked at yet.
+const STORM_WAIT: TimeDelta = TimeDelta::minutes(5);
+/// Notices of a class that are looked at at once.
 const BATCH: i64 = 500;
 /// The end of an output that is searched for an error.
 const OUTPUT_LINES: u32 = 80;
@@ -71,12 +73,14 @@ impl Teller {
     async fn round(&self) -> Result<Option<DateTime<Utc>>, Error> {
         self.end_silence().await?;
         let new = self.app.store.open_notices("new", BATCH).await?;
+        let new = self.without_over(new).await?;
         let soon = self.app.clock.now() + facts::delta(SOON);
         let mut due = (!new.is_empty()).then_some(soon);
         for notice in &new {
             self.prepare(notice).await?;
         }
         let waiting = self.app.store.open_notices("waiting", BATCH).await?;
+        let waiting = self.without_over(waiting).await?;
         let mut classes: BTreeMap<Class, Vec<OpenNotice>> = BTreeMap::new();
         for notice in waiting {
             classes.entry(notice.class).or_default().push(notice);
@@ -89,6 +93,18 @@ impl Teller {
             }
         }
         Ok(due)
+    }
+
+    /// Holds back what is over before it could be told, and returns the rest.
+    async fn without_over(&self, notices: Vec<OpenNotice>) -> Result<Vec<OpenNotice>, Error> {
+        let now = self.app.clock.now();
+        let (over, rest): (Vec<_>, Vec<_>) =
+            notices.into_iter().partition(|notice| notice.is_over(now));
+        if !over.is_empty() {
+            let ids: Vec<i64> = over.iter().map(|notice| notice.id).collect();
+            self.app.store.hold_back(&ids, held_back::OVER).await?;
+        }
+        Ok(rest)
     }
 
     /// A worker that is heard of again ends the episode of its silence.
@@ -241,16 +257,19 @@ impl Teller {
                 self.app.store.hold_back(&ids, held_back::TOO_MILD).await?;
             }
             Decision::Together => {
-                self.make(class, notices).await?;
-                // There may be more than were looked at.
-                return Ok(Some(now));
+                let patient = now - oldest.created_at < rules.gather + STORM_WAIT;
+                let looked_at = now - OUTPUT_WAIT;
+                if patient && self.app.store.has_new_notices(class, looked_at).await? {
+                    return Ok(Some(now));
+                }
+                self.make_of_all(class).await?;
             }
             Decision::Each => {
                 for notice in notices {
                     if decided(notice, &told) != Decision::Each {
                         return Ok(Some(now));
                     }
-                    self.make(class, std::slice::from_ref(notice)).await?;
+                    self.make(notice).await?;
                     told.push(now);
                 }
             }
@@ -258,36 +277,85 @@ impl Teller {
         Ok(None)
     }
 
-    async fn make(&self, class: Class, notices: &[OpenNotice]) -> Result<(), Error> {
+    /// Tells everything of a class that waits in one message.
+    async fn make_of_all(&self, class: Class) -> Result<(), Error> {
+        let mut named = Vec::new();
+        let mut refusing = BTreeSet::new();
+        let mut count = 0;
+        let mut last = 0;
+        loop {
+            let page = self.app.store.waiting_notices(class, last, BATCH).await?;
+            let Some(end) = page.last().map(|notice| notice.id) else {
+                break;
+            };
+            last = end;
+            let page = self.without_over(page).await?;
+            count += page.len();
+            for notice in page {
+                if class == Class::ChannelRefused {
+                    refusing.insert(notice.details.name.clone());
+                }
+                if named.len() < Words::MOST_ITEMS {
+                    named.push(notice);
+                }
+            }
+        }
+        match count {
+            0 => Ok(()),
+            _ => {
+                self.write(class, &named, count, Which::UpTo(last), &refusing)
+                    .await
+            }
+        }
+    }
+
+    async fn make(&self, notice: &OpenNotice) -> Result<(), Error> {
+        let refusing = match notice.class {
+            Class::ChannelRefused => BTreeSet::from([notice.details.name.clone()]),
+            _ => BTreeSet::new(),
+        };
+        let one = std::slice::from_ref(notice);
+        self.write(notice.class, one, 1, Which::Of(&[notice.id]), &refusing)
+            .await
+    }
+
+    /// Makes a message of `count` notices, of which the first are given.
+    async fn write(
+        &self,
+        class: Class,
+        named: &[OpenNotice],
+        count: usize,
+        which: Which<'_>,
+        refusing: &BTreeSet<String>,
+    ) -> Result<(), Error> {
         let now = self.app.clock.now();
-        let facts: Vec<Facts> = notices.iter().map(facts::of).collect();
-        let text = self.words.several(class.as_str(), &facts, now);
-        let url = match notices {
+        let facts: Vec<Facts> = named.iter().map(|notice| facts::of(notice, now)).collect();
+        let text = self.words.several(class.as_str(), &facts, count, now);
+        let url = match named {
             [OpenNotice { job: Some(job), .. }] => self.app.links.job(*job),
             _ => self.app.links.queue(),
         };
-        let ids: Vec<i64> = notices.iter().map(|notice| notice.id).collect();
         let message = NewMessage {
-            notices: &ids,
             class,
+            which,
             title: &text.title,
             body: &text.body,
             url: &url,
-            channels: &self.channels_for(class, notices),
+            channels: &self.channels_without(refusing),
         };
         self.app.store.make_message(now, &message).await?;
         self.delivery_bell.notify_waiters();
         Ok(())
     }
 
-    /// The channels that tell these: that one refuses is told by the others, if there are any.
-    fn channels_for(&self, class: Class, notices: &[OpenNotice]) -> Vec<String> {
+    /// That channels refuse is told by the others, if there are any.
+    fn channels_without(&self, refusing: &BTreeSet<String>) -> Vec<String> {
         let all = self.app.notices.channels();
-        let refuses = |channel: &&String| {
-            class == Class::ChannelRefused
-                && notices.iter().any(|one| one.details.name == **channel)
-        };
-        let others: Vec<String> = all.iter().filter(|one| !refuses(one)).cloned().collect();
+        let others: Vec<String> = all
+            .iter()
+            .filter(|one| !refusing.contains(*one))
+            .cloned()
+            .collect();
         match others.is_empty() {
             true => all.to_vec(),
             false => others,

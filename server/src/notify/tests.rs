@@ -1,6 +1,7 @@
 //! From what happened to what a channel gets, on a real Postgres, by a clock that a test moves.
 
 use std::sync::Mutex;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use chrono::NaiveTime;
@@ -24,15 +25,18 @@ use crate::store::fixtures::noon;
 use crate::store::notices::Fate;
 use crate::store::{Lease, Store};
 
+mod over;
+
 /// Longest wait for something that must happen.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Keeps what it gets; refuses while told to, and takes as long as its gate is shut.
+/// Keeps what it gets; refuses or is busy while told to, and takes as long as its gate is shut.
 #[derive(Debug)]
 struct Recorder {
     name: &'static str,
     got: Mutex<Vec<Message>>,
     refuses: Mutex<Option<String>>,
+    busy: AtomicBool,
     left: Mutex<Option<i64>>,
     gate: Semaphore,
 }
@@ -43,6 +47,7 @@ impl Recorder {
             name,
             got: Mutex::new(Vec::new()),
             refuses: Mutex::new(None),
+            busy: AtomicBool::new(false),
             left: Mutex::new(None),
             gate: Semaphore::new(Semaphore::MAX_PERMITS),
         })
@@ -66,6 +71,12 @@ impl Channel for Recorder {
 
     fn send<'a>(&'a self, message: &'a Message) -> Pending<'a, Outcome> {
         Box::pin(async {
+            if self.busy.load(Ordering::Relaxed) {
+                return Outcome::NotNow {
+                    why: "it is busy".to_owned(),
+                    after: Duration::from_secs(5),
+                };
+            }
             self.got.lock().unwrap().push(message.clone());
             let _open = self.gate.acquire().await.unwrap();
             match self.refuses.lock().unwrap().clone() {
@@ -341,8 +352,8 @@ async fn a_late_end_of_an_old_try_does_not_touch_a_newer_one(pool: PgPool) {
         .await
         .unwrap();
     let message = crate::store::notices::NewMessage {
-        notices: &[new[0].id],
         class: Class::Panic,
+        which: crate::store::notices::Which::Of(&[new[0].id]),
         title: "t",
         body: "b",
         url: "",

@@ -2,6 +2,7 @@
 //! transaction of its event; when and how it reaches a phone is decided afterwards, in [`timing`].
 
 pub mod job;
+pub mod over;
 pub mod signature;
 pub mod timing;
 
@@ -252,6 +253,14 @@ impl Class {
         }
     }
 
+    /// The class that tells the end of this one's episode.
+    pub fn ended_by(self) -> Option<Self> {
+        Self::ALL
+            .iter()
+            .copied()
+            .find(|other| other.ends() == Some(self))
+    }
+
     /// True when it waits a little for others of its class, to be told as one.
     pub fn gathers(self) -> bool {
         matches!(
@@ -372,6 +381,12 @@ pub struct Details {
     /// From where on it is told, with its unit.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub limit: String,
+    /// How often it happened, with those times that were over before they could be told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub times: Option<i32>,
+    /// When it did for the first of these times.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first: Option<DateTime<Utc>>,
 }
 
 impl Details {

@@ -70,6 +70,8 @@ pub(crate) enum Fate {
     Rejected,
     /// Nobody knows, and it is not tried again.
     Unknown,
+    /// It was not sent, because what it tells is over.
+    Over,
 }
 
 /// A message that is repeated until a person acknowledges it.
@@ -173,6 +175,7 @@ impl Store {
             Fate::Sent { receipt } => ("sent", now, Some(now), receipt.as_deref()),
             Fate::Rejected => ("rejected", now, None, None),
             Fate::Unknown => ("unknown", now, None, None),
+            Fate::Over => ("over", now, None, None),
         };
         let ended = sqlx::query!(
             "update deliveries set state = $4, next_at = $5, sent_at = $6, receipt = $7, detail = $8

@@ -2,12 +2,10 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 use qctl_server_core::JobId;
-use qctl_server_core::notice::Details;
-use sqlx::types::Json;
 
 use super::super::{Store, StoreError};
 use super::held_back;
-use super::outbox::{OpenNotice, OpenRow};
+use super::outbox::OpenNotice;
 
 /// How far back failures are looked for that were not grouped.
 pub(crate) const UNGROUPED_WINDOW: TimeDelta = TimeDelta::hours(1);
@@ -67,31 +65,25 @@ impl Store {
         since: DateTime<Utc>,
         limit: i64,
     ) -> Result<Vec<OpenNotice>, StoreError> {
-        let rows = sqlx::query_as!(
-            OpenRow,
-            r#"select n.id, n.created_at, n.class, n.job_id, j.name as "name?", n.attempt,
-                      n.worker, n.details as "details: Json<Details>",
-                      a.outcome_kind as "outcome_kind?", a.outcome_cause as "outcome_cause?",
-                      a.outcome_message as "outcome_message?", a.exit_code as "exit_code?",
-                      a.signal as "signal?", a.log_end as "log_end?", l.log_stored as "log_stored?",
-                      n.waited
-               from notices n
-               join jobs j on j.id = n.job_id
-               join attempts a on a.job_id = n.job_id and a.number = n.attempt
-               left join attempts_live l on l.fence = a.fence
-               where n.created_at > $1 and n.state = 'held_back' and n.reason = $2
-                 and n.class in ('attempt_failed', 'job_failed')
-                 and not exists (select from attempt_errors e
-                                 where e.job_id = n.job_id and e.attempt = n.attempt)
-               order by n.created_at
-               limit $3"#,
+        let ids = sqlx::query_scalar!(
+            "select n.id
+             from notices n
+             join jobs j on j.id = n.job_id
+             join attempts a on a.job_id = n.job_id and a.number = n.attempt
+             where n.created_at > $1 and n.state = 'held_back' and n.reason in ($2, $3)
+               and n.class in ('attempt_failed', 'job_failed')
+               and not exists (select from attempt_errors e
+                               where e.job_id = n.job_id and e.attempt = n.attempt)
+             order by n.created_at
+             limit $4",
             since,
             held_back::NOT_WANTED,
+            held_back::OVER,
             limit,
         )
         .fetch_all(self.pool())
         .await?;
-        rows.into_iter().map(OpenRow::read).collect()
+        self.notices_by_id(&ids).await
     }
 
     /// Failures since a time in groups, the latest first; `skip` groups are left out.

@@ -50,7 +50,7 @@ pub struct NoticeRecord {
 pub struct DeliveryRecord {
     /// The channel.
     pub channel: String,
-    /// `pending`, `sending`, `sent`, `rejected` or `unknown`.
+    /// `pending`, `sending`, `sent`, `rejected`, `unknown` or `over`.
     pub state: String,
     /// What the channel said, or what went wrong.
     pub detail: String,
@@ -86,7 +86,7 @@ pub struct NoticeCount {
 pub struct DeliveryCount {
     /// The channel.
     pub channel: String,
-    /// `pending`, `sending`, `sent`, `rejected` or `unknown`.
+    /// `pending`, `sending`, `sent`, `rejected`, `unknown` or `over`.
     pub state: String,
     /// How many.
     pub count: i64,

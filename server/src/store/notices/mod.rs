@@ -23,7 +23,7 @@ pub use errors::ErrorGroup;
 pub(crate) use errors::UNGROUPED_WINDOW;
 pub(crate) use filed::{FiledDelivery, FiledMessage, FiledNotice};
 pub use history::{DeliveryCount, DeliveryRecord, NoticeCount, NoticeRecord};
-pub(crate) use outbox::{NewMessage, OpenNotice};
+pub(crate) use outbox::{NewMessage, OpenNotice, Which};
 
 /// Why a notice is never told; stored words.
 pub mod held_back {
@@ -35,6 +35,8 @@ pub mod held_back {
     pub const TOO_MILD: &str = "too_mild";
     /// No way to a person is set up.
     pub const NO_CHANNEL: &str = "no_channel";
+    /// It was over before it could be told.
+    pub const OVER: &str = "over";
     /// It came by the local outbox, which could not tell it.
     pub const NOT_SENT: &str = "not_sent";
 }
@@ -51,11 +53,74 @@ pub(crate) async fn insert(
     for notice in notices {
         if let Some(ended) = notice.class.ends() {
             end_episode(conn, now, ended, notice).await?;
-        } else if seen.insert((&notice.subject, notice.class, &notice.signature)) {
+        } else if !seen.insert((&notice.subject, notice.class, &notice.signature)) {
+            continue;
+        } else if let Some(end) = notice.class.ended_by() {
+            let mut notice = notice.clone();
+            let untold = overtake(conn, now, end, &notice.subject).await?;
+            untold.tell_in(&mut notice.details, 1);
+            insert_plain(conn, now, &[&notice]).await?;
+        } else {
             plain.push(notice);
         }
     }
     insert_plain(conn, now, &plain).await
+}
+
+/// Outages that were over before anybody was told of them.
+#[derive(Clone, Copy, Debug, Default)]
+struct Untold {
+    times: i32,
+    first: Option<DateTime<Utc>>,
+}
+
+impl Untold {
+    fn and(self, details: &Details, at: DateTime<Utc>, times: i32) -> Self {
+        let first = details.first.or(details.since).unwrap_or(at);
+        Self {
+            times: self.times.max(details.times.unwrap_or(times)),
+            first: Some(self.first.map_or(first, |known| known.min(first))),
+        }
+    }
+
+    /// Has a notice tell of them as well, which tells of `others` besides.
+    fn tell_in(self, details: &mut Details, others: i32) {
+        if self.times > 0 {
+            details.times = Some(self.times.saturating_add(others));
+            details.first = self.first;
+        }
+    }
+}
+
+/// The end of an outage that is still to be told is none any more: the next one has begun. Returns
+/// the outages that it would have told of.
+async fn overtake(
+    conn: &mut PgConnection,
+    now: DateTime<Utc>,
+    class: Class,
+    subject: &str,
+) -> Result<Untold, StoreError> {
+    let open = sqlx::query!(
+        r#"with open as (
+             select id from notices
+             where class = $2 and state in ('new', 'waiting') and subject = $3
+             union
+             select n.id from deliveries d join notices n on n.message_id = d.message_id
+             where d.state in ('pending', 'sending') and n.class = $2 and n.subject = $3
+           )
+           update notices n set ended_at = $1
+           from open where n.id = open.id and n.ended_at is null
+           returning n.created_at, n.details as "details: Json<Details>", n.state"#,
+        now,
+        class.as_str(),
+        subject,
+    )
+    .fetch_all(conn)
+    .await?;
+    let untold = open.iter().filter(|row| row.state != "told");
+    Ok(untold.fold(Untold::default(), |untold, row| {
+        untold.and(&row.details, row.created_at, 0)
+    }))
 }
 
 async fn end_episode(
@@ -65,9 +130,9 @@ async fn end_episode(
     notice: &Notice,
 ) -> Result<(), StoreError> {
     let open = sqlx::query!(
-        r#"update notices set over_at = $1
+        r#"update notices set over_at = $1, ended_at = $1
            where subject = $2 and class = $3 and over_at is null
-           returning created_at, details as "details: Json<Details>""#,
+           returning created_at, details as "details: Json<Details>", state"#,
         now,
         notice.subject,
         ended.as_str(),
@@ -80,6 +145,16 @@ async fn end_episode(
         .min();
     let Some(since) = since else { return Ok(()) };
     let mut notice = notice.clone();
+    // Of an outage that nobody was told of its end tells all.
+    let untold = open
+        .iter()
+        .filter(|row| ["new", "waiting"].contains(&row.state.as_str()))
+        .fold(Untold::default(), |untold, row| {
+            untold.and(&row.details, row.created_at, 1)
+        });
+    untold.tell_in(&mut notice.details, 0);
+    let before = overtake(conn, now, notice.class, &notice.subject).await?;
+    before.tell_in(&mut notice.details, 1);
     notice.details.since = Some(since);
     notice.details.seconds = Some((now - since).num_seconds());
     insert_plain(conn, now, &[&notice]).await

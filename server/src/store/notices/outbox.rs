@@ -1,9 +1,10 @@
 //! From a notice to a message: the steps of the outbox.
 
 use chrono::{DateTime, Utc};
+use qctl_server_core::notice::over::{Since, is_over};
 use qctl_server_core::notice::timing::Waits;
 use qctl_server_core::notice::{Class, Details};
-use qctl_server_core::{Cause, JobId, Outcome, OutcomeKind};
+use qctl_server_core::{Cause, JobId, JobState, Outcome, OutcomeKind};
 use sqlx::types::Json;
 
 use super::super::{Store, StoreError};
@@ -34,15 +35,33 @@ pub(crate) struct OpenNotice {
     pub(crate) log_complete: bool,
     /// It is known what it waits for.
     pub(crate) waits: bool,
+    /// What has become of what it tells.
+    pub(crate) since: Since,
+}
+
+impl OpenNotice {
+    /// True when it is not told any more, because it is over.
+    pub(crate) fn is_over(&self, now: DateTime<Utc>) -> bool {
+        is_over(self.class, &self.since, now - self.created_at)
+    }
+}
+
+/// Notices of a class that wait.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Which<'a> {
+    /// These.
+    Of(&'a [i64]),
+    /// All up to this number.
+    UpTo(i64),
 }
 
 /// A message to be made.
 #[derive(Clone, Debug)]
 pub(crate) struct NewMessage<'a> {
-    /// The notices it tells; those that are told already are left out.
-    pub(crate) notices: &'a [i64],
-    /// Their class.
+    /// The class of what it tells.
     pub(crate) class: Class,
+    /// Which of those that wait it tells.
+    pub(crate) which: Which<'a>,
     /// One line.
     pub(crate) title: &'a str,
     /// The rest.
@@ -59,6 +78,7 @@ pub(super) struct OpenRow {
     pub(super) class: String,
     pub(super) job_id: Option<i64>,
     pub(super) name: Option<String>,
+    pub(super) job_state: Option<String>,
     pub(super) attempt: Option<i32>,
     pub(super) worker: String,
     pub(super) details: Json<Details>,
@@ -70,6 +90,9 @@ pub(super) struct OpenRow {
     pub(super) log_end: Option<i64>,
     pub(super) log_stored: Option<i64>,
     pub(super) waited: String,
+    pub(super) ended: bool,
+    pub(super) started: bool,
+    pub(super) silent: bool,
 }
 
 impl OpenRow {
@@ -86,6 +109,12 @@ impl OpenRow {
             }),
             _ => None,
         };
+        let job = self
+            .job_state
+            .map(|word| {
+                JobState::parse(&word).ok_or_else(|| StoreError::unreadable("job state", &word))
+            })
+            .transpose()?;
         Ok(OpenNotice {
             id: self.id,
             created_at: self.created_at,
@@ -97,6 +126,12 @@ impl OpenRow {
             details: self.details.0,
             outcome,
             waits: !self.waited.is_empty(),
+            since: Since {
+                ended: self.ended,
+                job,
+                started: self.started,
+                silent: self.silent,
+            },
             log_complete: match (self.log_end, self.log_stored) {
                 // Nobody knows how long it is: what there is will do.
                 (None, _) => true,
@@ -107,36 +142,108 @@ impl OpenRow {
 }
 
 impl Store {
-    /// Notices in a state (`new` or `waiting`), oldest first.
-    ///
-    /// One kind's notices that have to wait do not hide those of another; one that this version
-    /// cannot read is left for a newer one.
+    /// Notices in a state (`new` or `waiting`), oldest first, of each class at most so many: one kind's
+    /// notices that have to wait do not hide those of another.
     pub(crate) async fn open_notices(
         &self,
         state: &str,
         limit: i64,
     ) -> Result<Vec<OpenNotice>, StoreError> {
+        let ids = sqlx::query_scalar!(
+            "select id
+             from (select id, row_number() over (partition by class
+                                                 order by created_at, id) as place
+                   from notices where state in ('new', 'waiting') and state = $1) n
+             where place <= $2",
+            state,
+            limit,
+        )
+        .fetch_all(self.pool())
+        .await?;
+        self.notices_by_id(&ids).await
+    }
+
+    /// Notices of a class that wait, by number, those after a number.
+    pub(crate) async fn waiting_notices(
+        &self,
+        class: Class,
+        after: i64,
+        limit: i64,
+    ) -> Result<Vec<OpenNotice>, StoreError> {
+        let ids = sqlx::query_scalar!(
+            "select id from notices
+             where class = $1 and state = 'waiting' and id > $2
+             order by id limit $3",
+            class.as_str(),
+            after,
+            limit,
+        )
+        .fetch_all(self.pool())
+        .await?;
+        let mut notices = self.notices_by_id(&ids).await?;
+        notices.sort_by_key(|notice| notice.id);
+        Ok(notices)
+    }
+
+    /// Notices that a message tells, at most so many.
+    pub(crate) async fn notices_of_message(
+        &self,
+        message: i64,
+        limit: i64,
+    ) -> Result<Vec<OpenNotice>, StoreError> {
+        let ids = sqlx::query_scalar!(
+            "select id from notices where message_id = $1 limit $2",
+            message,
+            limit,
+        )
+        .fetch_all(self.pool())
+        .await?;
+        self.notices_by_id(&ids).await
+    }
+
+    /// True when notices of a class that happened before a time have not been looked at yet.
+    pub(crate) async fn has_new_notices(
+        &self,
+        class: Class,
+        before: DateTime<Utc>,
+    ) -> Result<bool, StoreError> {
+        let has = sqlx::query_scalar!(
+            r#"select exists (select from notices
+                              where class = $1 and state = 'new' and created_at < $2) as "has!""#,
+            class.as_str(),
+            before,
+        )
+        .fetch_one(self.pool())
+        .await?;
+        Ok(has)
+    }
+
+    /// Notices by number, oldest first. One that this version cannot read is left for a newer one.
+    pub(super) async fn notices_by_id(&self, ids: &[i64]) -> Result<Vec<OpenNotice>, StoreError> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
         let rows = sqlx::query_as!(
             OpenRow,
-            r#"select n.id, n.created_at, n.class, n.job_id, j.name as "name?",
+            r#"select n.id, n.created_at, n.class, n.job_id, j.name as "name?", j.state as "job_state?",
                       coalesce(n.attempt, nullif(j.attempts, 0)) as attempt,
                       case when n.worker <> '' then n.worker else coalesce(w.name, '') end as "worker!",
                       n.details as "details: Json<Details>", a.outcome_kind as "outcome_kind?",
                       a.outcome_cause as "outcome_cause?", a.outcome_message as "outcome_message?",
                       a.exit_code as "exit_code?", a.signal as "signal?", a.log_end as "log_end?",
-                      l.log_stored as "log_stored?", n.waited
-               from (select o.*, row_number() over (partition by o.class
-                                                    order by o.created_at, o.id) as place
-                     from notices o where o.state in ('new', 'waiting') and o.state = $1) n
+                      l.log_stored as "log_stored?", n.waited, n.ended_at is not null as "ended!",
+                      coalesce(j.started_at > n.created_at, false) as "started!",
+                      coalesce(a.state <> 'ended' and a.silence ->> 'stage' <> 'over', false)
+                        as "silent!"
+               from notices n
                left join jobs j on j.id = n.job_id
                left join attempts a on a.job_id = n.job_id
                  and a.number = coalesce(n.attempt, nullif(j.attempts, 0))
                left join attempts_live l on l.fence = a.fence
                left join workers w on w.id = a.worker_id
-               where n.place <= $2
+               where n.id = any($1)
                order by n.created_at, n.id"#,
-            state,
-            limit,
+            ids,
         )
         .fetch_all(self.pool())
         .await?;
@@ -237,9 +344,14 @@ impl Store {
         now: DateTime<Utc>,
         message: &NewMessage<'_>,
     ) -> Result<(), StoreError> {
+        let (ids, up_to) = match message.which {
+            Which::Of(ids) => (ids, 0),
+            Which::UpTo(last) => (&[][..], last),
+        };
         sqlx::query!(
             "with open as (
-               select id from notices where id = any($2) and state = 'waiting' for update
+               select id from notices
+               where class = $3 and state = 'waiting' and (id = any($2) or id <= $9) for update
              ), made as (
                insert into messages (created_at, class, severity, title, body, url, notices)
                select $1, $3, $4, $5, $6, $7, count(*) from open having count(*) > 0
@@ -251,13 +363,14 @@ impl Store {
              insert into deliveries (message_id, channel, next_at)
              select made.id, u.channel, $1 from made, unnest($8::text[]) as u (channel)",
             now,
-            message.notices,
+            ids,
             message.class.as_str(),
             message.class.severity().as_str(),
             message.title,
             message.body,
             message.url,
             message.channels,
+            up_to,
         )
         .execute(self.pool())
         .await?;
