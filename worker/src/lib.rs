@@ -151,6 +151,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         library: config.nvml_library.clone(),
         deadline: config.gpu_deadline,
     };
+    let places = Places::default();
     let (tell_gpus, gpus) = mpsc::unbounded_channel();
     let supervisor = Supervisor::adopt(Surroundings {
         spool: Arc::clone(&spool),
@@ -169,7 +170,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         prober: Prober {
             nvml: nvml.clone(),
             command: config.gpu_probe.clone(),
-            places: Places::default(),
+            places: places.clone(),
         },
         tell_gpus: tell_gpus.clone(),
         gpus,
@@ -191,6 +192,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         boot_id,
         host,
         nvml,
+        places,
         seen_gpus,
         spool,
         pump,

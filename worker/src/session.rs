@@ -24,6 +24,7 @@ use crate::checkpoints::Coordinator;
 use crate::config::Server;
 use crate::inventory::gpu::{self, Gpu, Nvml};
 use crate::inventory::host::Host;
+use crate::inventory::place::Places;
 use crate::log_pump::{Pump, uplink};
 use crate::spool::{Spool, SpoolError};
 use crate::supervisor::{Ending, Greeting, SessionEvent, Welcomed};
@@ -59,6 +60,8 @@ pub(crate) struct Dialler {
     pub(crate) boot_id: String,
     pub(crate) host: Host,
     pub(crate) nvml: Nvml,
+    /// One process at a time asks it.
+    pub(crate) places: Places,
     /// The GPUs that the driver tells now; none while it does not answer.
     pub(crate) seen_gpus: watch::Receiver<Vec<Gpu>>,
     pub(crate) spool: Arc<Spool>,
@@ -338,7 +341,7 @@ impl Dialler {
         if fresh {
             return;
         }
-        match gpu::list(&self.nvml).await {
+        match gpu::list(&self.nvml, &self.places).await {
             Ok(gpus) => memory.gpus = Some((Instant::now(), gpus)),
             Err(error) => {
                 tracing::warn!("the GPUs of this machine are not known: {}", chain(&error));

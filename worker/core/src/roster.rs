@@ -194,6 +194,15 @@ impl Roster {
         }
     }
 
+    /// Attempts of which processes may be left.
+    pub fn holding(&self) -> impl Iterator<Item = i64> + '_ {
+        let busy = self.shims.values().filter_map(|shim| match shim {
+            Shim::Busy { fence, .. } => Some(*fence),
+            _ => None,
+        });
+        busy.chain(self.swept.keys().copied())
+    }
+
     /// Slots that are taken.
     pub fn taken(&self) -> u32 {
         let busy = self.shims.values().map(|shim| match shim {

@@ -13,10 +13,13 @@ use qctl_worker_core::gpu::GpuReading;
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 
-use super::place::{Failed, Taken, run};
+use super::place::{Failed, Places, Taken, run};
 
 /// How long NVML may take for one answer, unless the worker's settings say otherwise.
 pub const DEADLINE: Duration = Duration::from_secs(15);
+
+/// Has the place of the process that lists all GPUs.
+const ALL: &str = "all";
 
 /// On WSL the right library stands here, and a stub elsewhere may hide it.
 const WSL_LIBRARY: &str = "/usr/lib/wsl/lib/libnvidia-ml.so.1";
@@ -107,12 +110,14 @@ pub enum GpuError {
     Answer(#[source] serde_json::Error),
 }
 
-/// The machine's GPUs.
+/// The machine's GPUs. While a process that was asked for them hangs, no other one is started.
 ///
 /// # Errors
 /// When the driver hangs or fails. Having no driver is not an error.
-pub async fn list(nvml: &Nvml) -> Result<Vec<Gpu>, GpuError> {
-    let answer = answer(nvml.command("gpus"), nvml.deadline, &[]).await?;
+pub(crate) async fn list(nvml: &Nvml, places: &Places) -> Result<Vec<Gpu>, GpuError> {
+    let place = places.take(ALL, nvml.deadline).await;
+    let place = place.ok_or(GpuError::Silent(nvml.deadline))?;
+    let answer = answer(nvml.command("gpus"), nvml.deadline, &[place]).await?;
     serde_json::from_slice(&answer).map_err(GpuError::Answer)
 }
 
@@ -247,25 +252,41 @@ mod tests {
 
     #[tokio::test]
     async fn answers_and_failures_are_told_apart() {
+        let places = Places::default();
         let (_file, one) = program(r#"echo '[{"uuid":"GPU-1","name":"X","memory_bytes":5}]'"#);
-        assert_eq!(list(&one).await.unwrap()[0].uuid, "GPU-1");
+        assert_eq!(list(&one, &places).await.unwrap()[0].uuid, "GPU-1");
         let (_file, none) = program("echo '[]'");
-        assert_eq!(list(&none).await.unwrap(), []);
+        assert_eq!(list(&none, &places).await.unwrap(), []);
         let (_file, failed) = program("echo driver lost >&2; exit 1");
         assert!(
-            list(&failed)
+            list(&failed, &places)
                 .await
                 .unwrap_err()
                 .to_string()
                 .contains("driver lost")
         );
         let (_file, nonsense) = program("echo hello");
-        assert!(matches!(list(&nonsense).await, Err(GpuError::Answer(_))));
+        assert!(matches!(
+            list(&nonsense, &places).await,
+            Err(GpuError::Answer(_))
+        ));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_driver_that_hangs_is_given_up() {
-        let (_file, hangs) = program("exec sleep 1000");
-        assert!(matches!(list(&hangs).await, Err(GpuError::Silent(_))));
+    #[tokio::test]
+    async fn f36_a_driver_that_hangs_is_given_up_and_not_asked_again_beside_it() {
+        let asked = tempfile::NamedTempFile::new().unwrap();
+        let script = format!("echo asked >> {}; exec sleep 1000", asked.path().display());
+        let (_file, hangs) = program(&script);
+        let hangs = Nvml {
+            deadline: Duration::from_secs(1),
+            ..hangs
+        };
+        let places = Places::default();
+        for _ in 0..2 {
+            let silent = list(&hangs, &places).await;
+            assert!(matches!(silent, Err(GpuError::Silent(_))));
+        }
+        let asked = std::fs::read_to_string(asked.path()).unwrap();
+        assert_eq!(asked, "asked\n", "the first one is not gone");
     }
 }

@@ -22,7 +22,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Most that is read of what a process prints, in bytes.
 const MAX_OUTPUT: u64 = 1 << 20;
 
-/// A place for each GPU, by UUID.
+/// A place for each GPU, by UUID, and one for whoever asks about all of them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Places(Arc<Mutex<BTreeMap<String, Arc<Place>>>>);
 

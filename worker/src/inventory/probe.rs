@@ -9,7 +9,7 @@ use nvml_wrapper::enums::device::SampleValue;
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::structs::device::FieldId;
 use nvml_wrapper::{Device, Nvml as Library};
-use qctl_worker_core::gpu::{Fault, FaultKind};
+use qctl_worker_core::gpu::{Depth, Fault, FaultKind};
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 
@@ -64,8 +64,12 @@ pub(crate) struct Prober {
 }
 
 impl Prober {
-    /// Probes GPUs, and says of each what is wrong with it.
-    pub(crate) async fn probe(self, mut gpus: Vec<String>) -> Vec<(String, Option<Fault>)> {
+    /// Probes GPUs so deep, and says of each what is wrong with it.
+    pub(crate) async fn probe(
+        self,
+        mut gpus: Vec<String>,
+        depth: Depth,
+    ) -> Vec<(String, Option<Fault>)> {
         // In one order, so that no two probes wait for each other.
         gpus.sort();
         gpus.dedup();
@@ -82,7 +86,7 @@ impl Prober {
         }
         let mut results = match free.is_empty() {
             true => Vec::new(),
-            false => self.probe_free(free, &places).await,
+            false => self.probe_free(free, depth, &places).await,
         };
         results.append(&mut silent);
         results
@@ -91,6 +95,7 @@ impl Prober {
     async fn probe_free(
         &self,
         gpus: Vec<String>,
+        depth: Depth,
         places: &[Arc<Taken>],
     ) -> Vec<(String, Option<Fault>)> {
         let mut results: Vec<_> = match self.ask(&gpus, places).await {
@@ -104,7 +109,9 @@ impl Prober {
                 gpus.iter().map(failed).collect()
             }
         };
-        if let Some(command) = &self.command {
+        if depth == Depth::Whole
+            && let Some(command) = &self.command
+        {
             for ((gpu, fault_of), place) in results.iter_mut().zip(places) {
                 if fault_of.is_none()
                     && let Err(kind) = compute(command, gpu, place).await

@@ -57,8 +57,8 @@ impl Supervisor {
                         .prepare(fence, assignment.job_id, candidates);
                 }
             }
-            Effect::Probe { fence, gpus } => {
-                let probe = self.with.prober.clone().probe(gpus);
+            Effect::Probe { fence, gpus, depth } => {
+                let probe = self.with.prober.clone().probe(gpus, depth);
                 let tell = self.with.tell_gpus.clone();
                 tokio::spawn(async move {
                     let gpus = probe.await;

@@ -11,7 +11,7 @@ use qctl_worker_core::agent::{
     Welcome as Welcomed,
 };
 use qctl_worker_core::checkpoint::{CheckpointId, Published};
-use qctl_worker_core::gpu::{Fault, FaultKind};
+use qctl_worker_core::gpu::{Depth, Fault, FaultKind};
 use qctl_worker_core::roster::ShimId;
 use qctl_worker_core::session::{Stage, Verdict, redial_delay};
 
@@ -224,7 +224,10 @@ impl World {
                 }
             }
             Effect::Spawn(shim) => self.spawn_shim(machine, shim),
-            Effect::Probe { fence, gpus } => {
+            Effect::Probe { fence, gpus, depth } => {
+                if depth == Depth::Whole {
+                    self.computes(machine, run, &gpus);
+                }
                 let after = self.random.millis(0, 1_500);
                 self.later(after, Happening::Probed(machine, run, fence, gpus));
             }
@@ -546,6 +549,10 @@ impl World {
         if !self.is_run(machine, run) {
             return;
         }
+        let computing = &mut self.machines[machine].computing;
+        gpus.iter().for_each(|gpu| {
+            computing.remove(gpu);
+        });
         let fails = !self.calm && self.random.chance(4);
         let found = gpus.into_iter().map(|gpu| {
             let fault = Fault {

@@ -37,6 +37,8 @@ pub(super) struct Machine {
     pub(super) agent: Option<Shell>,
     pub(super) shims: BTreeMap<ShimId, Shim>,
     pub(super) trees: BTreeMap<i64, Tree>,
+    /// GPUs on which a probe computes, with the run of the agent that probes.
+    pub(super) computing: BTreeMap<String, u64>,
     /// Checkpoints that jobs have published, durable from then on.
     pub(super) published: BTreeMap<CheckpointId, OnDisk>,
     /// No network until then.
@@ -68,6 +70,7 @@ impl Machine {
             agent: None,
             shims: BTreeMap::new(),
             trees: BTreeMap::new(),
+            computing: BTreeMap::new(),
             published: BTreeMap::new(),
             cut_until: Duration::ZERO,
             asleep: None,

@@ -11,7 +11,7 @@ use qctl_worker_core::agent::{End, Fact};
 use uuid::Uuid;
 
 use super::World;
-use super::process::Exit;
+use super::process::{Exit, Tree};
 use super::shim::Shim;
 use crate::double::StoredAttempt;
 
@@ -171,7 +171,28 @@ impl World {
         });
         if let Some((other, _)) = shared {
             let rule = format!("fences {other} and {fence} have the same GPU");
+            return self.breaks(|| rule);
+        }
+        // A probe ends with its agent.
+        let is_probed = |gpu: &&String| there.computing.get(*gpu) == Some(&there.runs);
+        if let Some(gpu) = tree.gpus.iter().find(is_probed) {
+            let rule = format!("fence {fence} starts on {gpu} while a probe computes there");
             self.breaks(|| rule);
+        }
+    }
+
+    /// A probe computes on these GPUs from now on: may it?
+    pub(super) fn computes(&mut self, machine: usize, run: u64, gpus: &[String]) {
+        let there = &mut self.machines[machine];
+        let has_one = |tree: &Tree| tree.gpus.iter().any(|gpu| gpus.contains(gpu));
+        let mut trees = there.trees.iter();
+        let beside = trees
+            .find(|(_, tree)| has_one(tree))
+            .map(|(fence, _)| *fence);
+        let probed = gpus.iter().map(|gpu| (gpu.clone(), run));
+        there.computing.extend(probed);
+        if let Some(fence) = beside {
+            self.breaks(|| format!("a probe on m{machine} computes beside fence {fence}"));
         }
     }
 

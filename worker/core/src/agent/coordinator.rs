@@ -241,8 +241,8 @@ impl Agent {
                 message: format!("the worker returned the assignment: {refusal}"),
             });
         }
-        let gpus = assignment.terms.gpus.clone();
-        let preparing = u32::from(assignment.prepare) + u32::from(!gpus.is_empty());
+        let needs_probe = !assignment.terms.gpus.is_empty();
+        let preparing = u32::from(assignment.prepare) + u32::from(needs_probe);
         self.roster.assign(Waiting {
             prepared: preparing == 0,
             ..assignment.terms.waiting(fence)
@@ -253,9 +253,8 @@ impl Agent {
         if assignment.prepare {
             self.effects.push(Effect::Prepare(fence));
         }
-        if !gpus.is_empty() {
-            let fence = Some(fence);
-            self.effects.push(Effect::Probe { fence, gpus });
+        if needs_probe {
+            self.unprobed.insert(fence);
         }
     }
 

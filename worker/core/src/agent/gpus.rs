@@ -1,30 +1,31 @@
 //! What the agent does about GPUs: a fault ends what runs on it, nothing starts on one that does not
 //! pass a probe, and one that failed is probed until it does.
 
-use super::Agent;
+use std::collections::BTreeSet;
+
 use super::attempt::{Ended, Held, Stop};
 use super::message::{Effect, Say};
+use super::{Agent, Phase};
 use crate::enforcement::StopCause;
-use crate::gpu::{Fault, FaultKind, Verdict};
+use crate::gpu::{Answer, Depth, Fault, FaultKind, Verdict};
 use crate::session::Stage;
 
 impl Agent {
-    /// A GPU has failed: what was given it and runs is stopped. Others do not hear of it. A driver
-    /// that is silent has not failed a job, but nothing more is started there.
+    /// A GPU has failed: what was given it goes back, and what runs on it is stopped unless the driver
+    /// is only silent. Others do not hear of it.
     pub(super) fn gpu_failed(&mut self, fault: &Fault) {
         // Told first, so that whoever hears of the job's end knows of the GPU.
         self.gpu_is_faulty(fault);
-        if fault.kind == FaultKind::Silent {
-            return;
-        }
         let has_it = |held: &Held| held.terms.gpus.contains(&fault.gpu);
         let hit = self.attempts.iter().filter(|(_, held)| has_it(held));
         let hit: Vec<(i64, Stage)> = hit.map(|(fence, held)| (*fence, held.stage())).collect();
         for (fence, stage) in hit {
             match stage {
                 Stage::Waiting => self.unfit(fence, fault.clone()),
-                Stage::Running => self.stop_for_gpu(fence, fault.clone()),
-                Stage::Ended => {}
+                Stage::Running if fault.kind != FaultKind::Silent => {
+                    self.stop_for_gpu(fence, fault.clone());
+                }
+                Stage::Running | Stage::Ended => {}
             }
         }
     }
@@ -47,13 +48,21 @@ impl Agent {
     pub(super) fn probed(&mut self, fence: Option<i64>, gpus: Vec<(String, Option<Fault>)>) {
         let mut unfit = None;
         for (gpu, fault) in gpus {
-            match fault {
-                Some(fault) => {
+            match (fault, self.gpus.answered(&gpu)) {
+                (Some(fault), _) => {
                     self.gpu_is_faulty(&fault);
                     unfit.get_or_insert(fault);
                 }
-                None if self.gpus.passed(&gpu) => self.say(Say::Gpu { gpu, fault: None }),
-                None => {}
+                (None, Answer::Of(depth)) => {
+                    if self.gpus.passed(&gpu, depth) {
+                        self.say(Say::Gpu { gpu, fault: None });
+                    }
+                }
+                (None, Answer::Outdated) => {
+                    if let Some(fault) = self.gpus.fault_of(&gpu) {
+                        unfit.get_or_insert(fault.clone());
+                    }
+                }
             }
         }
         let waits = |fence: &i64| self.stage(*fence) == Some(Stage::Waiting);
@@ -68,12 +77,45 @@ impl Agent {
         self.give_back(fence, Say::Unfit { fence, fault });
     }
 
-    /// Probes what is to be probed by now.
-    pub(super) fn probe_due(&mut self) {
-        let gpus = self.gpus.due(self.now);
-        if !gpus.is_empty() {
-            self.effects.push(Effect::Probe { fence: None, gpus });
+    /// Probes what is to be probed by now. Nothing but a job may compute on a GPU that a job holds, so
+    /// an assignment whose GPU is held waits for its probe.
+    pub(super) fn probe(&mut self) {
+        let is_any = !self.unprobed.is_empty() || self.gpus.is_any_due(self.now);
+        if self.phase != Phase::Working || !is_any {
+            return;
         }
+        let mut held = self.held_gpus();
+        for fence in std::mem::take(&mut self.unprobed) {
+            let waits = |held: &&Held| held.stage() == Stage::Waiting;
+            let Some(attempt) = self.attempts.get(&fence).filter(waits) else {
+                continue;
+            };
+            let gpus = attempt.terms.gpus.clone();
+            let is_taken = |gpu: &String| held.contains(gpu) || self.gpus.is_asked(gpu);
+            if gpus.iter().any(is_taken) {
+                self.unprobed.insert(fence);
+                continue;
+            }
+            let depth = Depth::Whole;
+            gpus.iter().for_each(|gpu| self.gpus.ask(gpu, depth));
+            held.extend(gpus.iter().cloned());
+            let fence = Some(fence);
+            self.effects.push(Effect::Probe { fence, gpus, depth });
+        }
+        for (depth, gpus) in self.gpus.due(self.now, |gpu| held.contains(gpu)) {
+            let fence = None;
+            self.effects.push(Effect::Probe { fence, gpus, depth });
+        }
+    }
+
+    /// GPUs on which processes of an attempt may be left, or one may start at any moment.
+    fn held_gpus(&self) -> BTreeSet<String> {
+        let waiting = self.roster.waiting();
+        let probed = waiting.filter(|fence| !self.unprobed.contains(fence));
+        let holding = self.roster.holding().chain(probed);
+        let held = holding.filter_map(|fence| self.attempts.get(&fence));
+        held.flat_map(|held| held.terms.gpus.iter().cloned())
+            .collect()
     }
 
     /// Tells what is known of each GPU.
@@ -96,8 +138,7 @@ impl Agent {
         };
         let is_doubt = |ended: &Ended| ended.gpu_fault;
         if held.ended.as_deref().is_some_and(is_doubt) {
-            let gpus = held.terms.gpus.clone();
-            self.effects.push(Effect::Probe { fence: None, gpus });
+            held.terms.gpus.iter().for_each(|gpu| self.gpus.doubt(gpu));
         }
     }
 

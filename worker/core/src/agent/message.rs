@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::agent::attempt::{Ended, Fact, Loss, Started, Terms};
 use crate::checkpoint::{Answer, CheckpointId, Published};
 use crate::enforcement::StopCause;
-use crate::gpu::Fault;
+use crate::gpu::{Depth, Fault};
 use crate::progress::Reading;
 use crate::roster::ShimId;
 use crate::session::{Stage, TermPassed, Verdict};
@@ -203,12 +203,14 @@ pub enum Effect {
     /// Get an assignment ready, then tell [`Event::Prepared`] or [`Event::Unprepared`].
     Prepare(i64),
     /// Probe these GPUs in a process of its own, with a deadline, then tell [`Event::Probed`] of all
-    /// of them.
+    /// of them. None of them is named again before that.
     Probe {
         /// The attempt that waits for it.
         fence: Option<i64>,
         /// Their UUIDs.
         gpus: Vec<String>,
+        /// How much of them.
+        depth: Depth,
     },
     /// What is kept of the assignment for [`Effect::Prepare`] and [`Effect::Run`] can go.
     Discard(i64),

@@ -77,6 +77,8 @@ pub struct Agent {
     checkpoints: BTreeMap<CheckpointId, Unanswered>,
     /// Which GPUs work.
     gpus: GpuHealth,
+    /// Attempts that wait for a probe of their GPUs which has not begun.
+    unprobed: BTreeSet<i64>,
     session: Option<Session>,
     /// A greeting was sent and not answered: the coordinator may be taking back what waits.
     greeting: bool,
@@ -133,6 +135,7 @@ impl Agent {
             shims: BTreeMap::new(),
             checkpoints: BTreeMap::new(),
             gpus: GpuHealth::default(),
+            unprobed: BTreeSet::new(),
             session: None,
             greeting: false,
             answered: None,
@@ -203,6 +206,7 @@ impl Agent {
             Event::Tick => self.tick(),
             Event::Ending => self.end(),
         }
+        self.probe();
         self.plan();
         std::mem::take(&mut self.effects)
     }
@@ -211,7 +215,9 @@ impl Agent {
     pub fn deadline(&self) -> Duration {
         let heartbeat = self.session.as_ref().map(|session| session.heartbeat_at);
         let spawn = Some(self.spawn_after).filter(|after| *after > self.now);
-        [heartbeat, spawn, self.gpus.deadline()]
+        let is_working = self.phase == Phase::Working;
+        let probe = self.gpus.deadline().filter(|_| is_working);
+        [heartbeat, spawn, probe]
             .into_iter()
             .flatten()
             .fold(self.housekeep_at, Duration::min)
@@ -252,7 +258,6 @@ impl Agent {
 
     fn tick(&mut self) {
         self.beat();
-        self.probe_due();
         if self.now < self.housekeep_at {
             return;
         }

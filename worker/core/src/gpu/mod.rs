@@ -8,7 +8,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 pub use fault::{FaultWatch, is_critical};
-pub use health::{FIRST_PROBE_PAUSE, GpuHealth, LONGEST_PROBE_PAUSE, Verdict};
+pub use health::{Answer, Depth, FIRST_PROBE_PAUSE, GpuHealth, LONGEST_PROBE_PAUSE, Verdict};
 
 /// What NVML says of a GPU at one moment. What it does not support is absent, never zero.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
