@@ -188,9 +188,11 @@ impl Enforcement {
         self.running_since.is_none() && !self.exited
     }
 
-    /// True when a lease must be renewed from time to time.
-    pub fn is_leased(&self) -> bool {
-        self.lease_until.is_some() && !self.exited
+    /// True while a jump of the clocks must be told: an exclusive attempt may have lost its place
+    /// meanwhile, and with it what it left behind.
+    pub fn minds_clocks(&self) -> bool {
+        let is_ending = matches!(self.ladder, Ladder::Killing { .. } | Ladder::Over);
+        self.limits.lease.is_some() && !is_ending
     }
 
     /// How long nothing was heard, when it runs and activity would be a sign of life.
@@ -258,17 +260,20 @@ impl Enforcement {
                     actions.extend(over.map(Action::RecordSilence));
                 }
             }
-            Event::ClockJumped => {
-                self.unconfirmed = self.lease_until.is_some();
-                self.settle_pause(now, &mut actions);
-                // Its grace period may have been over long ago, and another one may run by now.
-                if self.unconfirmed && matches!(self.ladder, Ladder::Terminating { .. }) {
+            Event::ClockJumped if self.minds_clocks() => match self.ladder {
+                Ladder::Ground => {
+                    self.unconfirmed = true;
+                    self.settle_pause(now, &mut actions);
+                }
+                // What is left of its time may be over long ago, and another one may run by now.
+                _ => {
                     self.ladder = Ladder::Killing {
                         stuck_at: Some(now.saturating_add(STUCK_AFTER)),
                     };
                     actions.push(Action::Kill);
                 }
-            }
+            },
+            Event::ClockJumped => {}
             Event::Frozen { whole } => self.frozen(now, whole, &mut actions),
             Event::Exited { survivors } => self.exited(now, survivors, &mut actions),
             Event::TreeEmpty => self.ladder = Ladder::Over,
@@ -639,6 +644,21 @@ mod tests {
         let mut attempt = Enforcement::start(s(0), leased);
         attempt.apply(s(1), cancel());
         assert_eq!(attempt.apply(s(2), Event::ClockJumped), [Action::Kill]);
+
+        // What it left behind is a part of it.
+        for told_to_end in [false, true] {
+            let mut attempt = Enforcement::start(s(0), leased);
+            attempt.apply(s(1), Event::Exited { survivors: true });
+            if told_to_end {
+                assert_eq!(
+                    attempt.apply(s(1) + LINGER, Event::Tick),
+                    [Action::Terminate]
+                );
+            }
+            assert!(attempt.minds_clocks());
+            assert_eq!(attempt.apply(s(9), Event::ClockJumped), [Action::Kill]);
+            assert!(!attempt.minds_clocks());
+        }
 
         let mut attempt = Enforcement::start(s(0), NO_LIMITS);
         let actions = attempt.apply(s(1), superseded);

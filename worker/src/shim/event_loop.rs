@@ -201,14 +201,14 @@ impl Shim {
             Stage::Draining { until, .. } => Some(until),
             Stage::Running | Stage::Recorded => None,
         });
-        let is_leased = attempt.is_some_and(|attempt| attempt.enforcement.is_leased());
+        let minds_clocks = attempt.is_some_and(|attempt| attempt.enforcement.minds_clocks());
         [
             attempt.and_then(|attempt| attempt.enforcement.deadline()),
             attempt.and_then(|attempt| attempt.output.deadline(self.now)),
             attempt.and_then(|attempt| attempt.kill_again.map(|(at, _)| at)),
             attempt.and_then(|attempt| attempt.activity.as_ref().map(Activity::deadline)),
             draining,
-            is_leased.then(|| self.now + WATCH_CLOCKS),
+            minds_clocks.then(|| self.now + WATCH_CLOCKS),
             self.progress.as_ref().and_then(Progress::deadline),
             self.durability.deadline(),
             self.journal.is_behind().then(|| self.now + CATCH_UP),
@@ -405,7 +405,7 @@ impl Shim {
                 .activity
                 .as_mut()
                 .is_some_and(|activity| activity.look(self.now, idle));
-            let has_jumped = attempt.enforcement.is_leased() && self.clocks.has_jumped();
+            let has_jumped = attempt.enforcement.minds_clocks() && self.clocks.has_jumped();
             if works {
                 self.apply(fence, enforcement::Event::Heard);
             }
@@ -596,7 +596,7 @@ impl Shim {
         } else if self.journal.is_behind() {
             Some("the disk of the worker is full")
         } else if lease == Some(Duration::ZERO) {
-            Some("its lease was over before it could start")
+            Some("its lease was over, or it was taken back, before it could start")
         } else {
             None
         };

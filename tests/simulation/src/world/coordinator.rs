@@ -82,6 +82,8 @@ pub(super) struct Lead {
     writing: bool,
     pub(super) leases: Leases<Holder>,
     looked: Option<Duration>,
+    /// The same, whatever the database said since.
+    looked_at: Option<Duration>,
     turnover: Turnover,
     /// Jobs that have ended, for those that wait for them.
     ended: BTreeSet<JobId>,
@@ -99,6 +101,7 @@ impl Lead {
             writing: false,
             leases,
             looked: None,
+            looked_at: None,
             turnover: Turnover::default(),
             ended: BTreeSet::new(),
             dispatching: false,

@@ -212,7 +212,7 @@ impl World {
         let refusal = if segment.running.is_some() || segment.retiring {
             Some("the shim takes no more")
         } else if lease == Some(Duration::ZERO) {
-            Some("its lease was over before it could start")
+            Some("its lease was over, or it was taken back, before it could start")
         } else {
             None
         };
@@ -402,7 +402,7 @@ impl World {
             .get(&shim)
             .filter(|segment| segment.alive)
             .and_then(|segment| segment.running.as_ref())
-            .filter(|running| running.enforcement.is_leased())
+            .filter(|running| running.enforcement.minds_clocks())
             .map(|running| running.fence);
         if let Some(fence) = leased {
             self.enforce(machine, shim, fence, Event::ClockJumped);

@@ -230,8 +230,8 @@ pub enum Effect {
         shim: ShimId,
         /// The attempt.
         fence: i64,
-        /// When an exclusive attempt's lease ends, by the agent's clock. One that is over already
-        /// cannot start: a shim that has not taken it records that it never does.
+        /// When an exclusive attempt's lease ends, by the agent's clock; in the past for any attempt
+        /// that must not begin any more: a shim that has not taken it records that it never starts.
         lease_until: Option<Duration>,
     },
     /// Ask a shim for something.

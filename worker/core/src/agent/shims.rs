@@ -63,7 +63,11 @@ impl Agent {
             };
             let lease_until = self.lease_until(fence);
             if held.is_on_its_way() {
-                let lease_until = self.lease_to_start(fence);
+                // What is to be stopped does not begin only for that.
+                let lease_until = match held.stop {
+                    Some(_) => Some(Duration::ZERO),
+                    None => self.lease_to_start(fence),
+                };
                 self.effects.push(Effect::Run {
                     shim,
                     fence,

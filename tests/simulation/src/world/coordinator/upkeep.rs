@@ -28,7 +28,7 @@ impl World {
             lead.looked = None;
             return;
         }
-        let before = lead.looked;
+        let before = lead.looked_at.replace(now);
         let elapsed = lead
             .looked
             .replace(now)

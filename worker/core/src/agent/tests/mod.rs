@@ -542,7 +542,8 @@ fn an_exclusive_attempt_on_its_way_when_a_clock_jumps_starts_with_a_lease_or_nev
     // Nobody knows whether the shim has it. If not, it must not start by what was answered before.
     let effects = driver.tell(Event::Connected(1));
     assert_eq!(leases(&effects), [Some(Duration::ZERO)]);
-    let never = Fact::Void("its lease was over before it could start".to_owned());
+    let never =
+        Fact::Void("its lease was over, or it was taken back, before it could start".to_owned());
     driver.facts(1, [never]);
     driver.now += SECOND;
     let effects = driver.greet(vec![judged(7, Verdict::Continue)]);
@@ -550,6 +551,30 @@ fn an_exclusive_attempt_on_its_way_when_a_clock_jumps_starts_with_a_lease_or_nev
         panic!("{effects:?}");
     };
     assert_eq!(ended.end, End::NeverStarted);
+}
+
+#[test]
+fn what_is_to_be_stopped_does_not_begin_over_a_new_connection() {
+    let mut driver = Driver::connected();
+    driver.tell(Event::Assign(assignment(7)));
+    driver.tell(Event::Stop {
+        fence: 7,
+        cause: StopCause::Cancel,
+        grace: None,
+    });
+    // Nobody knows whether the shim has it: one that has it stops it, one that has not never starts.
+    let effects = driver.tell(Event::Connected(1));
+    let [
+        Effect::Run { lease_until, .. },
+        Effect::Ask {
+            ask: Ask::Stop { .. },
+            ..
+        },
+    ] = &effects[..]
+    else {
+        panic!("{effects:?}");
+    };
+    assert_eq!(*lease_until, Some(Duration::ZERO));
 }
 
 #[test]
