@@ -9,6 +9,7 @@ pub mod alarm;
 pub mod client;
 pub mod daemon;
 pub mod error;
+pub mod gpu_idle;
 pub mod home;
 pub mod length;
 pub mod silence;

@@ -237,6 +237,10 @@ pub struct SpecArgs {
     /// worker's, output]
     #[arg(long, value_name = "WHAT", value_parser = values::silence_counts)]
     pub silence_counts: Option<qctl_proto::v1::silence::Counts>,
+    /// How long the job may compute without using its GPUs before it is stopped, such as 15m, or off
+    /// [default: the worker's, 15m]
+    #[arg(long, value_name = "DURATION", value_parser = values::gpu_idle)]
+    pub gpu_idle: Option<Duration>,
     /// Run only on this worker
     #[arg(long, value_name = "NAME")]
     pub worker: Option<String>,

@@ -74,6 +74,11 @@ pub struct Args {
     #[arg(long, env = "QCTL_SILENCE_COUNTS", value_name = "WHAT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     silence_counts: Option<String>,
+    /// How long a job that computes may leave its GPUs unused before it is stopped, such as 15m, or off;
+    /// a worker and a submission may say otherwise [default: 15m]
+    #[arg(long, env = "QCTL_GPU_IDLE", value_name = "TIME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gpu_idle: Option<String>,
     /// Mean wait before a job's first retry; doubles with each further one [default: 5s]
     #[arg(long, env = "QCTL_RETRY_BASE", value_name = "TIME")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -156,6 +161,7 @@ struct Raw {
     lost_after: Option<String>,
     silence: Option<String>,
     silence_counts: Option<String>,
+    gpu_idle: Option<String>,
     retry_base: Option<String>,
     history_kept: Option<String>,
     log_bytes_kept: Option<String>,
@@ -184,6 +190,7 @@ impl Default for Raw {
             lost_after: None,
             silence: None,
             silence_counts: None,
+            gpu_idle: None,
             retry_base: None,
             history_kept: None,
             log_bytes_kept: None,
@@ -318,6 +325,14 @@ pub enum ConfigError {
         /// What may be.
         expected: String,
     },
+    /// What is said about unused GPUs has no meaning.
+    #[error("--gpu-idle cannot be `{given}`: {expected}")]
+    GpuIdle {
+        /// What was given.
+        given: String,
+        /// What may be.
+        expected: String,
+    },
     /// A worker would be given up before it is shown as unreachable.
     #[error("--lost-after {lost:?} must be longer than --unreachable-after {unreachable:?}")]
     LostTooSoon {
@@ -397,6 +412,7 @@ impl Config {
             )?,
             lost_after: time("lost-after", raw.lost_after, defaults.lost_after)?,
             silence: silence_rules(raw.silence, raw.silence_counts)?,
+            gpu_idle: gpu_idle(raw.gpu_idle)?,
             retry_base: time("retry-base", raw.retry_base, defaults.retry_base)?,
             history_kept: time("history-kept", raw.history_kept, defaults.history_kept)?,
             log_bytes_kept: size(
@@ -573,6 +589,16 @@ fn silence_rules(
     Ok(rules)
 }
 
+fn gpu_idle(given: Option<String>) -> Result<Option<Duration>, ConfigError> {
+    let given = given.filter(|text| !text.is_empty());
+    given
+        .map(|given| {
+            qctl_proto::gpu_idle::parse(&given)
+                .map_err(|expected| ConfigError::GpuIdle { given, expected })
+        })
+        .transpose()
+}
+
 /// The rules as the setting says them; empty when nothing is said.
 fn shown_silence(rules: &silence::Rules) -> String {
     let length = |length: Option<Duration>| length.and_then(|length| length.try_into().ok());
@@ -688,6 +714,10 @@ impl fmt::Display for Config {
             None => writeln!(f, "# silence_counts is not set")?,
             Some(silence::Counts::Output) => writeln!(f, "silence_counts = \"output\"")?,
             Some(silence::Counts::Activity) => writeln!(f, "silence_counts = \"activity\"")?,
+        }
+        match self.settings.gpu_idle {
+            None => writeln!(f, "# gpu_idle is not set")?,
+            Some(idle) => writeln!(f, "gpu_idle = {}", text(&qctl_proto::gpu_idle::show(idle)))?,
         }
         writeln!(f, "log = {}", text(&self.log))?;
         let format = match self.log_format {

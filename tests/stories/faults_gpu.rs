@@ -238,3 +238,110 @@ fn f36_without_a_driver_gpus_are_absent_and_not_zero() {
     qctl.until_ended(id);
     assert_eq!(qctl.job(wants)["state"], "queued");
 }
+
+#[test]
+fn a_job_that_computes_without_its_gpu_is_stopped_and_told_once_and_a_busy_one_is_left_alone() {
+    let phone = Phone::start();
+    let idle = WELL.replace("busy=50", "busy=0");
+    let both = format!("gpu {A} {idle}\ngpu {B} {WELL}\n");
+    let (qctl, gpus) = Gpus::of(prepared(&phone, ""), &both);
+    qctl.up(&["--slots", "2"]).ok();
+    until_gpus(&qctl, 2);
+    // Several processes, so that together they compute on a machine that is full of tests as well.
+    let computes = format!(
+        "echo $CUDA_VISIBLE_DEVICES; [ $CUDA_VISIBLE_DEVICES = {A} ] && count='1 2 3 4 5 6'; \
+         for i in $count; do while :; do :; done & done; while :; do :; done"
+    );
+    let submit = |more: &[&str]| {
+        let mut args = vec!["--name", "train", "--gpus", "1", "--retries", "2"];
+        args.extend(more);
+        args.extend(["--shell", &computes]);
+        qctl.submit(&args)
+    };
+    let ids = [(); 2].map(|()| submit(&["--gpu-idle", "5s"]));
+    let on = |id: i64| {
+        qctl.until(&format!("job {id} tells its GPU"), || {
+            let text = String::from_utf8(qctl.raw_log(id)).unwrap();
+            text.contains('\n').then(|| text.trim().to_owned())
+        })
+    };
+    let [unused, busy] = match on(ids[0]).as_str() {
+        A => ids,
+        _ => [ids[1], ids[0]],
+    };
+    let job = qctl.until_ended(unused);
+    assert_eq!(outcome(&job), ("failed", "gpu_fallback"), "{job:#}");
+    assert_eq!(job["attempt"], json!(1), "it is never retried by itself");
+    let message = job["outcome"]["message"].as_str().unwrap();
+    // The stand-in tells of no processes, so the card's own figure counts.
+    let (before, after) = message.split_once(" seconds ").unwrap();
+    assert!(
+        before.starts_with(
+            "stopped because it computed without its GPU: it was given H200 (GPU-aaaaaaaa) and has \
+             not used it for "
+        ),
+        "{message}"
+    );
+    assert!(
+        after.contains("which processes use it is not told there"),
+        "{message}"
+    );
+    let shown = until_shown(&qctl, &phone, 1);
+    assert_eq!(shown[0].title, format!("Job {unused} “train” failed"));
+    assert!(
+        shown[0]
+            .message
+            .contains("it was given a graphics card and did not use it for "),
+        "{shown:#?}"
+    );
+    assert_eq!(
+        qctl.job(busy)["state"],
+        "running",
+        "it was looked at as often"
+    );
+    qctl.qctl(&["cancel", &busy.to_string()]).ok();
+    qctl.until_ended(busy);
+
+    // Where nobody sees whether a GPU works, nobody judges, and the job's record says so.
+    gpus.say(
+        &both
+            .replace("busy=0", "busy=none")
+            .replace("busy=50", "busy=none"),
+    );
+    qctl.until("the use of the GPUs cannot be read any more", || {
+        let worker = worker(&qctl);
+        let gpus = worker["gpus"].as_array()?;
+        let hidden = |gpu: &Value| gpu["latest"].is_object() && gpu["latest"]["busy"].is_null();
+        gpus.iter().all(hidden).then_some(())
+    });
+    let unseen = submit(&["--gpu-idle", "5s"]);
+    let off = submit(&["--gpu-idle", "off"]);
+    for (id, notes) in [(unseen, 1), (off, 0)] {
+        qctl.until_state(id, "running");
+        let shown = qctl.until(&format!("job {id} says what is not enforced"), || {
+            let shown = qctl.qctl(&["show", &id.to_string()]).ok();
+            shown.contains("CUDA_VISIBLE_DEVICES;").then_some(shown)
+        });
+        assert_eq!(
+            shown.matches("whether the job uses its GPUs").count(),
+            notes,
+            "{shown}"
+        );
+    }
+    let shown = qctl.qctl(&["show", &unseen.to_string()]).ok();
+    assert!(shown.contains("5s without using its GPUs"), "{shown}");
+    let shown = qctl.qctl(&["show", &off.to_string()]).ok();
+    assert!(shown.contains("may leave its GPUs unused"), "{shown}");
+    let held = submit(&["--hold", "--gpu-idle", "5s"]);
+    qctl.qctl(&["edit", &held.to_string(), "--gpu-idle", "1h"])
+        .ok();
+    assert_eq!(qctl.job(held)["gpu_idle"], json!(3600.0));
+    qctl.qctl(&["edit", &held.to_string(), "--clear", "gpu-idle"])
+        .ok();
+    assert!(qctl.job(held)["gpu_idle"].is_null());
+    for id in [unseen, off, held] {
+        qctl.qctl(&["cancel", &id.to_string()]).ok();
+    }
+    settled(&qctl);
+    assert_eq!(phone.shown().len(), 1, "{:#?}", phone.shown());
+}

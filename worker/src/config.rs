@@ -13,7 +13,7 @@ use figment::providers::{Format, Serialized, Toml};
 use qctl_proto::home::{Home, HomeError};
 use qctl_proto::v1::silence::Counts;
 use qctl_proto::v1::{AlarmSetting, Silence};
-use qctl_proto::{alarm, silence, size};
+use qctl_proto::{alarm, gpu_idle, silence, size};
 use qctl_worker_core::ring::DEFAULT_LIMIT_BYTES;
 use qctl_worker_core::roster::MAX_SLOTS;
 use serde::{Deserialize, Serialize};
@@ -94,6 +94,11 @@ pub struct Args {
     #[arg(long, env = "QCTL_WORKER_SILENCE_COUNTS", value_name = "WHAT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     silence_counts: Option<String>,
+    /// How long a job that computes may leave its GPUs unused before it is stopped, such as 15m, or off;
+    /// a submission may say otherwise [default: the coordinator's, 15m]
+    #[arg(long, env = "QCTL_WORKER_GPU_IDLE", value_name = "TIME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gpu_idle: Option<String>,
     /// Command that computes something on the GPU of CUDA_VISIBLE_DEVICES; it is run before a job gets a
     /// GPU, and one for which it fails or takes longer than a minute is given to nobody
     #[arg(long, env = "QCTL_GPU_PROBE", value_name = "COMMAND")]
@@ -165,6 +170,7 @@ struct Raw {
     alarm: Vec<String>,
     silence: Option<String>,
     silence_counts: Option<String>,
+    gpu_idle: Option<String>,
     gpu_probe: Option<String>,
     log: Option<String>,
     log_format: Option<LogFormat>,
@@ -197,6 +203,8 @@ pub struct Config {
     pub alarms: Vec<AlarmSetting>,
     /// What holds about silence where a job says nothing.
     pub silence: Silence,
+    /// How long a job that says nothing about that may leave its GPUs unused; zero for ever.
+    pub gpu_idle: Option<Duration>,
     /// Command that computes something on a GPU.
     pub gpu_probe: Option<String>,
     /// Filter of the log.
@@ -288,6 +296,14 @@ pub enum ConfigError {
         /// What may be.
         expected: String,
     },
+    /// What is said about unused GPUs has no meaning.
+    #[error("--gpu-idle cannot be `{given}`: {expected}")]
+    GpuIdle {
+        /// What was given.
+        given: String,
+        /// What may be.
+        expected: String,
+    },
     /// The filter of the log cannot be read.
     #[error("--log `{given}` is not a filter such as `info` or `qctl_worker=debug`")]
     Log {
@@ -365,6 +381,12 @@ impl Config {
         let alarms = raw.alarm.iter().filter(|text| !text.is_empty());
         let alarms = alarm::parse_all(alarms.map(String::as_str)).map_err(ConfigError::Alarm)?;
         let silence = check_silence(given(raw.silence), given(raw.silence_counts))?;
+        let gpu_idle = given(raw.gpu_idle).map(|text| {
+            gpu_idle::parse(&text).map_err(|expected| ConfigError::GpuIdle {
+                given: text,
+                expected,
+            })
+        });
         let log = given(raw.log).unwrap_or_else(|| "info".to_owned());
         tracing_subscriber::EnvFilter::try_new(&log).map_err(|source| ConfigError::Log {
             given: log.clone(),
@@ -383,6 +405,7 @@ impl Config {
             gpu_deadline,
             alarms,
             silence,
+            gpu_idle: gpu_idle.transpose()?,
             gpu_probe: given(raw.gpu_probe),
             log,
             log_format: raw.log_format.unwrap_or_default(),
@@ -474,6 +497,8 @@ impl fmt::Display for Config {
             Counts::Activity => text("activity"),
         };
         line(f, "silence_counts", counts)?;
+        let idle = self.gpu_idle.map(gpu_idle::show);
+        line(f, "gpu_idle", idle.as_deref().and_then(text))?;
         line(f, "gpu_probe", self.gpu_probe.as_deref().and_then(text))?;
         line(f, "log", text(&self.log))?;
         let format = match self.log_format {

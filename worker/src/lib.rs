@@ -134,8 +134,13 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         let _ = tell_stored.send(fence);
     })
     .context("cannot start the thread that sends output")?;
-    let watcher = Watcher::start(config.home.worker_dir().to_owned())
-        .context("cannot start the thread that watches processes")?;
+    let (tell_gpus, gpus) = mpsc::unbounded_channel();
+    let watcher = Watcher::start(
+        config.home.worker_dir().to_owned(),
+        config.gpu_idle,
+        tell_gpus.clone(),
+    )
+    .context("cannot start the thread that watches processes")?;
     let observer = Observer::new();
     let host = observer.host();
     let (events, session) = mpsc::channel(QUEUED_EVENTS);
@@ -152,7 +157,6 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         deadline: config.gpu_deadline,
     };
     let places = Places::default();
-    let (tell_gpus, gpus) = mpsc::unbounded_channel();
     let supervisor = Supervisor::adopt(Surroundings {
         spool: Arc::clone(&spool),
         boot_id: boot_id.clone(),

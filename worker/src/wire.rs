@@ -613,6 +613,7 @@ mod tests {
                 kind: gpu_fault::Kind::Xid.into(),
                 number: 79,
                 message: "the driver reports a serious error of X (GPU-1): Xid 79".to_owned(),
+                users_hidden: false,
             }),
         };
         assert_eq!(attempt_ended(7, ended(recorded.clone())), recorded);

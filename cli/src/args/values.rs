@@ -28,6 +28,14 @@ pub fn silence(text: &str) -> Result<qctl_proto::v1::Silence, String> {
     qctl_proto::silence::parse(text)
 }
 
+/// Reads how long a job may leave its GPUs unused; zero for ever.
+///
+/// # Errors
+/// Says what was expected.
+pub fn gpu_idle(text: &str) -> Result<Duration, String> {
+    qctl_proto::gpu_idle::parse(text)
+}
+
 /// Reads what counts as a sign of life.
 ///
 /// # Errors

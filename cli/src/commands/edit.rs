@@ -31,6 +31,7 @@ use crate::submission::{from_options, silence};
     mut_arg("alarms", |arg| arg.help("From which figure on something is an alarm, such as cpu=off or run-time=6h")),
     mut_arg("notify", |arg| arg.help("Tell people of its end always, on failure, never, or as by default")),
     mut_arg("silence", |arg| arg.help("When a silent attempt is warned of, warned of again and stopped")),
+    mut_arg("gpu_idle", |arg| arg.help("How long the job may compute without using its GPUs before it is stopped")),
     mut_arg("silence_counts", |arg| arg.help("What counts as a sign of life: output or activity")),
     after_help = "Not changed here: `qctl hold` and `qctl release` keep a job from starting and let it go; a job\n\
                   keeps its template and its request id, and `qctl logs -f` and `qctl wait` follow it."
@@ -105,6 +106,8 @@ pub enum Field {
     Alarm,
     /// The choice of what happens when it is silent
     Silence,
+    /// The choice of how long it may leave its GPUs unused
+    GpuIdle,
 }
 
 impl Field {
@@ -129,6 +132,7 @@ impl Field {
             Self::Artifacts => "artifacts",
             Self::Alarm => "alarms",
             Self::Silence => "silence",
+            Self::GpuIdle => "gpu_idle",
         }
     }
 
@@ -152,6 +156,7 @@ impl Field {
             Self::Artifacts => spec.artifacts.clear(),
             Self::Alarm => spec.alarms.clear(),
             Self::Silence => spec.silence = None,
+            Self::GpuIdle => spec.gpu_idle = None,
         }
     }
 }
@@ -311,6 +316,9 @@ fn apply(draft: Draft, spec: &mut v1::JobSpec, surroundings: &Surroundings) -> V
     }
     if let Some(grace) = draft.stop_grace.filter(|_| touch("stop_grace", true)) {
         spec.stop_grace = Some(time::wire_span(grace));
+    }
+    if let Some(idle) = draft.gpu_idle.filter(|_| touch("gpu_idle", true)) {
+        spec.gpu_idle = Some(time::wire_span(idle));
     }
     if let Some(pattern) = draft.progress.filter(|_| touch("progress_pattern", true)) {
         spec.progress_pattern = pattern;

@@ -68,6 +68,8 @@ pub struct Job<'a> {
     /// From which figure on something is an alarm, where that is not as usual.
     alarm: Vec<String>,
     silence: Option<silence::Rules>,
+    /// Seconds that it may leave its GPUs unused, 0 for ever; null is the worker's choice.
+    gpu_idle: Option<f64>,
     retry_of: Option<i64>,
     unreachable: bool,
     paused: bool,
@@ -432,6 +434,7 @@ impl<'a> From<&'a v1::Job> for Job<'a> {
             },
             alarm: spec.alarms.iter().map(alarm::shown).collect(),
             silence: spec.silence.as_ref().map(silence::Rules::from),
+            gpu_idle: seconds(spec.gpu_idle.as_ref()),
             retry_of: known(job.retry_of),
             unreachable: job.unreachable,
             paused: job.paused,

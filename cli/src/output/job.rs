@@ -434,6 +434,12 @@ fn limits(job: &v1::Job, spec: &v1::JobSpec) -> String {
         };
         parts.push(format!("{signal} {} before", time::exact(before)));
     }
+    if let Some(idle) = time::span(spec.gpu_idle.as_ref()) {
+        parts.push(match idle.is_zero() {
+            true => "may leave its GPUs unused".to_owned(),
+            false => format!("{} without using its GPUs", time::exact(idle)),
+        });
+    }
     parts.push(match job.retries_left {
         1 => "1 retry left".to_owned(),
         left => format!("{left} retries left"),

@@ -93,6 +93,8 @@ pub struct Draft {
     pub silence: Option<qctl_proto::v1::Silence>,
     /// What counts as a sign of life.
     pub silence_counts: Option<qctl_proto::v1::silence::Counts>,
+    /// How long it may leave its GPUs unused; zero for ever.
+    pub gpu_idle: Option<Duration>,
 }
 
 /// Keys that a line of a batch may have.
@@ -133,6 +135,7 @@ pub const BATCH_KEYS: &[&str] = &[
     "alarm",
     "silence",
     "silence_counts",
+    "gpu_idle",
 ];
 
 /// Keys that a template may have besides its own.
@@ -169,6 +172,7 @@ pub const TEMPLATE_KEYS: &[&str] = &[
     "alarm",
     "silence",
     "silence_counts",
+    "gpu_idle",
 ];
 
 /// Keys of a project's defaults. None of them decides what is run: a folder that someone else
@@ -198,6 +202,7 @@ pub const PROJECT_KEYS: &[&str] = &[
     "alarm",
     "silence",
     "silence_counts",
+    "gpu_idle",
 ];
 
 impl Draft {
@@ -266,6 +271,7 @@ impl Draft {
             "silence_counts" => {
                 self.silence_counts = Some(values::silence_counts(&text(value)?)?);
             }
+            "gpu_idle" => self.gpu_idle = Some(values::gpu_idle(&text(value)?)?),
             other => return Err(format!("`{other}` is no key of a job")),
         }
         Ok(())
@@ -306,6 +312,7 @@ impl Draft {
             "artifacts" => self.artifacts.is_some(),
             "log_limit" => self.log_limit.is_some(),
             "notify" => self.notify.is_some(),
+            "gpu_idle" => self.gpu_idle.is_some(),
             _ => false,
         }
     }
@@ -354,6 +361,7 @@ impl Draft {
             alarms: laid_over(self.alarms, below.alarms),
             silence: self.silence.or(below.silence),
             silence_counts: self.silence_counts.or(below.silence_counts),
+            gpu_idle: self.gpu_idle.or(below.gpu_idle),
         }
     }
 }

@@ -66,6 +66,7 @@ pub fn from_options(spec: SpecArgs, surroundings: &Surroundings) -> Result<Draft
         alarms: draft::laid_over(spec.alarms, Vec::new()),
         silence: spec.silence,
         silence_counts: spec.silence_counts,
+        gpu_idle: spec.gpu_idle,
         ..Draft::default()
     };
     if !spec.after.is_empty() {
@@ -271,6 +272,7 @@ fn finish(
         notify: draft.notify.unwrap_or_default().into(),
         alarms: draft.alarms,
         silence: silence(draft.silence, draft.silence_counts),
+        gpu_idle: draft.gpu_idle.map(time::wire_span),
     })
 }
 

@@ -13,7 +13,7 @@ cause = { $cause ->
     [lease_expired] its machine was cut off for too long
     [gpu_fault] { gpu-fault }
     [gpu_fallback] { $fault ->
-        [unused] it was given a graphics card and did not use it for { $minutes } minutes of work
+        [unused] it was given a graphics card and did not use it for { $unused } of work
         [slow] it took { $number } times as long for an item as it did before, as if without its graphics card
        *[other] it computed without the graphics card it was given
     }

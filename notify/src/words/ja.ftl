@@ -12,7 +12,7 @@ cause = { $cause ->
     [lease_expired] 動いていたマシンとの連絡が長く途切れました
     [gpu_fault] { gpu-fault }
     [gpu_fallback] { $fault ->
-        [unused] GPU を割り当てたのに、処理中の { $minutes } 分間まったく使っていませんでした
+        [unused] GPU を割り当てたのに、処理中の { $unused }間まったく使っていませんでした
         [slow] 1 件あたりの時間が以前の { $number } 倍かかり、GPU を使っていないようでした
        *[other] 割り当てた GPU を使わずに計算していました
     }

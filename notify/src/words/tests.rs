@@ -194,7 +194,7 @@ fn everything() -> Facts {
         ("signal", text("9")),
         ("held", text("crash_loop")),
         ("number", text("79")),
-        ("minutes", text("15")),
+        ("unused", Fact::Seconds(900)),
         ("gpu", text("0")),
         ("limit", text("95")),
         ("value", text("97")),

@@ -37,6 +37,10 @@ pub const LOG_LIMIT_BYTES: std::ops::RangeInclusive<i64> = 1 << 20..=1 << 50;
 pub const DEFAULT_STOP_GRACE: Duration = Duration::from_secs(10);
 /// Automatic retries after failures unless the job says otherwise.
 pub const DEFAULT_RETRIES: i32 = 2;
+/// How long GPUs may be left unused, where that is not for ever.
+const GPU_IDLE: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(10 * 366 * 24 * 60 * 60);
+
 /// Automatic resumes after interruptions unless the job says otherwise.
 pub const DEFAULT_RESUMES: i32 = 3;
 
@@ -111,6 +115,9 @@ pub struct JobSpec {
     pub alarms: Settings,
     /// When an attempt counts as silent, as far as the job chooses that.
     pub silence: silence::Rules,
+    /// How long an attempt that computes may leave its GPUs unused; zero for ever.
+    #[serde(with = "micros")]
+    pub gpu_idle: Option<Duration>,
 }
 
 /// What an attempt occupies, or what a worker offers.
@@ -452,6 +459,16 @@ impl JobSpec {
                 "shorten it",
             ));
         }
+        if let Some(idle) = self.gpu_idle
+            && !idle.is_zero()
+            && !GPU_IDLE.contains(&idle)
+        {
+            return Err(SpecError::new(
+                "gpu_idle",
+                "is not between a second and ten years",
+                "give a time such as 15m, or 0 for never",
+            ));
+        }
         at_most("after", self.after.len(), MAX_DEPENDENCIES)?;
         for (index, dependency) in self.after.iter().enumerate() {
             if dependency.job.0 == 0 {
@@ -697,6 +714,10 @@ mod tests {
         assert_eq!(
             refused(|spec| spec.stop_grace = Some(MAX_STOP_GRACE + Duration::from_secs(1))),
             "stop_grace"
+        );
+        assert_eq!(
+            refused(|spec| spec.gpu_idle = Some(Duration::from_millis(1))),
+            "gpu_idle"
         );
         let on = |job| Dependency {
             job: JobId(job),

@@ -178,6 +178,7 @@ impl App {
                 beside_slots: new.beside_slots,
                 checkpoints: candidates.remove(&made.job).unwrap_or_default(),
                 default_silence: self.settings.silence,
+                default_gpu_idle: self.settings.gpu_idle,
             });
         }
         for (worker, assignments) in by_worker {

@@ -284,6 +284,7 @@ enum Field {
     Notify,
     Alarms,
     Silence,
+    GpuIdle,
 }
 
 impl Field {
@@ -318,6 +319,7 @@ impl Field {
             "notify" => Self::Notify,
             "alarms" => Self::Alarms,
             "silence" => Self::Silence,
+            "gpu_idle" => Self::GpuIdle,
             other => {
                 return Err(Error::field(
                     "update_mask",
@@ -371,6 +373,7 @@ impl Field {
             Self::Notify => to.notify = from.notify,
             Self::Alarms => to.alarms.clone_from(&from.alarms),
             Self::Silence => to.silence = from.silence,
+            Self::GpuIdle => to.gpu_idle = from.gpu_idle,
         }
     }
 }

@@ -42,6 +42,8 @@ pub struct Settings {
     pub alarm_pace: Pace,
     /// What holds about silence where neither job nor worker says anything.
     pub silence: silence::Rules,
+    /// How long a job may leave its GPUs unused where neither job nor worker says anything; zero for ever.
+    pub gpu_idle: Option<Duration>,
 }
 
 impl Default for Settings {
@@ -64,6 +66,7 @@ impl Default for Settings {
             alarms: setting::Settings::new(),
             alarm_pace: Pace::default(),
             silence: silence::Rules::default(),
+            gpu_idle: None,
         }
     }
 }

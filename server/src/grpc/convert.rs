@@ -101,6 +101,7 @@ pub(super) fn read_spec(spec: v1::JobSpec, path: &str) -> Result<JobSpec, Error>
         time_limit: read_optional_duration(spec.time_limit.as_ref(), &field("time_limit"))?,
         warn_before: read_optional_duration(spec.warn_before.as_ref(), &field("warn_before"))?,
         stop_grace: read_optional_duration(spec.stop_grace.as_ref(), &field("stop_grace"))?,
+        gpu_idle: read_optional_duration(spec.gpu_idle.as_ref(), &field("gpu_idle"))?,
         name: spec.name,
         command: spec.command,
         shell: spec.shell,
@@ -366,6 +367,7 @@ pub(super) fn spec(spec: JobSpec) -> v1::JobSpec {
         .into(),
         alarms: alarms(spec.alarms),
         silence: silence_rules(spec.silence),
+        gpu_idle: spec.gpu_idle.map(duration),
     }
 }
 
@@ -767,6 +769,7 @@ mod tests {
                 memory_bytes: 1 << 30,
             },
             stop_grace: Some(Duration::from_secs(3)),
+            gpu_idle: Some(Duration::ZERO),
             artifacts: vec!["out".to_owned()],
             log_limit_bytes: 2_097_152,
             retry_rules: RetryRules {

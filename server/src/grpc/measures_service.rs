@@ -302,6 +302,8 @@ pub(super) fn gpu_fault(fault: GpuFault) -> v1::GpuFault {
         kind: kind.into(),
         number: fault.number,
         message: fault.message,
+        // The sentence says it.
+        users_hidden: false,
     }
 }
 

@@ -691,6 +691,7 @@ fn assignment_to_wire(assignment: Assignment) -> v1::Assignment {
             })
             .collect(),
         default_silence: convert::silence_rules(assignment.default_silence),
+        default_gpu_idle: assignment.default_gpu_idle.map(convert::duration),
     }
 }
 

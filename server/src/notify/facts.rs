@@ -78,7 +78,7 @@ fn of_details(class: Class, details: &Details, worker: &str) -> Facts {
         fact("gpu", Fact::Text(fault.called()));
         fact("fault", Fact::Text(fault.kind.as_str().to_owned()));
         fact("number", Fact::Text(fault.number.to_string()));
-        fact("minutes", Fact::Text((fault.number / 60).to_string()));
+        fact("unused", Fact::Seconds(fault.number));
     }
     // A catalogue can tell words apart, not whether there is one.
     let word =

@@ -75,6 +75,8 @@ pub struct Assignment {
     pub checkpoints: Vec<ResumeCandidate>,
     /// What holds about silence where neither job nor worker says anything.
     pub default_silence: silence::Rules,
+    /// How long GPUs may be left unused where neither job nor worker says anything; zero for ever.
+    pub default_gpu_idle: Option<Duration>,
 }
 
 /// Who is connected.

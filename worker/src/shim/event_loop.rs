@@ -566,9 +566,9 @@ impl Shim {
     }
 
     /// Takes an assignment.
-    fn begin(&mut self, run: ShimRun) {
+    fn begin(&mut self, mut run: ShimRun) {
         let lease = self.lease(&run);
-        let assignment = run.assignment.unwrap_or_default();
+        let assignment = run.assignment.take().unwrap_or_default();
         let fence = assignment.fence;
         if self.seen.contains(&fence) {
             return;
@@ -630,7 +630,7 @@ impl Shim {
         self.journal
             .begin_output(limit.unwrap_or(ring::DEFAULT_LIMIT_BYTES));
         let silence = wire::stages(run.silence.as_ref(), &assignment);
-        match self.launch(&assignment, lease, silence, &run.checkpoint_dir) {
+        match self.launch(&assignment, lease, silence, &run) {
             Ok(attempt) => {
                 let started = Event::Pid(SegmentPid {
                     pid: attempt.pid,
@@ -671,11 +671,12 @@ impl Shim {
         assignment: &Assignment,
         lease: Option<Duration>,
         silence: Stages,
-        checkpoint_dir: &str,
+        run: &ShimRun,
     ) -> Result<Attempt, String> {
         let no_spec = JobSpec::default();
         let spec = assignment.spec.as_ref().unwrap_or(&no_spec);
         let host = &self.host;
+        let checkpoint_dir = run.checkpoint_dir.as_str();
         let warn_signal = match spec.warn_signal {
             0 => Signal::USR1,
             number => signal::from_number(number)
@@ -685,6 +686,7 @@ impl Shim {
             host,
             progress: self.progress.as_ref().map(Progress::path),
             checkpoint_dir,
+            gpu_use_unseen: run.gpu_use_unseen,
         };
         let launch = launch::prepare(assignment, spec, &surroundings)?;
         let mut checkpoints = None;

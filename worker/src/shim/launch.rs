@@ -34,6 +34,8 @@ pub(super) struct Surroundings<'a> {
     pub(super) progress: Option<&'a Path>,
     /// Where checkpoints go; empty when nowhere.
     pub(super) checkpoint_dir: &'a str,
+    /// Nobody sees whether its GPUs work.
+    pub(super) gpu_use_unseen: bool,
 }
 
 /// Prepares an assignment.
@@ -77,7 +79,7 @@ pub(super) fn prepare(
             environment: strings("the environment", environment)?,
             cwd: string("the working directory", spec.cwd.clone())?,
         },
-        not_enforced: not_enforced(assignment, spec, surroundings.host),
+        not_enforced: not_enforced(assignment, spec, surroundings),
     })
 }
 
@@ -157,7 +159,12 @@ fn string(what: &str, text: String) -> Result<CString, String> {
     })
 }
 
-fn not_enforced(assignment: &Assignment, spec: &JobSpec, host: &str) -> Vec<String> {
+fn not_enforced(
+    assignment: &Assignment,
+    spec: &JobSpec,
+    surroundings: &Surroundings<'_>,
+) -> Vec<String> {
+    let host = surroundings.host;
     let mut sentences = Vec::new();
     let memory = spec.demand.as_ref().map_or(0, |demand| demand.memory_bytes);
     if memory > 0 {
@@ -170,6 +177,12 @@ fn not_enforced(assignment: &Assignment, spec: &JobSpec, host: &str) -> Vec<Stri
         sentences.push(format!(
             "The job is told of its GPUs by CUDA_VISIBLE_DEVICES; nothing on {host} keeps it from \
              the others."
+        ));
+    }
+    if surroundings.gpu_use_unseen {
+        sentences.push(format!(
+            "Nobody sees whether the job uses its GPUs: their driver on {host} does not tell how busy \
+             they are."
         ));
     }
     sentences
@@ -318,6 +331,7 @@ mod tests {
             host: "here",
             progress: Some(Path::new("/run/p")),
             checkpoint_dir: "/c/42/2",
+            gpu_use_unseen: false,
         }
     }
 
@@ -406,6 +420,12 @@ mod tests {
         let launch = prepare(&assignment, &spec, &surroundings()).unwrap();
         assert_eq!(launch.not_enforced.len(), 2);
         assert!(launch.not_enforced[0].contains("1000 bytes"));
+        let unseen = Surroundings {
+            gpu_use_unseen: true,
+            ..surroundings()
+        };
+        let launch = prepare(&assignment, &spec, &unseen).unwrap();
+        assert!(launch.not_enforced[2].contains("how busy"));
     }
 
     #[test]

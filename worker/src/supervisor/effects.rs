@@ -99,6 +99,7 @@ impl Supervisor {
                     checkpoint_dir: checkpoint_dir.to_string_lossy().into_owned(),
                     log_limit_bytes: i64::try_from(self.with.log_limit).unwrap_or(i64::MAX),
                     silence: Some(self.silence_of(&assignment)),
+                    gpu_use_unseen: self.with.watcher.gpu_use_is_unseen(&assignment),
                     assignment: Some(assignment),
                 };
                 self.ask(shim, Ask::Run(run));

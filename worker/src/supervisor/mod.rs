@@ -362,10 +362,13 @@ impl Supervisor {
                 // A coordinator that names no cause acts for a person.
                 let cause = wire::cause(stop.cause()).unwrap_or(StopCause::Cancel);
                 let grace = stop.grace.and_then(wire::duration);
-                Event::Stop {
-                    fence,
-                    cause,
-                    grace,
+                match stop.gpu.and_then(wire::gpu_fault_from) {
+                    Some(fault) => Event::GpuUnused { fence, fault },
+                    None => Event::Stop {
+                        fence,
+                        cause,
+                        grace,
+                    },
                 }
             }
             Said::ResultCommitted(ResultCommitted { fence }) => Event::Committed(fence),

@@ -57,6 +57,16 @@ impl GpuState {
         told
     }
 
+    /// Whether the driver does not tell if these GPUs work. One that was not asked yet, or is silent,
+    /// may tell later.
+    pub(super) fn hides_use(&self, uuids: &[String]) -> bool {
+        match self {
+            Self::Read(_) => self.of(uuids).iter().any(|gpu| gpu.busy.is_none()),
+            Self::Failed(_) | Self::Absent => true,
+            Self::Unknown | Self::Hung => false,
+        }
+    }
+
     /// What is known of the GPUs with these UUIDs.
     pub(super) fn of(&self, uuids: &[String]) -> Vec<&GpuReading> {
         match self {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use qctl_worker_core::measure::{
-    MAX_PROCESSES, MachineMeter, MachineReading, Memory, Reading, Times, TreeMeter, TreeSample,
+    MAX_PROCESSES, MachineMeter, MachineReading, Memory, Reading, Times, TreeMeter,
 };
 use rustix::time::{ClockId, clock_gettime};
 
@@ -41,36 +41,33 @@ impl Looker {
     pub(super) fn look(&mut self, attempts: &BTreeMap<i64, Leader>) -> Seen {
         self.trees.retain(|fence, _| attempts.contains_key(fence));
         let now = read_clock(ClockId::Monotonic);
-        Seen {
+        let mut seen = Seen {
             machine: self.machine.observe(self.read_machine(now)),
-            trees: self.look_at_trees(attempts, now),
-        }
+            ..Seen::default()
+        };
+        self.look_at_trees(attempts, now, &mut seen);
+        seen
     }
 
-    fn look_at_trees(
-        &mut self,
-        attempts: &BTreeMap<i64, Leader>,
-        now: Duration,
-    ) -> Vec<(i64, TreeSample)> {
+    fn look_at_trees(&mut self, attempts: &BTreeMap<i64, Leader>, now: Duration, seen: &mut Seen) {
         if attempts.is_empty() {
-            return Vec::new();
+            return;
         }
         let snapshot = match Snapshot::take() {
             Ok(snapshot) => snapshot,
             Err(error) => {
                 tracing::debug!("processes cannot be looked at: {error}");
-                return Vec::new();
+                return;
             }
         };
-        attempts
-            .iter()
-            .map(|(fence, leader)| {
-                let tree = self.trees.entry(*fence).or_default();
-                let readings = read_tree(&snapshot, *leader, &mut tree.shim);
-                let sample = tree.meter.observe(&readings, now, self.ticks_per_second);
-                (*fence, sample)
-            })
-            .collect()
+        for (fence, leader) in attempts {
+            let tree = self.trees.entry(*fence).or_default();
+            let readings = read_tree(&snapshot, *leader, &mut tree.shim);
+            let sample = tree.meter.observe(&readings, now, self.ticks_per_second);
+            let pids = readings.iter().map(|reading| reading.pid.unsigned_abs());
+            seen.processes.insert(*fence, pids.collect());
+            seen.trees.push((*fence, sample));
+        }
     }
 
     fn read_machine(&self, now: Duration) -> MachineReading {
@@ -145,6 +142,9 @@ fn read(process: &Process) -> Option<Reading> {
     if process.lives() {
         if let Some(status) = kernel_file(folder.join("status")) {
             reading.add_memory(&status);
+        }
+        if let Some(schedstat) = kernel_file(folder.join("schedstat")) {
+            reading.add_waiting(&schedstat);
         }
         if let Some(io) = kernel_file(folder.join("io")) {
             reading.add_io(&io);

@@ -6,6 +6,7 @@ mod gpu;
 mod look;
 pub mod nvml;
 mod report;
+mod unused;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -15,7 +16,7 @@ use std::time::Duration;
 
 use qctl_proto::v1;
 use qctl_worker_core::agent::Event;
-use qctl_worker_core::gpu::FaultWatch;
+use qctl_worker_core::gpu::{self as gpus, FaultWatch};
 use qctl_worker_core::measure::{GPU_BUSY, Life, MachineSample, Still, TreeSample};
 use qctl_worker_core::silence::Evidence;
 use tokio::sync::{mpsc, watch};
@@ -26,6 +27,7 @@ use crate::follower::{Fact, Note};
 use crate::inventory::gpu::{Gpu, Nvml};
 use gpu::GpuState;
 use look::Looker;
+use unused::Unused;
 
 /// Time between two looks.
 const EVERY: Duration = Duration::from_secs(5);
@@ -43,6 +45,8 @@ struct Leader {
 struct Watched {
     /// UUIDs of its GPUs.
     gpus: Vec<String>,
+    /// How long it may leave them unused; `None` for ever.
+    gpu_idle: Option<Duration>,
     leader: Option<Leader>,
 }
 
@@ -52,6 +56,8 @@ struct Seen {
     machine: MachineSample,
     /// Attempts, by fence.
     trees: Vec<(i64, TreeSample)>,
+    /// The processes of each.
+    processes: BTreeMap<i64, Vec<u32>>,
 }
 
 /// The watcher. Its thread ends with its last clone.
@@ -66,19 +72,30 @@ struct Shared {
     gpus: Mutex<GpuState>,
     /// When each attempt was last seen to work.
     lives: Mutex<BTreeMap<i64, Life>>,
+    /// What this worker says about GPUs that a job leaves unused.
+    gpu_idle: Option<Duration>,
 }
 
 impl Watcher {
-    /// Starts looking. `folder` is where the worker writes; its file system is watched.
+    /// Starts looking. `folder` is where the worker writes; its file system is watched. `gpu_idle` is
+    /// how long a job that says nothing about that may leave its GPUs unused; `tell` hears of those that
+    /// do for longer.
     ///
     /// # Errors
     /// When there can be no further thread.
-    pub(crate) fn start(folder: PathBuf) -> io::Result<Self> {
-        let shared = Arc::new(Shared::default());
+    pub(crate) fn start(
+        folder: PathBuf,
+        gpu_idle: Option<Duration>,
+        tell: mpsc::UnboundedSender<Event>,
+    ) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            gpu_idle,
+            ..Shared::default()
+        });
         let weak = Arc::downgrade(&shared);
         std::thread::Builder::new()
             .name("watch".to_owned())
-            .spawn(move || look_until_dropped(&weak, folder))?;
+            .spawn(move || look_until_dropped(&weak, folder, &tell))?;
         Ok(Self(shared))
     }
 
@@ -123,8 +140,12 @@ impl Watcher {
         let mut attempts = locked(&self.0.attempts);
         match &note.fact {
             Fact::Assigned(assignment) => {
-                let gpus = assignment.gpus.clone();
-                attempts.insert(note.fence, Watched { gpus, leader: None });
+                let watched = Watched {
+                    gpus: assignment.gpus.clone(),
+                    gpu_idle: self.gpu_idle(assignment),
+                    leader: None,
+                };
+                attempts.insert(note.fence, watched);
             }
             Fact::Started(started) => {
                 attempts.entry(note.fence).or_default().leader = Some(Leader {
@@ -142,6 +163,24 @@ impl Watcher {
     /// Nothing is left of an attempt.
     pub(crate) fn leave(&self, fence: i64) {
         locked(&self.0.attempts).remove(&fence);
+    }
+
+    /// How long an attempt may leave its GPUs unused; `None` for ever.
+    fn gpu_idle(&self, assignment: &v1::Assignment) -> Option<Duration> {
+        let told = |wire: Option<prost_types::Duration>| wire.and_then(crate::wire::duration);
+        let job = assignment.spec.as_ref().and_then(|spec| spec.gpu_idle);
+        gpus::window(
+            told(job),
+            self.0.gpu_idle,
+            told(assignment.default_gpu_idle),
+        )
+    }
+
+    /// Whether an attempt that is to use its GPUs could leave them unused and nobody would see it.
+    pub(crate) fn gpu_use_is_unseen(&self, assignment: &v1::Assignment) -> bool {
+        !assignment.gpus.is_empty()
+            && self.gpu_idle(assignment).is_some()
+            && locked(&self.0.gpus).hides_use(&assignment.gpus)
     }
 
     /// Attempts whose GPUs work now.
@@ -192,8 +231,9 @@ impl Watcher {
     }
 }
 
-fn look_until_dropped(shared: &Weak<Shared>, folder: PathBuf) {
+fn look_until_dropped(shared: &Weak<Shared>, folder: PathBuf, tell: &mpsc::UnboundedSender<Event>) {
     let mut looker = Looker::new(folder);
+    let mut unused = Unused::new();
     loop {
         let Some(shared) = shared.upgrade() else {
             return;
@@ -205,6 +245,9 @@ fn look_until_dropped(shared: &Weak<Shared>, folder: PathBuf) {
             .collect();
         let mut seen = looker.look(&leaders);
         note_lives(&shared, &attempts, &seen);
+        let found = unused.look(&locked(&shared.gpus), &attempts, &seen, clock::now());
+        // Nobody listens when the agent is ending.
+        found.into_iter().for_each(|event| drop(tell.send(event)));
         let mut waiting = locked(&shared.seen);
         if let Some(earlier) = &*waiting {
             // Nobody was told of these, and they do not show in a later look.

@@ -7,6 +7,7 @@ use qctl_worker_core::gpu::{Fault, FaultKind as Kind};
 /// A fault as the contract has it.
 pub(crate) fn wire_gpu_fault(fault: Fault) -> GpuFault {
     let message = fault.to_string();
+    let users_hidden = matches!(fault.kind, Kind::Unused { hidden: true, .. });
     let (kind, number, message) = match fault.kind {
         Kind::Lost => (Wire::Lost, 0, message),
         Kind::Memory(errors) => (Wire::Memory, errors, message),
@@ -15,6 +16,8 @@ pub(crate) fn wire_gpu_fault(fault: Fault) -> GpuFault {
         Kind::Output(line) => (Wire::Output, 0, line),
         Kind::Silent => (Wire::Silent, 0, message),
         Kind::Unfit(words) => (Wire::Unfit, 0, words),
+        Kind::Unused { seconds, .. } => (Wire::Unused, seconds, message),
+        Kind::Slow(times) => (Wire::Slow, times, message),
     };
     GpuFault {
         gpu: fault.gpu,
@@ -22,6 +25,7 @@ pub(crate) fn wire_gpu_fault(fault: Fault) -> GpuFault {
         kind: kind.into(),
         number: i64::try_from(number).unwrap_or(i64::MAX),
         message,
+        users_hidden,
     }
 }
 
@@ -35,7 +39,12 @@ pub(crate) fn gpu_fault_from(wire: GpuFault) -> Option<Fault> {
         Wire::Output => Kind::Output(wire.message),
         Wire::Silent => Kind::Silent,
         Wire::Unfit => Kind::Unfit(wire.message),
-        Wire::Unspecified | Wire::Unused | Wire::Slow => return None,
+        Wire::Unused => Kind::Unused {
+            seconds: number,
+            hidden: wire.users_hidden,
+        },
+        Wire::Slow => Kind::Slow(number),
+        Wire::Unspecified => return None,
     };
     Some(Fault {
         gpu: wire.gpu,
@@ -57,6 +66,15 @@ mod tests {
             Kind::Output("CUDA error: unspecified launch failure".to_owned()),
             Kind::Silent,
             Kind::Unfit("it cannot be read".to_owned()),
+            Kind::Unused {
+                seconds: 600,
+                hidden: false,
+            },
+            Kind::Unused {
+                seconds: 600,
+                hidden: true,
+            },
+            Kind::Slow(30),
         ] {
             let fault = Fault {
                 gpu: "GPU-1".to_owned(),

@@ -23,21 +23,28 @@ impl Agent {
             match stage {
                 Stage::Waiting => self.unfit(fence, fault.clone()),
                 Stage::Running if fault.kind != FaultKind::Silent => {
-                    self.stop_for_gpu(fence, fault.clone());
+                    self.stop_for_gpu(fence, StopCause::GpuFault, fault.clone());
                 }
                 Stage::Running | Stage::Ended => {}
             }
         }
     }
 
-    fn stop_for_gpu(&mut self, fence: i64, fault: Fault) {
+    /// An attempt computes without the GPUs it was given.
+    pub(super) fn gpu_unused(&mut self, fence: i64, fault: Fault) {
+        if self.stage(fence) == Some(Stage::Running) {
+            self.stop_for_gpu(fence, StopCause::GpuFallback, fault);
+        }
+    }
+
+    fn stop_for_gpu(&mut self, fence: i64, cause: StopCause, fault: Fault) {
         // A person's wish came first, and stays the reason.
         let held = self.attempts.get(&fence);
         if held.is_some_and(|held| held.stop.is_some()) {
             return;
         }
         let stop = Stop {
-            cause: StopCause::GpuFault,
+            cause,
             grace: None,
             gpu: Some(fault),
         };

@@ -162,6 +162,13 @@ pub enum Event {
         /// Each GPU, with what is wrong with it.
         gpus: Vec<(String, Option<Fault>)>,
     },
+    /// An attempt computes without the GPUs that were given to it, as the fault says.
+    GpuUnused {
+        /// The attempt.
+        fence: i64,
+        /// What was seen.
+        fault: Fault,
+    },
     /// An attempt's output is stored to its end.
     Stored(i64),
     /// What [`Effect::LookInto`] has found.

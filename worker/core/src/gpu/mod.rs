@@ -1,7 +1,9 @@
-//! GPUs: what is seen of them, and what counts as a fault.
+//! GPUs: what is seen of them, what counts as a fault, and when a job that was given one computes
+//! without it.
 
 mod fault;
 mod health;
+mod idle;
 
 use std::fmt;
 
@@ -9,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 pub use fault::{FaultWatch, is_critical};
 pub use health::{Answer, Depth, FIRST_PROBE_PAUSE, GpuHealth, LONGEST_PROBE_PAUSE, Verdict};
+pub use idle::{DEFAULT_WINDOW, GpuWork, IdleWatch, Use, window};
 
 /// What NVML says of a GPU at one moment. What it does not support is absent, never zero.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -47,7 +50,7 @@ pub struct GpuReading {
     pub processes: Option<Vec<u32>>,
 }
 
-/// What is wrong with a GPU.
+/// What is wrong with a GPU, or with how a job uses it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// The device's UUID; empty when nobody knows which one it is.
@@ -73,6 +76,15 @@ pub enum FaultKind {
     Silent,
     /// A probe found something else, in words.
     Unfit(String),
+    /// The job that was given it has not used it.
+    Unused {
+        /// For so many seconds, in which its processors worked.
+        seconds: u64,
+        /// The driver does not tell whose work the GPU does: that of anybody would have counted.
+        hidden: bool,
+    },
+    /// The job that was given it takes so many times as long for an item as before.
+    Slow(u64),
 }
 
 impl Fault {
@@ -115,6 +127,28 @@ impl fmt::Display for Fault {
             FaultKind::Output(line) => write!(f, "its output says: {line}"),
             FaultKind::Silent => write!(f, "the driver of {gpu} does not answer"),
             FaultKind::Unfit(words) => write!(f, "{gpu} is not fit for work: {words}"),
+            FaultKind::Unused { seconds, hidden } => {
+                let (count, unit) = match seconds {
+                    0..120 => (*seconds, "seconds"),
+                    _ => (seconds / 60, "minutes"),
+                };
+                write!(
+                    f,
+                    "it was given {gpu} and has not used it for {count} {unit} in which its \
+                     processors worked"
+                )?;
+                if *hidden {
+                    write!(
+                        f,
+                        " (which processes use it is not told there; none of any job did)"
+                    )?;
+                }
+                Ok(())
+            }
+            FaultKind::Slow(times) => write!(
+                f,
+                "it takes {times} times as long for an item as it did before on a GPU"
+            ),
         }
     }
 }
@@ -142,6 +176,23 @@ mod tests {
             (
                 FaultKind::Xid(79),
                 "the driver reports a serious error of NVIDIA H200 (GPU-5f3ab2c1): Xid 79",
+            ),
+            (
+                FaultKind::Unused {
+                    seconds: 900,
+                    hidden: false,
+                },
+                "it was given NVIDIA H200 (GPU-5f3ab2c1) and has not used it for 15 minutes in which \
+                 its processors worked",
+            ),
+            (
+                FaultKind::Unused {
+                    seconds: 10,
+                    hidden: true,
+                },
+                "it was given NVIDIA H200 (GPU-5f3ab2c1) and has not used it for 10 seconds in which \
+                 its processors worked (which processes use it is not told there; none of any job \
+                 did)",
             ),
         ] {
             assert_eq!(fault(kind).to_string(), words);

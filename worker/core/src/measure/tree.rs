@@ -19,6 +19,8 @@ pub struct Reading {
     pub state: u8,
     /// Processor time in clock ticks, in user and kernel mode.
     pub cpu_ticks: u64,
+    /// Nanoseconds that its first thread waited for a processor; absent where the kernel does not count.
+    pub waited_nanos: Option<u64>,
     /// Threads.
     pub threads: u32,
     /// Resident memory in bytes.
@@ -55,6 +57,12 @@ impl Reading {
         self.anonymous_bytes = field(status, "RssAnon").map(|kib| kib * 1024);
     }
 
+    /// Adds what `/proc/PID/schedstat` says of its first thread.
+    pub fn add_waiting(&mut self, schedstat: &str) {
+        let waited = schedstat.split_whitespace().nth(1);
+        self.waited_nanos = waited.and_then(|nanos| nanos.parse().ok());
+    }
+
     /// Adds what `/proc/PID/io` says; only its owner and root may read that.
     pub fn add_io(&mut self, io: &str) {
         self.read_bytes = field(io, "read_bytes");
@@ -67,6 +75,8 @@ impl Reading {
 pub struct TreeSample {
     /// Processors kept busy, 1.0 for one; absent at the first look.
     pub cpus: Option<f64>,
+    /// Processors that first threads would have kept busy besides, had others left them any.
+    pub cpus_waited_for: Option<f64>,
     /// Resident memory in bytes; pages that processes share count for each of them.
     pub resident_bytes: u64,
     /// Anonymous memory in bytes.
@@ -104,6 +114,7 @@ impl TreeMeter {
         let elapsed = self.at.replace(now).map(|at| now.saturating_sub(at));
         let mut sample = TreeSample::default();
         let mut ticks = 0;
+        let mut waited = None;
         let (mut read, mut written) = (None, None);
         let none = Reading::default();
         for reading in readings {
@@ -122,6 +133,10 @@ impl TreeMeter {
                 .get(&(reading.pid, reading.start_ticks))
                 .unwrap_or(&none);
             ticks += reading.cpu_ticks.saturating_sub(before.cpu_ticks);
+            add(
+                &mut waited,
+                since(before.waited_nanos, reading.waited_nanos),
+            );
             add(&mut read, since(before.read_bytes, reading.read_bytes));
             add(
                 &mut written,
@@ -130,6 +145,7 @@ impl TreeMeter {
         }
         if let Some(elapsed) = elapsed.filter(|elapsed| !elapsed.is_zero()) {
             sample.cpus = Some(rate(0, ticks, elapsed) / ticks_per_second.max(1) as f64);
+            sample.cpus_waited_for = waited.map(|nanos| rate(0, nanos, elapsed) / 1e9);
             sample.read_rate = read.map(|bytes| rate(0, bytes, elapsed));
             sample.write_rate = written.map(|bytes| rate(0, bytes, elapsed));
         }
@@ -162,6 +178,7 @@ mod tests {
     fn the_kernels_files_are_read() {
         let mut reading = Reading::parse(STAT).unwrap();
         reading.add_memory("Name:\tx\nVmRSS:\t    2048 kB\nRssAnon:\t    1024 kB\n");
+        reading.add_waiting("9000 1500000000 12\n");
         reading.add_io("rchar: 9\nread_bytes: 4096\nwrite_bytes: 8192\n");
         assert_eq!(
             reading,
@@ -170,6 +187,7 @@ mod tests {
                 start_ticks: 987,
                 state: b'D',
                 cpu_ticks: 560,
+                waited_nanos: Some(1_500_000_000),
                 threads: 3,
                 resident_bytes: 2 << 20,
                 anonymous_bytes: Some(1 << 20),
@@ -208,6 +226,23 @@ mod tests {
         };
         let sample = meter.observe(&[process(1, 1500), other], Duration::from_secs(20), 100);
         assert_eq!(sample.cpus, Some(0.2));
+    }
+
+    #[test]
+    fn a_process_that_others_crowd_out_waits_for_processors() {
+        let crowded = |cpu_ticks, waited| Reading {
+            waited_nanos: Some(waited),
+            ..process(1, cpu_ticks)
+        };
+        let mut meter = TreeMeter::default();
+        meter.observe(&[crowded(0, 0)], Duration::ZERO, 100);
+        let sample = meter.observe(&[crowded(100, 4_000_000_000)], Duration::from_secs(5), 100);
+        assert_eq!(
+            (sample.cpus, sample.cpus_waited_for),
+            (Some(0.2), Some(0.8))
+        );
+        let sample = meter.observe(&[process(1, 200)], Duration::from_secs(10), 100);
+        assert_eq!(sample.cpus_waited_for, None, "this kernel does not count");
     }
 
     #[test]

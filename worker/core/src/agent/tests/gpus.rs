@@ -133,6 +133,42 @@ fn what_waits_for_a_gpu_that_fails_is_given_back() {
 }
 
 #[test]
+fn an_attempt_that_leaves_its_gpu_unused_is_stopped_once_and_the_gpu_stays_in_use() {
+    let unused = |fence| Event::GpuUnused {
+        fence,
+        fault: Fault {
+            kind: FaultKind::Unused {
+                seconds: 900,
+                hidden: false,
+            },
+            ..fault("a")
+        },
+    };
+    let mut driver = Driver::running(with_gpu());
+    let effects = driver.tell(unused(7));
+    assert!(matches!(
+        asks(&effects)[..],
+        [Ask::Stop {
+            fence: 7,
+            cause: StopCause::GpuFallback,
+            gpu: Some(_),
+            ..
+        }]
+    ));
+    assert_eq!(says(&effects), Vec::<&Say>::new(), "the GPU has no fault");
+    assert_eq!(asks(&driver.tell(unused(7))), []);
+    assert_eq!(asks(&driver.tell(unused(8))), [], "nobody has it");
+
+    let mut driver = Driver::running(with_gpu());
+    driver.tell(Event::Stop {
+        fence: 7,
+        cause: StopCause::Cancel,
+        grace: None,
+    });
+    assert_eq!(asks(&driver.tell(unused(7))), [], "a person came first");
+}
+
+#[test]
 fn f36_a_silent_driver_stops_no_job() {
     let mut driver = Driver::running(with_gpu());
     let silent = Fault {
