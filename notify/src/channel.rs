@@ -150,18 +150,25 @@ pub enum Seen {
     Expired,
 }
 
+/// What the other side says of the settings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Checked {
+    /// They are right.
+    Right,
+    /// They are wrong: why.
+    Wrong(String),
+    /// It was not asked, or cannot be asked now, which is no mistake in them.
+    Unknown,
+}
+
 /// A way to a person.
 pub trait Channel: Send + Sync + fmt::Debug {
     /// Its name, as settings and histories have it.
     fn name(&self) -> &'static str;
 
     /// Checks the settings with the other side.
-    ///
-    /// # Errors
-    /// What the other side says is wrong, when it says so. That it cannot be reached now is no
-    /// mistake in the settings.
-    fn check(&self) -> Pending<'_, Result<(), String>> {
-        Box::pin(async { Ok(()) })
+    fn check(&self) -> Pending<'_, Checked> {
+        Box::pin(async { Checked::Unknown })
     }
 
     /// How many more messages the channel takes, read before a message is sent so that

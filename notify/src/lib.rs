@@ -14,6 +14,6 @@ pub mod text;
 pub mod webhook;
 pub mod words;
 
-pub use channel::{Channel, Message, Outcome, Settled, Severity};
+pub use channel::{Channel, Checked, Message, Outcome, Settled, Severity};
 pub use settings::Settings;
 pub use words::{Fact, Facts, Language, Text, Words, Zone};

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use chrono::DateTime;
 use serde::Deserialize;
 
-use crate::channel::{Channel, Message, Outcome, Pending, Seen, Settled, Severity};
+use crate::channel::{Channel, Checked, Message, Outcome, Pending, Seen, Settled, Severity};
 use crate::channel::{body, client, failed, told};
 use crate::text::cut;
 
@@ -184,7 +184,7 @@ impl Channel for Pushover {
         "pushover"
     }
 
-    fn check(&self) -> Pending<'_, Result<(), String>> {
+    fn check(&self) -> Pending<'_, Checked> {
         Box::pin(async {
             let mut form = vec![("token", &self.token), ("user", &self.user)];
             if !self.device.is_empty() {
@@ -195,16 +195,21 @@ impl Channel for Pushover {
                 .post(format!("{}/1/users/validate.json", self.url))
                 .form(&form);
             let Ok(response) = request.send().await else {
-                return Ok(());
+                return Checked::Unknown;
             };
             let code = response.status();
             let Ok(text) = body(response).await else {
-                return Ok(());
+                return Checked::Unknown;
             };
             let answer: Answer = serde_json::from_str(&text).unwrap_or_default();
-            match code.is_client_error() || (code.is_success() && answer.status != 1) {
-                true => Err(answer.why(code)),
-                false => Ok(()),
+            match code {
+                // Too many questions or messages are no mistake in the settings.
+                reqwest::StatusCode::TOO_MANY_REQUESTS => Checked::Unknown,
+                code if code.is_success() && answer.status == 1 => Checked::Right,
+                code if code.is_success() || code.is_client_error() => {
+                    Checked::Wrong(answer.why(code))
+                }
+                _ => Checked::Unknown,
             }
         })
     }

@@ -102,7 +102,11 @@ job_skipped = Job { $job } “{ $name }” will not run
        *[deleted] It was to run after job { $other }, and that is gone.
     }
     .did = It was cancelled without having been started.
-    .can = Once the other job has ended well, run it again: qctl retry { $job }
+    .can = { $state ->
+        [failed] Once the other job has ended well, run it again: qctl retry { $job }
+        [cancelled] Once the other job has ended well, run it again: qctl retry { $job }
+       *[other] To run it all the same: qctl retry { $job }
+    }
     .many = { $count } jobs will not run
     .item = { $job } { $name }
 
@@ -318,11 +322,11 @@ out_of_memory = { $worker } ran out of memory
     .many = { $count } machines ran out of memory
     .item = { $worker } at { $since }
 
-clock_jumped = The clock of { $worker } jumped
+clock_jumped = The clock of { $worker } was set back
     .what = At { $since }, by { $ran }.
     .did = Jobs go on; their limits do not follow that clock.
     .can = Look whether the machine sets its clock by the network. Times in its programs' own logs may be wrong.
-    .many = The clocks of { $count } machines jumped
+    .many = The clocks of { $count } machines were set back
     .item = { $worker }: { $ran }
 
 looks_missed = { $worker } does not see what its jobs do
@@ -401,7 +405,7 @@ trouble = qctl cannot do a part of its work
     .many = qctl could not do { $count } parts of its work
     .item = { $part }
 
-trouble_over = qctl does all of its work again
+trouble_over = A part of qctl works again
     .what = It works again: { $part }. The trouble lasted from { $since } to { $until }, for { $ran }.
     .many = { $count } troubles are over
     .item = { $part }

@@ -19,7 +19,7 @@ cause = { $cause ->
     [silence] 長い間何も出力しませんでした
     [contradicted] 成功と報告しましたが、出力の内容と食い違っています
     [cancelled] 取り消されました
-    [checkpointed] 途中の状態を保存して、続きを頼みました
+    [checkpointed] 途中の状態を保存して、いったん終わりました
     [drill] 続けられるか試すために、わざと中断しました
     [void] 一度も始まりませんでした
    *[other] 終わりました({ $cause })
@@ -77,9 +77,9 @@ job_failed = ジョブ { $job }「{ $name }」が失敗しました
     .many = { $count } 件のジョブが失敗しました
     .item = { $job } { $name }: { $reason }
 
-job_succeeded = ジョブ { $job }「{ $name }」が終わりました
-    .what = { $worker } で { $ran } かけて成功しました。
-    .many = { $count } 件のジョブが終わりました
+job_succeeded = ジョブ { $job }「{ $name }」が成功しました
+    .what = { $worker } で { $ran } かかりました。
+    .many = { $count } 件のジョブが成功しました
     .item = { $job } { $name }: { $ran }
 
 job_recovered = ジョブ { $job }「{ $name }」はやり直して成功しました
@@ -100,7 +100,11 @@ job_skipped = ジョブ { $job }「{ $name }」は実行されません
        *[deleted] ジョブ { $other } のあとに動く予定でしたが、もうありません。
     }
     .did = 開始せずに取り消しました。
-    .can = 元のジョブが成功したら、もう一度: qctl retry { $job }
+    .can = { $state ->
+        [failed] 元のジョブが成功したら、もう一度: qctl retry { $job }
+        [cancelled] 元のジョブが成功したら、もう一度: qctl retry { $job }
+       *[other] それでも動かすには: qctl retry { $job }
+    }
     .many = { $count } 件のジョブは実行されません
     .item = { $job } { $name }
 
@@ -121,14 +125,14 @@ job_interrupted = ジョブ { $job }「{ $name }」が中断しました(続け�
         [late] すぐにもう一度始めることになっていました。
        *[soon] すぐにもう一度始めます。
     }保存した状態があればその続きからです。{ $left ->
-        [0] これが最後の回です
+        [0] 再開できるのはこれが最後です
        *[other] そのあとさらに { $left } 回続けられます
     }。
     .can = 何もしなくて大丈夫です。見るには: qctl show { $job }
     .many = { $count } 件のジョブが中断しました(続けます)
     .item = { $job } { $name }: { $reason }
 
-job_silent = ジョブ { $job }「{ $name }」が { $ran } 何も出力していません
+job_silent = ジョブ { $job }「{ $name }」が { $ran } にわたって何も出力していません
     .what = { $worker } で { $since } から。{ $doing ->
         [gpu] GPU は動いています。
         [computes] 計算は続いています。
@@ -175,7 +179,7 @@ job_silence_ended = ジョブ { $job }「{ $name }」は何も出力しないの
         [checkpoint] すぐにもう一度、チェックポイント { $checkpoint } の続きから始めます。
        *[start] すぐにもう一度、最初から始めます。
     }{ $left ->
-        [0] これが最後の回です
+        [0] 再開できるのはこれが最後です
        *[other] そのあとさらに { $left } 回続けられます
     }。
     .can = どこで止まったか見るには: qctl show { $job } もともと静かなジョブなら、時間を延ばして登録してください: --silence stop=1h
@@ -222,16 +226,16 @@ database_back = qctl のデータベースが戻りました
     .item = { $since } から { $ran }
 
 database_refuses = データベースに書き込めません
-    .what = { $worker } で { $since } から断られています。
+    .what = { $worker } で { $since } から拒否されています。
     .did = 動いているジョブはそのまま続きます。書き込めるまで新しいジョブは受け付けず、開始もしません。ずっと試し続けます。
     .can = データベースのディスクを空けるか、読み取り専用になっていないか確かめてください。
     .many = データベースに { $count } 回書き込めませんでした
     .item = { $since } から
 
 database_stores = データベースにまた書き込めます
-    .what = { $worker } で { $since } から { $until } まで({ $ran })、断られていました。
+    .what = { $worker } で { $since } から { $until } まで({ $ran })、拒否されていました。
     .did = 動いていたジョブには手をつけていません。キューは再開しました。
-    .many = データベースに { $count } 回また書き込めるようになりました
+    .many = データベースへの書き込みが { $count } 回復旧しました
     .item = { $since } から { $ran }
 
 database_restarted = qctl のデータベースが再起動しました
@@ -263,7 +267,7 @@ job_busy = ジョブ { $job }「{ $name }」がプロセッサーを使い切っ
 job_grows = ジョブ { $job }「{ $name }」のメモリが増え続けています
     .what = { $worker } で、休みなく { $value } 増えました。
     .did = そのまま続けます。このジョブについては一度だけ知らせます。
-    .can = 増えるはずがないなら、メモリを返し忘れているかもしれません。足りなくなると止まります。見るには: qctl show { $job }
+    .can = 増えるはずがないなら、メモリを解放し忘れているのかもしれません(メモリリーク)。足りなくなると止まります。見るには: qctl show { $job }
     .many = { $count } 件のジョブのメモリが増え続けています
     .item = { $job } { $name }: { $value } 増えました
 
@@ -274,7 +278,7 @@ job_gpu_full = ジョブ { $job }「{ $name }」が GPU のメモリを使い切
     .many = { $count } 件のジョブが GPU のメモリを使い切りそうです
     .item = { $job } { $name }: { $value }
 
-job_long = ジョブ { $job }「{ $name }」は { $ran } 動いています
+job_long = ジョブ { $job }「{ $name }」はもう { $ran } 動き続けています
     .what = { $worker } で { $since } から動いています。
     .did = そのまま続けます。このジョブについては一度だけ知らせます。
     .can = 長くかかる予定なら、何もしなくて大丈夫です。見るには: qctl show { $job }
@@ -302,29 +306,29 @@ memory_well = { $worker } のメモリに空きができました
 
 gpu_hot = { $worker } の GPU が熱くなっています
     .what = { $since } から: { $value }。
-    .did = ジョブは続いています。熱すぎると GPU は自分で遅くなります。知らせるのは六時間に一度までです。
+    .did = ジョブは続いています。熱すぎると GPU は自動的に性能を下げます。知らせるのは六時間に一度までです。
     .can = ファン、ほこり、部屋の温度を確かめてください。見るには: qctl health
-    .many = { $count } 台の GPU が熱くなっています
+    .many = { $count } 台のマシンで GPU が熱くなっています
     .item = { $worker }: { $value }
 
 out_of_memory = { $worker } のメモリが足りなくなりました
-    .what = { $since } に、メモリを空けるためにシステムがプログラムを { $value } 個止めました。ジョブからの知らせはありません。
+    .what = { $since } に、メモリを空けるためにシステムがプログラムを { $value } 個強制終了しました。ジョブが止められた形跡はありません。
     .did = ジョブは続いています。
     .can = そこで同時に動かすジョブを減らすか、ほかのプログラムを確かめてください。見るには: qctl workers
     .many = { $count } 台のメモリが足りなくなりました
     .item = { $worker }({ $since })
 
-clock_jumped = { $worker } の時計が飛びました
-    .what = { $since } に { $ran } ずれました。
+clock_jumped = { $worker } の時計が戻されました
+    .what = { $since } に { $ran } 戻されました。
     .did = ジョブは続いています。制限時間はその時計で計っていません。
     .can = 時計をネットワークで合わせているか確かめてください。そこのプログラムが書いた時刻は正しくないかもしれません。
-    .many = { $count } 台の時計が飛びました
+    .many = { $count } 台の時計が戻されました
     .item = { $worker }: { $ran }
 
 looks_missed = { $worker } がジョブの様子を見られません
     .what = 返事はありますが、{ $since } からマシンの様子を調べられません。
     .did = ジョブは続いていますが、何をどれだけ使っているか見張れず、その警告も出せません。
-    .can = ディスクやネットワークのフォルダーが返事をしないことがよくあります。そのマシンを確かめてください。
+    .can = ディスクやネットワークのフォルダーが応答していないことが多いです。そのマシンを確かめてください。
     .many = { $count } 台のワーカーがジョブの様子を見られません
     .item = { $worker }({ $since } から)
 
@@ -380,14 +384,14 @@ gpu_works = { $fault ->
     .many = { $count } 個の GPU がまた使えます
     .item = { $worker }: { $gpu }
 
-panic = qctl の内部の故障: { $name }
+panic = qctl の内部の不具合: { $name }
     .what = { $worker } の { $place } です。
     .did = { $key ->
         [qctl-worker-shim] 見守っていたジョブは中断し、保存した状態から続きます。
        *[other] この部分だけが止まり、できるものは自動で始め直します。動いているジョブには手をつけません。
     }
     .can = この文面のまま報告してください。
-    .many = qctl の内部の故障 { $count } 件
+    .many = qctl の内部の不具合 { $count } 件
     .item = { $name }: { $quote }
 
 trouble = qctl の仕事の一部が進みません
@@ -397,7 +401,7 @@ trouble = qctl の仕事の一部が進みません
     .many = qctl の仕事 { $count } 件が進みません
     .item = { $part }
 
-trouble_over = qctl の仕事がすべて進むようになりました
+trouble_over = qctl の仕事の一部がまた進むようになりました
     .what = また進みます: { $part }。{ $since } から { $until } まで({ $ran })、失敗していました。
     .many = { $count } 件の問題が終わりました
     .item = { $part }
@@ -406,11 +410,11 @@ channel_refused = { $name } で通知を送れません
     .what = { $name } が受け取りません。
     .did = 送れなかったものは残してあります: qctl notices
     .can = 設定を直して、試してください: qctl notices test
-    .many = 通知の送り先 { $count } 件に断られています
+    .many = 通知の送り先 { $count } 件に拒否されています
     .item = { $name }: { $quote }
 
 channel_works = { $name } で通知をまた送れます
-    .what = { $since } から { $until } まで({ $ran })、断られていました。
+    .what = { $since } から { $until } まで({ $ran })、拒否されていました。
     .many = 通知の送り先 { $count } 件がまた使えます
     .item = { $name }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use chrono::{Days, TimeDelta};
 
 use super::cleanup::Deleted;
+use super::trouble::{Doing, Duty};
 use super::{App, Error};
 use crate::store::logs::partition_days;
 use crate::store::retention::LogSize;
@@ -15,6 +16,8 @@ use crate::store::retention::LogSize;
 /// connect again is over.
 const EVERY: Duration = Duration::from_secs(60 * 60);
 const FIRST: Duration = Duration::from_secs(60);
+/// And after one that failed.
+const AFTER_FAILURE: Duration = Duration::from_secs(60);
 
 /// Days ahead for which partitions are made.
 const DAYS_AHEAD: u64 = 7;
@@ -27,36 +30,36 @@ const EVENTS: i64 = 10_000;
 
 /// Makes partitions and deletes what is old, until the coordinator stops.
 pub(super) async fn run(app: Arc<App>) {
+    let mut doing = Doing::new(Duty::Retention);
     let mut wait = FIRST;
     loop {
         qctl_notify::panics::provoked("retention");
-        if let Err(error) = app.make_partitions().await {
-            // Chunks make their partition themselves when it is missing.
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "partitions for output could not be made ahead"
-            );
-        }
+        // Chunks make their partition themselves where this has failed.
+        let made = app.make_partitions().await;
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             () = app.stop.cancelled() => return,
         }
-        wait = EVERY;
-        match app.retain().await {
-            Ok(deleted) if deleted != Deleted::default() => tracing::info!(
+        let result = app
+            .retain()
+            .await
+            .and_then(|deleted| made.map(|()| deleted));
+        if let Ok(deleted) = &result
+            && *deleted != Deleted::default()
+        {
+            tracing::info!(
                 jobs = deleted.jobs,
                 log_bytes = deleted.log_bytes,
                 "deleted {} old jobs and {} bytes of old output",
                 deleted.jobs,
                 deleted.log_bytes
-            ),
-            Ok(_) => {}
-            Err(Error::ShuttingDown) => return,
-            Err(error) => tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "old jobs and output could not be deleted; the next round tries again"
-            ),
+            );
         }
+        doing.note(&app, &result).await;
+        wait = match result {
+            Ok(_) => EVERY,
+            Err(_) => AFTER_FAILURE,
+        };
     }
 }
 

@@ -1,5 +1,6 @@
 //! Loops that fail again and again: logged at the first failure, told when it is no passing one.
 
+use chrono::{DateTime, Utc};
 use qctl_server_core::notice::{Class, Details, Notice};
 
 use super::{App, Error};
@@ -44,6 +45,7 @@ duties! {
     Checkpoints = "checkpoints",
     RequestIds = "request ids",
     Drains = "draining workers",
+    Retention = "retention",
 }
 
 /// How a loop of the coordinator has been doing.
@@ -51,6 +53,8 @@ duties! {
 pub(crate) struct Doing {
     what: &'static str,
     failures: u32,
+    /// When the first of them was.
+    since: Option<DateTime<Utc>>,
     told: bool,
     /// Whoever ran it before may have told that it fails.
     begins: bool,
@@ -62,6 +66,7 @@ impl Doing {
         Self {
             what: duty.as_str(),
             failures: 0,
+            since: None,
             told: false,
             begins: true,
         }
@@ -73,6 +78,7 @@ impl Doing {
         match result {
             Ok(_) => {
                 self.failures = 0;
+                self.since = None;
                 let over = self.told || self.begins;
                 if over && self.tell(app, Class::TroubleOver, String::new()).await {
                     self.told = false;
@@ -87,6 +93,7 @@ impl Doing {
                     );
                 }
                 self.failures = self.failures.saturating_add(1);
+                self.since.get_or_insert(app.clock.now());
                 let refused = matches!(error, Error::Store(store) if store.refuses_writes());
                 if refused {
                     app.notices.note_refusal(app.clock.now(), told(error));
@@ -105,7 +112,7 @@ impl Doing {
     async fn tell(&self, app: &App, class: Class, text: String) -> bool {
         let details = Details {
             name: self.what.to_owned(),
-            since: (class == Class::Trouble).then(|| app.clock.now()),
+            since: self.since,
             text,
             ..Details::default()
         };

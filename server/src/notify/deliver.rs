@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use qctl_notify::channel::{ASK_AFTER, Seen, ask_again, wait};
-use qctl_notify::{Channel, Message, Outcome, Settled};
+use qctl_notify::{Channel, Checked, Message, Outcome, Settled};
 use qctl_server_core::notice::{Class, Details, Notice, Severity};
 
 use super::Teller;
@@ -98,8 +98,9 @@ impl Teller {
     /// Asks a channel whether it would take messages, and tells what it says against it.
     async fn check(&self, channel: &dyn Channel) {
         match channel.check().await {
-            Ok(()) => self.channel_works(channel.name()).await,
-            Err(why) => self.channel_refuses(channel.name(), &why).await,
+            Checked::Right => self.channel_works(channel.name()).await,
+            Checked::Wrong(why) => self.channel_refuses(channel.name(), &why).await,
+            Checked::Unknown => {}
         }
     }
 

@@ -8,7 +8,7 @@ use chrono::NaiveTime;
 use qctl_notify::channel::Pending;
 use qctl_notify::outbox::{FiledFate, Outbox};
 use qctl_notify::settings::Quiet;
-use qctl_notify::{Channel, Language, Message, Outcome, Settings, Zone};
+use qctl_notify::{Channel, Checked, Language, Message, Outcome, Settings, Zone};
 use qctl_server_core::notice::{Class, Details, Notice};
 use qctl_server_core::{JobId, Term};
 use sqlx::PgPool;
@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::app::links::Links;
-use crate::app::notices::{NoticeName, NoticePage};
+use crate::app::notices::{NoticeName, NoticePage, NoticeRecord};
 use crate::app::read::PageRequest;
 use crate::app::{About, Caller, ManualClock, Parts, Role};
 use crate::app::{Doing, Duty, Error};
@@ -36,6 +36,7 @@ struct Recorder {
     name: &'static str,
     got: Mutex<Vec<Message>>,
     refuses: Mutex<Option<String>>,
+    says: Mutex<Checked>,
     busy: AtomicBool,
     left: Mutex<Option<i64>>,
     gate: Semaphore,
@@ -47,6 +48,7 @@ impl Recorder {
             name,
             got: Mutex::new(Vec::new()),
             refuses: Mutex::new(None),
+            says: Mutex::new(Checked::Unknown),
             busy: AtomicBool::new(false),
             left: Mutex::new(None),
             gate: Semaphore::new(Semaphore::MAX_PERMITS),
@@ -62,6 +64,11 @@ impl Recorder {
 impl Channel for Recorder {
     fn name(&self) -> &'static str {
         self.name
+    }
+
+    fn check(&self) -> Pending<'_, Checked> {
+        let says = self.says.lock().unwrap().clone();
+        Box::pin(async move { says })
     }
 
     fn left(&self) -> Pending<'_, Option<i64>> {
@@ -448,6 +455,42 @@ async fn that_a_channel_refuses_is_told_by_another_one_and_not_by_itself(pool: P
 }
 
 #[sqlx::test]
+async fn that_a_channel_cannot_be_asked_at_a_start_does_not_mean_that_it_works(pool: PgPool) {
+    let phone = Recorder::channel("phone");
+    *phone.refuses.lock().unwrap() = Some("token is invalid".to_owned());
+    *phone.says.lock().unwrap() = Checked::Wrong("token is invalid".to_owned());
+    let count = |page: &NoticePage, class| {
+        let notices = page.notices.iter();
+        notices.filter(|notice| notice.class == class).count()
+    };
+    let bench = Bench::start(&pool, &[&phone], |_| {});
+    bench
+        .until("it is refused", |page| {
+            count(page, Class::ChannelRefused) == 1
+        })
+        .await;
+    drop(bench);
+    *phone.says.lock().unwrap() = Checked::Unknown;
+    let bench = Bench::start(&pool, &[&phone], |_| {});
+    bench.tell(Class::Panic, "program x").await;
+    let page = bench
+        .until("a message is refused", |page| {
+            let of_panic = |notice: &&NoticeRecord| notice.class == Class::Panic;
+            let panic = page.notices.iter().find(of_panic);
+            panic.is_some_and(|one| one.deliveries.iter().any(|one| one.state == "rejected"))
+        })
+        .await;
+    assert_eq!(count(&page, Class::ChannelWorks), 0);
+    assert_eq!(count(&page, Class::ChannelRefused), 1, "it is no news");
+    drop(bench);
+    *phone.says.lock().unwrap() = Checked::Right;
+    let bench = Bench::start(&pool, &[&phone], |_| {});
+    bench
+        .until("it works", |page| count(page, Class::ChannelWorks) == 1)
+        .await;
+}
+
+#[sqlx::test]
 async fn a_channel_with_nothing_left_is_not_called_and_one_with_little_left_says_so(pool: PgPool) {
     let phone = Recorder::channel("phone");
     *phone.left.lock().unwrap() = Some(300);
@@ -473,6 +516,24 @@ async fn a_channel_with_nothing_left_is_not_called_and_one_with_little_left_says
         })
         .await;
     assert_eq!(phone.titles().len(), 2, "{:?}", phone.titles());
+}
+
+/// Since it failed, and not since somebody was told.
+#[sqlx::test]
+async fn trouble_is_told_with_the_time_of_its_first_failure(pool: PgPool) {
+    let phone = Recorder::channel("phone");
+    let bench = Bench::start(&pool, &[&phone], |_| {});
+    let mut doing = Doing::new(Duty::Retention);
+    for _ in 0..3 {
+        let error = Error::Internal("it is broken".to_owned());
+        doing.note(&bench.app, &Err::<(), _>(error)).await;
+        bench.clock.advance(Duration::from_secs(600));
+    }
+    bench
+        .until("it is told", |page| is_sent(page, Class::Trouble, 1))
+        .await;
+    let body = phone.got.lock().unwrap()[0].body.clone();
+    assert!(body.contains("12:00"), "{body}");
 }
 
 /// The database answers all the time, and stores nothing.

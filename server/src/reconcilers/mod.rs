@@ -27,6 +27,8 @@ const CHECKPOINTS: Duration = Duration::from_secs(10);
 const SLOW: Duration = Duration::from_secs(60);
 /// Wait after a failure.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
+/// Longest wait after a failure of what is done seldom, so that one that lasts is told soon.
+const LONGEST_AFTER_FAILURE: Duration = Duration::from_secs(30);
 
 /// Starts every loop. They end when the coordinator stops.
 pub(crate) fn start(app: &Arc<App>) {
@@ -77,7 +79,7 @@ fn spawn(app: &Arc<App>, work: impl Future<Output = ()> + Send + 'static) {
     });
 }
 
-/// Runs `work` again and again, `period` after it ended.
+/// Runs `work` again and again, `period` after it ended, or sooner when it failed.
 fn every<W, F>(app: &Arc<App>, duty: Duty, period: Duration, work: W)
 where
     W: Fn(Arc<App>) -> F + Send + 'static,
@@ -90,7 +92,11 @@ where
             qctl_notify::panics::provoked(duty.as_str());
             let result = work(Arc::clone(&shared)).await;
             doing.note(&shared, &result).await;
-            tokio::time::sleep(period).await;
+            let longest = match result {
+                Ok(()) => period,
+                Err(_) => LONGEST_AFTER_FAILURE,
+            };
+            tokio::time::sleep(period.min(longest)).await;
         }
     });
 }

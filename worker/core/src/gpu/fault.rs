@@ -10,6 +10,10 @@ use super::{Fault, FaultKind, GpuReading};
 /// application, such as 13, 31, 43 and 45, ends the job by itself where it matters.
 const CRITICAL: [u64; 13] = [46, 48, 62, 64, 74, 79, 94, 95, 110, 119, 120, 140, 143];
 
+/// Looks in a row in which the driver does not name a GPU that it named before: one error of the driver
+/// is no loss. One that it calls lost is lost at once.
+const MISSING_LOOKS: u32 = 3;
+
 /// Growth of an error counter beyond which it is no counter: some drivers answer nonsense.
 const MAX_NEW_ERRORS: u64 = 1 << 32;
 
@@ -30,10 +34,12 @@ struct Known {
     name: String,
     uncorrected: Option<u64>,
     lost: bool,
+    /// Looks in a row that did not name it.
+    missing: u32,
 }
 
 impl FaultWatch {
-    /// Takes what the driver says of all GPUs; one that it leaves out is lost.
+    /// Takes what the driver says of all GPUs; one that it leaves out again and again is lost.
     pub fn observe(&mut self, readings: &[GpuReading]) -> Vec<Fault> {
         let mut faults = Vec::new();
         for reading in readings {
@@ -61,11 +67,17 @@ impl FaultWatch {
                 found(FaultKind::Memory(new));
             }
             known.lost = reading.lost;
+            known.missing = 0;
             known.uncorrected = reading.uncorrected.or(known.uncorrected);
         }
         let seen: BTreeSet<&str> = readings.iter().map(|gpu| gpu.uuid.as_str()).collect();
         for (uuid, known) in &mut self.known {
-            if !seen.contains(uuid.as_str()) && !std::mem::replace(&mut known.lost, true) {
+            if seen.contains(uuid.as_str()) || known.lost {
+                continue;
+            }
+            known.missing += 1;
+            if known.missing >= MISSING_LOOKS {
+                known.lost = true;
                 faults.push(Fault {
                     gpu: uuid.clone(),
                     name: known.name.clone(),
@@ -137,8 +149,16 @@ mod tests {
         assert_eq!(watch.observe(&[gpu("a"), xid(31)]), [], "the application's");
         let found = watch.observe(&[gpu("a"), xid(79)]);
         assert_eq!(kinds(found), [(b.clone(), FaultKind::Xid(79))]);
-        let found = watch.observe(&[worse]);
+        for _ in 1..MISSING_LOOKS {
+            assert_eq!(
+                watch.observe(std::slice::from_ref(&worse)),
+                [],
+                "one error is no loss"
+            );
+        }
+        let found = watch.observe(std::slice::from_ref(&worse));
         assert_eq!(kinds(found), [(a, FaultKind::Lost)], "it is left out");
+        assert_eq!(watch.observe(&[worse]), [], "told once");
         assert_eq!(watch.silent().len(), 2);
     }
 
