@@ -18,4 +18,4 @@ alter table deliveries add constraint deliveries_state_check
 
 -- Why an alarm ended although what it tells of may go on; one word, empty when that is over.
 alter table alarms add column ended_because text not null default ''
-    check (ended_because in ('', 'switched_off', 'other_machine'));
+    check (ended_because in ('', 'switched_off', 'other_machine', 'same_disk'));

@@ -35,6 +35,8 @@ pub struct Alarm<'a> {
     told: bool,
     /// One word for why nobody was told.
     untold: &'a str,
+    /// One word for why it ended although what it tells of may go on.
+    ended_because: &'a str,
 }
 
 impl<'a> From<&'a v1::Alarm> for Alarm<'a> {
@@ -54,6 +56,7 @@ impl<'a> From<&'a v1::Alarm> for Alarm<'a> {
             peak: alarm.peak,
             told: alarm.untold.is_empty(),
             untold: &alarm.untold,
+            ended_because: &alarm.ended_because,
         }
     }
 }
@@ -116,7 +119,11 @@ pub fn list(alarms: &[v1::Alarm], view: &View) -> String {
                 .map(|at| time::ago(at, view.now, view.zone))
                 .unwrap_or_default()
                 .into(),
-            lasted.map(time::duration).unwrap_or_default().into(),
+            span(
+                lasted.map(time::duration).unwrap_or_default(),
+                &alarm.ended_because,
+            )
+            .into(),
             figure(alarm.kind(), alarm.peak).into(),
             figure(alarm.kind(), alarm.limit).into(),
             told(&alarm.untold).into(),
@@ -158,7 +165,11 @@ pub fn phrase(alarm: &v1::Alarm, view: &View) -> String {
         .and_then(|began| (ended.unwrap_or(view.now) - began).to_std().ok())
         .map(|lasted| format!(" for {}", time::duration(lasted)))
         .unwrap_or_default();
-    let over = if ended.is_some() { ", over" } else { "" };
+    let over = match (ended, alarm.ended_because.as_str()) {
+        (None, _) => String::new(),
+        (Some(_), "") => ", over".to_owned(),
+        (Some(_), because) => format!(", {}", ended_because(because)),
+    };
     let kind = alarm::word(alarm.kind());
     let (peak, limit) = (
         figure(alarm.kind(), alarm.peak),
@@ -195,6 +206,24 @@ pub fn of_machines(alarms: &[v1::Alarm], view: &View) -> String {
             format!("{}\n", Paint::Yellow.on(&line, view.colour))
         })
         .collect()
+}
+
+/// How long it lasted, and why it ended although what it tells of may go on.
+fn span(lasted: String, because: &str) -> String {
+    match because {
+        "" => lasted,
+        because => format!("{lasted}, {}", ended_because(because)),
+    }
+}
+
+/// Why an alarm ended although what it tells of may go on, in words.
+fn ended_because(because: &str) -> &str {
+    match because {
+        "switched_off" => "switched off",
+        "other_machine" => "other machine",
+        "same_disk" => "same disk",
+        other => other,
+    }
 }
 
 /// Why nobody was told, in words.

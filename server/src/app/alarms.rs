@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chrono::{DateTime, TimeDelta, Utc};
-use qctl_server_core::alarm::watch::{AttemptLook, Disk, MachineFacts, MachineLook, Watch};
+use qctl_server_core::alarm::watch::{
+    AttemptLook, Disk, MachineFacts, MachineLook, OwnMachine, Watch,
+};
 use qctl_server_core::{Fence, JobId, WorkerId};
 
 use super::read::{PageRequest, page_size, read_token, write_token};
@@ -89,16 +91,16 @@ impl App {
     }
 
     /// Takes what the coordinator sees of the disk that it writes to.
-    pub(crate) fn saw_own_disk(&self, host: &str, disk: Disk) {
+    pub(crate) fn saw_own_disk(&self, machine: &OwnMachine, disk: Disk) {
         let now = self.clock.now();
         let mut inner = self.alarms.locked();
         if inner.is_restored {
-            inner.watch.own_disk(host, disk, now);
+            inner.watch.own_disk(machine, disk, now);
         }
     }
 
-    /// The coordinator's host name and the disk that it writes to, as they were seen last.
-    pub(crate) fn own_disk_seen(&self) -> Option<(String, Disk)> {
+    /// The coordinator's machine and the disk that it writes to, as they were seen last.
+    pub(crate) fn own_disk_seen(&self) -> Option<(OwnMachine, Disk)> {
         self.alarms.locked().watch.seen_own_disk().cloned()
     }
 

@@ -127,7 +127,7 @@ impl App {
             hello.worker,
             MachineFacts {
                 name: hello.name.clone(),
-                host: hello.hostname.clone(),
+                boot: hello.boot_id.clone(),
                 processors: hello.cpus,
                 settings: hello.alarms.clone(),
             },

@@ -59,7 +59,7 @@ impl App {
         });
         let oldest = self.store.oldest_queued(None, now).await?;
         let (host, disk) = match self.own_disk_seen() {
-            Some((host, disk)) => (host, Some((disk.free, disk.total))),
+            Some((machine, disk)) => (machine.host, Some((disk.free, disk.total))),
             // It was started a moment ago.
             None => ("this machine".to_owned(), None),
         };

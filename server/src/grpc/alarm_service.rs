@@ -81,6 +81,7 @@ fn alarm(record: AlarmRecord) -> v1::Alarm {
         limit: record.limit,
         peak: record.peak,
         untold: record.untold.map_or("", |why| why.as_str()).to_owned(),
+        ended_because: record.because.map_or("", |why| why.as_str()).to_owned(),
     }
 }
 

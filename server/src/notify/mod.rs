@@ -14,6 +14,7 @@ use std::sync::atomic::AtomicBool;
 
 use qctl_notify::outbox::Outbox;
 use qctl_notify::{Settings, Words};
+use qctl_server_core::alarm::watch::OwnMachine;
 
 use crate::app::{App, Clock};
 use second_path::{DatabaseWatch, Marker};
@@ -27,8 +28,8 @@ pub(crate) struct Notifier {
     marker: Marker,
     /// The coordinator's folder.
     data: PathBuf,
-    /// This machine, as people know it.
-    host: String,
+    /// This machine.
+    machine: OwnMachine,
     /// What is known of the database; used by the loop of the present term.
     database: tokio::sync::Mutex<DatabaseWatch>,
     /// The database is away, so that what lies in files is sent from there.
@@ -47,7 +48,10 @@ impl Notifier {
             marker,
             is_alone: AtomicBool::new(false),
             data: data.to_owned(),
-            host: host(),
+            machine: OwnMachine {
+                host: host(),
+                boot: boot_id(),
+            },
         }
     }
 
@@ -111,6 +115,13 @@ pub(crate) fn host() -> String {
         .nodename()
         .to_string_lossy()
         .into_owned()
+}
+
+/// What tells this machine apart from all others until it is restarted; empty when that cannot be
+/// read.
+pub(crate) fn boot_id() -> String {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    text.unwrap_or_default().trim().to_owned()
 }
 
 #[cfg(test)]

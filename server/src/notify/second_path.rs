@@ -47,7 +47,7 @@ pub(super) async fn run(teller: Arc<Teller>) {
         if tokio::time::Instant::now() >= disk_at {
             disk_at = tokio::time::Instant::now() + DISK;
             if let Some(disk) = disk(&teller.data) {
-                teller.app.saw_own_disk(&teller.host, disk);
+                teller.app.saw_own_disk(&teller.machine, disk);
             }
         }
         tokio::time::sleep(EVERY).await;
@@ -266,7 +266,7 @@ impl Teller {
 
     fn notice(&self, class: Class, subject: &str, details: Details) -> Notice {
         Notice {
-            worker: self.host.clone(),
+            worker: self.machine.host.clone(),
             ..Notice::about(class, subject, details)
         }
     }

@@ -3,7 +3,7 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use qctl_server_core::alarm::telling::{self, About};
 use qctl_server_core::alarm::watch::AttemptFacts;
-use qctl_server_core::alarm::{Change, Episode, Kind, Subject, Untold};
+use qctl_server_core::alarm::{Because, Change, Episode, Kind, Subject, Untold};
 use qctl_server_core::notice::Notice;
 use qctl_server_core::{AttemptNumber, Fence, JobId, JobSpec, WorkerId};
 use sqlx::PgConnection;
@@ -41,6 +41,8 @@ pub struct AlarmRecord {
     pub peak: f64,
     /// Why nobody was told; `None` when somebody was.
     pub untold: Option<Untold>,
+    /// Why it ended, unless it lasts or what it tells of is over.
+    pub because: Option<Because>,
 }
 
 /// How often something was an alarm.
@@ -81,6 +83,7 @@ struct Row {
     limit_value: f64,
     peak: f64,
     untold: String,
+    ended_because: String,
 }
 
 impl Row {
@@ -90,6 +93,13 @@ impl Row {
             word => {
                 Some(Untold::parse(word).ok_or_else(|| StoreError::unreadable("untold", word))?)
             }
+        };
+        let because = match self.ended_because.as_str() {
+            "" => None,
+            word => Some(
+                Because::parse(word)
+                    .ok_or_else(|| StoreError::unreadable("why an alarm ended", word))?,
+            ),
         };
         Ok(AlarmRecord {
             id: self.id,
@@ -103,6 +113,7 @@ impl Row {
             limit: self.limit_value,
             peak: self.peak,
             untold,
+            because,
         })
     }
 }
@@ -141,7 +152,15 @@ impl Store {
                             kind,
                             at,
                             peak,
-                        } => close(conn, now, (*subject, *kind), *at, *peak).await?,
+                            because,
+                        } => {
+                            let close = Closed {
+                                at: *at,
+                                peak: *peak,
+                                because: *because,
+                            };
+                            close.record(conn, now, *subject, *kind).await?;
+                        }
                         Change::Past { episode, at, why } => {
                             insert(conn, episode, Some(*at), Some(*why)).await?;
                         }
@@ -253,7 +272,7 @@ impl Store {
             Row,
             r#"select l.id, l.kind, l.subject, coalesce(j.name, '') as "job_name!",
                       a.number as "attempt?", l.machine, l.began_at, l.ended_at, l.limit_value,
-                      l.peak, l.untold
+                      l.peak, l.untold, l.ended_because
                from alarms l
                left join jobs j on j.id = l.job_id
                left join attempts a on a.fence = l.fence
@@ -441,27 +460,41 @@ async fn insert(
     Ok(inserted.rows_affected() > 0)
 }
 
-async fn close(
-    conn: &mut PgConnection,
-    now: DateTime<Utc>,
-    (subject, kind): (Subject, Kind),
+/// The end of an episode.
+struct Closed {
     at: DateTime<Utc>,
     peak: f64,
-) -> Result<(), StoreError> {
-    let closed = sqlx::query!(
-        "update alarms set ended_at = greatest($3, began_at), peak = $4
-         where subject = $1 and kind = $2 and ended_at is null
-         returning machine",
-        subject.key(),
-        kind.as_str(),
-        at,
-        peak,
-    )
-    .fetch_optional(&mut *conn)
-    .await?;
-    let notice = closed.and_then(|row| telling::ends(subject, kind, &row.machine));
-    match notice {
-        Some(notice) => notices::insert(conn, now, &[notice]).await,
-        None => Ok(()),
+    because: Option<Because>,
+}
+
+impl Closed {
+    async fn record(
+        &self,
+        conn: &mut PgConnection,
+        now: DateTime<Utc>,
+        subject: Subject,
+        kind: Kind,
+    ) -> Result<(), StoreError> {
+        let closed = sqlx::query!(
+            "update alarms set ended_at = greatest($3, began_at), peak = $4, ended_because = $5
+             where subject = $1 and kind = $2 and ended_at is null
+             returning machine",
+            subject.key(),
+            kind.as_str(),
+            self.at,
+            self.peak,
+            self.because.map_or("", Because::as_str),
+        )
+        .fetch_optional(&mut *conn)
+        .await?;
+        let Some(closed) = closed else { return Ok(()) };
+        let class = telling::class(subject, kind);
+        let told_as = telling::subject_of(subject, kind, &closed.machine);
+        match (self.because, telling::ends(subject, kind, &closed.machine)) {
+            (None, Some(notice)) => notices::insert(conn, now, &[notice]).await,
+            // That it ended is no news, but what still waits to be told is over.
+            (Some(_), Some(_)) => notices::end_untold(conn, now, class, &told_as).await,
+            (_, None) => notices::outdate(conn, now, class, &told_as).await,
+        }
     }
 }

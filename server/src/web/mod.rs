@@ -54,13 +54,9 @@ struct Machine {
 
 impl Machine {
     fn this() -> Self {
-        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
         Self {
-            hostname: rustix::system::uname()
-                .nodename()
-                .to_string_lossy()
-                .into_owned(),
-            boot_id: boot_id.unwrap_or_default().trim().to_owned(),
+            hostname: crate::notify::host(),
+            boot_id: crate::notify::boot_id(),
         }
     }
 }

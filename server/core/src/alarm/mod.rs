@@ -205,6 +205,23 @@ words!(Untold {
     Away = "away",
 });
 
+/// Why an episode ended although what it tells of may go on. Nobody is told that it is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Because {
+    /// It is not watched any more.
+    SwitchedOff,
+    /// Another machine is the coordinator's now.
+    OtherMachine,
+    /// The coordinator tells it, of the same disk.
+    SameDisk,
+}
+
+words!(Because {
+    SwitchedOff = "switched_off",
+    OtherMachine = "other_machine",
+    SameDisk = "same_disk",
+});
+
 /// What is to be recorded of an episode.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
@@ -220,6 +237,8 @@ pub enum Change {
         at: DateTime<Utc>,
         /// The worst figure.
         peak: f64,
+        /// Why it ended, unless what it tells of is over.
+        because: Option<Because>,
     },
     /// It was over before it was noticed, and nobody is told.
     Past {

@@ -66,7 +66,8 @@ pub fn told_as(episode: &Episode) -> String {
     subject_of(episode.subject, episode.kind, &episode.machine)
 }
 
-fn subject_of(subject: Subject, kind: Kind, machine: &str) -> String {
+/// What people know a subject by.
+pub fn subject_of(subject: Subject, kind: Kind, machine: &str) -> String {
     match (subject, kind) {
         (Subject::Job(job), _) => format!("job {job}"),
         (_, Kind::Disk) => format!("disk of {machine}"),

@@ -4,8 +4,8 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::setting::{Setting, Settings};
-use super::watch::{AttemptFacts, AttemptLook, Disk, MachineFacts, MachineLook, Watch};
-use super::{Change, Episode, Kind, Pace, Subject, Untold, telling};
+use super::watch::{AttemptFacts, AttemptLook, Disk, MachineFacts, MachineLook, OwnMachine, Watch};
+use super::{Because, Change, Episode, Kind, Pace, Subject, Untold, telling};
 use crate::id::{AttemptNumber, Fence, JobId, WorkerId};
 use crate::measures::{AttemptMeasures, MachineMeasures};
 use crate::notice::{Class, Wish};
@@ -50,6 +50,13 @@ fn used(cpus: f64, anonymous: f64) -> AttemptLook {
     }
 }
 
+fn own(host: &str, boot: &str) -> OwnMachine {
+    OwnMachine {
+        host: host.to_owned(),
+        boot: boot.to_owned(),
+    }
+}
+
 struct Bench {
     watch: Watch,
     changes: Vec<Change>,
@@ -64,7 +71,7 @@ impl Bench {
         let mut watch = Watch::new(Pace::default(), everywhere);
         let facts = MachineFacts {
             name: "gpu1".into(),
-            host: "gpu1".into(),
+            boot: "boot-1".into(),
             processors: 8,
             settings: of_worker,
         };
@@ -79,6 +86,15 @@ impl Bench {
             watch,
             changes: Vec::new(),
         }
+    }
+
+    /// Why episodes ended.
+    fn because(&self) -> Vec<Option<Because>> {
+        let because = self.changes.iter().filter_map(|change| match change {
+            Change::Close { because, .. } => Some(*because),
+            _ => None,
+        });
+        because.collect()
     }
 
     fn look(&mut self, second: i64, machine: &MachineLook, attempts: &[AttemptLook]) {
@@ -477,12 +493,91 @@ fn one_disk_of_coordinator_and_worker_is_told_once() {
         total: 1_000_000_000_000,
     };
     for second in (0..300).step_by(5) {
-        bench.watch.own_disk("gpu1", disk, at(second));
+        bench
+            .watch
+            .own_disk(&own("gpu1", "boot-1"), disk, at(second));
         let mut look = idle();
         look.used.disk_free_bytes = Some(disk.free);
         bench.look(second, &look, &[]);
     }
     assert_eq!(bench.opened(), [(Subject::Coordinator, Kind::Disk)]);
+}
+
+/// Two machines may have the same name and disks of the same size.
+#[test]
+fn the_disk_of_a_machine_that_is_called_the_same_is_told_as_well() {
+    for boot in ["boot-2", ""] {
+        let mut bench = Bench::new();
+        let disk = Disk {
+            free: 500_000_000_000,
+            total: 1_000_000_000_000,
+        };
+        for second in (0..300).step_by(5) {
+            bench.watch.own_disk(&own("gpu1", boot), disk, at(second));
+            let mut look = idle();
+            look.used.disk_free_bytes = Some(1_000_000_000);
+            bench.look(second, &look, &[]);
+        }
+        assert_eq!(bench.opened(), [(Subject::Worker(worker()), Kind::Disk)]);
+    }
+}
+
+#[test]
+fn neither_another_coordinators_machine_nor_being_switched_off_is_a_recovery() {
+    let full = Disk {
+        free: 1_000_000_000,
+        total: 1_000_000_000_000,
+    };
+    let empty = Disk {
+        free: 900_000_000_000,
+        ..full
+    };
+    let mut bench = Bench::new();
+    for second in (0..300).step_by(5) {
+        bench.watch.own_disk(&own("a", "boot-a"), full, at(second));
+    }
+    bench.changes.extend(bench.watch.take_changes());
+    // The coordinator of the next term finds what was recorded.
+    let mut after = Bench::new();
+    after.watch.restore(vec![bench.episode().clone()], at(300));
+    for second in (300..600).step_by(5) {
+        after.watch.own_disk(&own("b", "boot-b"), empty, at(second));
+    }
+    after.changes.extend(after.watch.take_changes());
+    assert_eq!(after.because(), [Some(Because::OtherMachine)]);
+    // On the same machine it is one when there is room.
+    let mut after = Bench::new();
+    after.watch.restore(vec![bench.episode().clone()], at(300));
+    for second in (300..600).step_by(5) {
+        after.watch.own_disk(&own("a", "boot-c"), empty, at(second));
+    }
+    after.changes.extend(after.watch.take_changes());
+    assert_eq!(after.because(), [None]);
+
+    let off = Settings::from([(Kind::Disk, Setting::Off)]);
+    let mut after = Bench::with(off, Settings::new(), Settings::new());
+    after.watch.restore(vec![bench.episode().clone()], at(300));
+    after.watch.own_disk(&own("a", "boot-a"), full, at(305));
+    after.changes.extend(after.watch.take_changes());
+    assert_eq!(after.because(), [Some(Because::SwitchedOff)]);
+}
+
+#[test]
+fn a_disk_that_the_coordinator_tells_is_not_open_twice() {
+    let mut bench = Bench::new();
+    bench.machine(0, 300, |_, look| {
+        look.used.disk_free_bytes = Some(1_000_000_000);
+    });
+    assert_eq!(bench.opened(), [(Subject::Worker(worker()), Kind::Disk)]);
+    let disk = Disk {
+        free: 1_000_000_000,
+        total: 1_000_000_000_000,
+    };
+    bench.watch.own_disk(&own("gpu1", "boot-1"), disk, at(300));
+    bench.machine(300, 310, |_, look| {
+        look.used.disk_free_bytes = Some(1_000_000_000);
+    });
+    assert_eq!(bench.because(), [Some(Because::SameDisk)]);
 }
 
 #[test]

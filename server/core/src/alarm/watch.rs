@@ -8,7 +8,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use super::growth::Growth;
 use super::level::{GAP, Level, Rule, Step};
 use super::setting::{Settings, limit};
-use super::{Change, Episode, Kind, Pace, Subject, Untold};
+use super::{Because, Change, Episode, Kind, Pace, Subject, Untold};
 use crate::id::{Fence, JobId, WorkerId};
 use crate::measures::{AttemptMeasures, MachineMeasures};
 
@@ -27,8 +27,8 @@ const PEAK_EVERY: TimeDelta = TimeDelta::minutes(1);
 pub struct MachineFacts {
     /// Its name.
     pub name: String,
-    /// The machine's host name.
-    pub host: String,
+    /// Tells the machine apart from all others, until it is restarted; empty when not known.
+    pub boot: String,
     /// Its processors; 0 when not known.
     pub processors: i32,
     /// Its own choices.
@@ -88,8 +88,19 @@ struct Attempt {
 #[derive(Clone, Debug, PartialEq)]
 struct Open {
     fence: Option<Fence>,
+    /// Name of the machine.
+    machine: String,
     /// The worst figure as it is recorded, and since when.
     recorded: (f64, DateTime<Utc>),
+}
+
+/// The coordinator's machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OwnMachine {
+    /// Its host name.
+    pub host: String,
+    /// The same as a worker on it says; empty when not known.
+    pub boot: String,
 }
 
 /// A disk as somebody saw it: room left and size, in bytes.
@@ -110,8 +121,8 @@ pub struct Watch {
     attempts: BTreeMap<Fence, Attempt>,
     levels: BTreeMap<(Subject, Kind), Level>,
     open: BTreeMap<(Subject, Kind), Open>,
-    /// Host name of the coordinator's machine, and its disk.
-    own_disk: Option<(String, Disk)>,
+    /// The coordinator's machine, and the disk that it writes to.
+    own_disk: Option<(OwnMachine, Disk)>,
     changes: VecDeque<Change>,
 }
 
@@ -145,8 +156,12 @@ impl Watch {
             let worst = badness(episode.kind, episode.peak);
             self.levels.insert(key, Level::opened(worst));
             let recorded = (worst, now);
-            let fence = episode.fence;
-            self.open.insert(key, Open { fence, recorded });
+            let open = Open {
+                fence: episode.fence,
+                machine: episode.machine,
+                recorded,
+            };
+            self.open.insert(key, open);
         }
     }
 
@@ -228,7 +243,9 @@ impl Watch {
         let disk = used.disk_free_bytes.zip(used.disk_total_bytes);
         if let Some((free, total)) = disk {
             let disk = Disk { free, total };
-            if !self.is_own_disk(&machine.facts.host, disk) {
+            if self.is_own_disk(&machine.facts.boot, disk) {
+                self.drop_episode(Subject::Worker(worker), Kind::Disk, Because::SameDisk, now);
+            } else {
                 self.judge_disk(
                     Subject::Worker(worker),
                     &machine.facts.name,
@@ -244,9 +261,15 @@ impl Watch {
     }
 
     /// Takes what the coordinator sees of the disk that it writes to itself.
-    pub fn own_disk(&mut self, host: &str, disk: Disk, now: DateTime<Utc>) {
-        self.own_disk = Some((host.to_owned(), disk));
-        self.judge_disk(Subject::Coordinator, host, &Settings::new(), disk, now);
+    pub fn own_disk(&mut self, machine: &OwnMachine, disk: Disk, now: DateTime<Utc>) {
+        let subject = Subject::Coordinator;
+        let open = self.open.get(&(subject, Kind::Disk));
+        if open.is_some_and(|open| open.machine != machine.host) {
+            // What became of the disk of the machine before, nobody knows.
+            self.drop_episode(subject, Kind::Disk, Because::OtherMachine, now);
+        }
+        self.own_disk = Some((machine.clone(), disk));
+        self.judge_disk(subject, &machine.host, &Settings::new(), disk, now);
     }
 
     /// Attempts of which more has to be known before they are judged.
@@ -283,7 +306,7 @@ impl Watch {
             .collect();
         for (subject, kind) in ended {
             let worst = self.levels.get(&(subject, kind)).and_then(Level::peak);
-            self.close(subject, kind, worst, now);
+            self.close(subject, kind, worst, None, now);
         }
         let goes_on = |job| self.attempts.values().any(|other| other.facts.job == job);
         if let Some(job) = job.filter(|job| !goes_on(*job)) {
@@ -324,8 +347,8 @@ impl Watch {
         self.machines.get(&worker).map(|machine| &machine.facts)
     }
 
-    /// The coordinator's host name and disk, as they were seen last.
-    pub fn seen_own_disk(&self) -> Option<&(String, Disk)> {
+    /// The coordinator's machine and disk, as they were seen last.
+    pub fn seen_own_disk(&self) -> Option<&(OwnMachine, Disk)> {
         self.own_disk.as_ref()
     }
 
@@ -408,10 +431,21 @@ impl Watch {
         }
     }
 
-    fn is_own_disk(&self, host: &str, disk: Disk) -> bool {
-        self.own_disk
-            .as_ref()
-            .is_some_and(|(own, seen)| own == host && seen.total == disk.total)
+    /// True for a disk of the coordinator's machine as large as its own. Machines may agree by name and
+    /// size; no two share a boot.
+    fn is_own_disk(&self, boot: &str, disk: Disk) -> bool {
+        self.own_disk.as_ref().is_some_and(|(own, seen)| {
+            !boot.is_empty() && own.boot == boot && seen.total == disk.total
+        })
+    }
+
+    /// Ends an episode, if one is open, of which nobody knows whether it is over.
+    fn drop_episode(&mut self, subject: Subject, kind: Kind, why: Because, now: DateTime<Utc>) {
+        let level = self.levels.remove(&(subject, kind));
+        if self.open.contains_key(&(subject, kind)) {
+            let worst = level.as_ref().and_then(Level::peak);
+            self.close(subject, kind, worst, Some(why), now);
+        }
     }
 
     fn judge_machine(
@@ -461,11 +495,7 @@ impl Watch {
     ) {
         let key = (about.subject, kind);
         let Some(chosen) = limit(kind, &about.choices) else {
-            if let Some(level) = self.levels.remove(&key)
-                && self.open.contains_key(&key)
-            {
-                self.close(about.subject, kind, level.peak(), now);
-            }
+            self.drop_episode(about.subject, kind, Because::SwitchedOff, now);
             return;
         };
         let limit = limit_of(kind, chosen, total);
@@ -476,8 +506,12 @@ impl Watch {
             Some(Step::Opened(since)) => {
                 let peak = level.peak().unwrap_or(rule.limit);
                 let fence = about.fence;
-                let recorded = (peak, now);
-                self.open.insert(key, Open { fence, recorded });
+                let open = Open {
+                    fence,
+                    machine: about.machine.to_owned(),
+                    recorded: (peak, now),
+                };
+                self.open.insert(key, open);
                 self.change(Change::Open(Episode {
                     subject: about.subject,
                     kind,
@@ -488,12 +522,19 @@ impl Watch {
                     peak: badness(kind, peak),
                 }));
             }
-            Some(Step::Closed) => self.close(about.subject, kind, worst, now),
+            Some(Step::Closed) => self.close(about.subject, kind, worst, None, now),
             None => {}
         }
     }
 
-    fn close(&mut self, subject: Subject, kind: Kind, worst: Option<f64>, at: DateTime<Utc>) {
+    fn close(
+        &mut self,
+        subject: Subject,
+        kind: Kind,
+        worst: Option<f64>,
+        because: Option<Because>,
+        at: DateTime<Utc>,
+    ) {
         let open = self.open.remove(&(subject, kind));
         let recorded = open.map_or(0.0, |open| open.recorded.0);
         self.change(Change::Close {
@@ -501,6 +542,7 @@ impl Watch {
             kind,
             at,
             peak: badness(kind, worst.unwrap_or(recorded)),
+            because,
         });
     }
 

@@ -1,8 +1,8 @@
 //! Episodes on a real Postgres: written once with their notice, over restarts and attempts.
 
-use qctl_server_core::alarm::Kind;
 use qctl_server_core::alarm::setting::Setting;
 use qctl_server_core::alarm::watch::{AttemptLook, MachineLook};
+use qctl_server_core::alarm::{Because, Kind};
 use qctl_server_core::measures::{AttemptMeasures, MachineMeasures};
 use qctl_server_core::notice::Wish;
 
@@ -192,6 +192,8 @@ async fn a_machine_is_told_of_by_its_own_limits_and_old_alarms_go(pool: PgPool) 
     queue.look(&worker, 6, &hot(50), &[]).await;
     assert_eq!(queue.episodes(1).await, [one("gpu_temperature", true, "")]);
     assert_eq!(queue.told().await[0].0, "gpu_hot");
+    let over = "select count(*) from notices where ended_at is not null";
+    assert_eq!(queue.count(over).await, 1, "it is no news any more");
     let page = queue
         .app
         .alarm_page(None, Some("gpu1"), true, &PageRequest::default())
@@ -212,6 +214,45 @@ async fn a_machine_is_told_of_by_its_own_limits_and_old_alarms_go(pool: PgPool) 
     queue.clock.advance(Duration::from_secs(91 * 24 * 60 * 60));
     queue.app.forget_alarms().await.expect("deleted");
     assert_eq!(queue.count("select count(*) from alarms").await, 0);
+}
+
+#[sqlx::test]
+async fn what_is_switched_off_ends_without_a_word_and_is_told_anew_when_it_is_on(pool: PgPool) {
+    let queue = Coordinator::start(pool);
+    let worker = queue.worker("gpu1", 1).await;
+    let full = MachineLook {
+        used: MachineMeasures {
+            disk_free_bytes: Some(1_000_000_000),
+            disk_total_bytes: Some(1_000_000_000_000),
+            ..MachineMeasures::default()
+        },
+        ..MachineLook::default()
+    };
+    queue.look(&worker, 1, &full, &[]).await;
+    assert_eq!(queue.episodes(1).await, [one("disk", false, "")]);
+    let off = Hello {
+        alarms: [(Kind::Disk, Setting::Off)].into(),
+        ..worker.leave().await
+    };
+    let worker = queue.connect(off).await;
+    queue.look(&worker, 1, &full, &[]).await;
+    assert_eq!(queue.episodes(1).await, [one("disk", true, "")]);
+    let page = queue
+        .app
+        .alarm_page(None, Some("gpu1"), true, &PageRequest::default())
+        .await
+        .expect("page");
+    assert_eq!(page.alarms[0].because, Some(Because::SwitchedOff));
+    let on = Hello {
+        alarms: [].into(),
+        ..worker.leave().await
+    };
+    let worker = queue.connect(on).await;
+    queue.look(&worker, 1, &full, &[]).await;
+    assert_eq!(queue.episodes(2).await[1], one("disk", false, ""));
+    let told = queue.told().await;
+    let classes: Vec<_> = told.iter().map(|(class, ..)| class.as_str()).collect();
+    assert_eq!(classes, ["disk_nearly_full", "disk_nearly_full"]);
 }
 
 #[sqlx::test]

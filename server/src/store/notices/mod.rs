@@ -92,6 +92,35 @@ impl Untold {
     }
 }
 
+/// Ends an episode of which nobody knows whether it is over; its end is not told.
+pub(crate) async fn end_untold(
+    conn: &mut PgConnection,
+    now: DateTime<Utc>,
+    class: Class,
+    subject: &str,
+) -> Result<(), StoreError> {
+    sqlx::query!(
+        "update notices set over_at = $1, ended_at = $1
+         where subject = $2 and class = $3 and over_at is null",
+        now,
+        subject,
+        class.as_str(),
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// What notices of a class that are still to be told tell is over.
+pub(crate) async fn outdate(
+    conn: &mut PgConnection,
+    now: DateTime<Utc>,
+    class: Class,
+    subject: &str,
+) -> Result<(), StoreError> {
+    overtake(conn, now, class, subject).await.map(|_| ())
+}
+
 /// The end of an outage that is still to be told is none any more: the next one has begun. Returns
 /// the outages that it would have told of.
 async fn overtake(
