@@ -270,7 +270,7 @@ impl Coordinator {
                 .await?;
             let served = tokio::select! {
                 served = &mut *serving => Some(served),
-                () = database.keep(&lease, || app.greet_everyone_anew()) => None,
+                () = database.keep(&lease, |news| app.heard_of_database(news)) => None,
                 () = app.fault().cancelled() => None,
             };
             self.gate.close().await;

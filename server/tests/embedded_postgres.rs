@@ -428,7 +428,7 @@ async fn f06_another_term_begins_only_when_nothing_is_written_in_the_one_before(
         }
     };
     tokio::select! {
-        () = first.database.keep(&first.lease, || {}) => panic!("the lease is lost"),
+        () = first.database.keep(&first.lease, |_| {}) => panic!("the lease is lost"),
         () = within(renewing) => {}
     }
     first.database.release(&first.lease).await;
@@ -467,7 +467,7 @@ async fn f03_the_lease_is_kept_through_a_crash_of_the_database() {
         }
     };
     tokio::select! {
-        () = led.database.keep(&led.lease, || {}) => panic!("the lease is lost"),
+        () = led.database.keep(&led.lease, |_| {}) => panic!("the lease is lost"),
         () = within(renewed_again) => {}
     }
     assert!(led.lease.holds());
@@ -487,7 +487,7 @@ async fn f06_a_term_that_another_began_is_over_at_the_next_renewal() {
         .execute(&led.pool)
         .await
         .unwrap();
-    within(led.database.keep(&led.lease, || {})).await;
+    within(led.database.keep(&led.lease, |_| {})).await;
     assert!(!led.lease.holds());
     led.close().await;
 }

@@ -66,9 +66,14 @@ impl NoticeBoard {
             .clone()
     }
 
-    /// Forgets that the database refused: it writes again.
-    pub(crate) fn end_refusal(&self) {
-        *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    /// Forgets that the database refused: it writes again. What was noted since `seen` was read is
+    /// kept.
+    pub(crate) fn end_refusal(&self, seen: Option<&Refusal>) {
+        let mut refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
+        let until = |refusal: &Refusal| refusal.until;
+        if refusal.as_ref().map(until) == seen.map(until) {
+            *refusal = None;
+        }
     }
 
     /// Names the channels that are set up; the first call decides.
@@ -285,5 +290,26 @@ impl App {
             groups,
             next_page_token,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_that_was_noted_meanwhile_is_not_forgotten() {
+        let board = NoticeBoard::default();
+        let at = |seconds: i64| DateTime::from_timestamp(1_800_000_000 + seconds, 0).unwrap();
+        let none = board.refusal();
+        board.note_refusal(at(0), "first".to_owned());
+        board.end_refusal(none.as_ref());
+        let first = board.refusal().expect("kept");
+        board.note_refusal(at(1), "second".to_owned());
+        board.end_refusal(Some(&first));
+        let second = board.refusal().expect("kept");
+        assert_eq!((second.since, second.until), (at(0), at(1)));
+        board.end_refusal(Some(&second));
+        assert!(board.refusal().is_none());
     }
 }

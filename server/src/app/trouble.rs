@@ -1,9 +1,12 @@
 //! Loops that fail again and again: logged at the first failure, told when it is no passing one.
 
+use std::sync::Arc;
+
 use chrono::{DateTime, Utc};
 use qctl_server_core::notice::{Class, Details, Notice};
 
 use super::{App, Error};
+use crate::database::News;
 
 /// Failures in a row after which people are told.
 const TOLD_AFTER: u32 = 3;
@@ -118,6 +121,19 @@ impl Doing {
         };
         let notice = Notice::about(class, format!("coordinator: {}", self.what), details);
         app.tell(notice).await.is_ok()
+    }
+}
+
+impl App {
+    /// Takes what was heard of the database while the lease was renewed.
+    pub(crate) fn heard_of_database(self: &Arc<Self>, news: News) {
+        match news {
+            News::Reconnected => self.greet_everyone_anew(),
+            News::Refused(error) => {
+                self.notices
+                    .note_refusal(self.clock.now(), told(&Error::Store(error)));
+            }
+        }
     }
 }
 

@@ -42,6 +42,17 @@ pub enum Standing {
     Blind,
 }
 
+/// What is heard of the database while the lease is renewed.
+#[derive(Debug)]
+pub enum News {
+    /// It answers over another connection: it may have been restarted meanwhile, and have forgotten
+    /// what was committed asynchronously.
+    Reconnected,
+    /// It answers, and does not want to store anything. The lease is renewed also when nothing else is
+    /// written, so that this is heard of in an idle queue as well.
+    Refused(StoreError),
+}
+
 /// One run of a coordinator among those that would lead.
 pub(super) struct Contender {
     options: PgConnectOptions,
@@ -164,10 +175,9 @@ impl Contender {
         Ok(())
     }
 
-    /// Renews the lease until it is over. Nothing is committed in its term after that. Calls
-    /// `reconnected` once the database answers over another connection: it may have been restarted
-    /// meanwhile, and have forgotten what was committed asynchronously.
-    pub(super) async fn keep(&mut self, lease: &Lease, reconnected: impl Fn()) {
+    /// Renews the lease until it is over. Nothing is committed in its term after that. Passes on what
+    /// there is to hear meanwhile.
+    pub(super) async fn keep(&mut self, lease: &Lease, hear: impl Fn(News)) {
         // Nobody is told while it leads.
         let (standing, _) = watch::channel(Standing::Starting);
         self.is_replaced = false;
@@ -196,11 +206,14 @@ impl Contender {
                 Ok(Err(error)) => {
                     self.rules.failed(boot_time());
                     self.not_answered(&error);
+                    if error.refuses_writes() {
+                        hear(News::Refused(error));
+                    }
                 }
                 Err(_) => self.connection = None,
             }
             if std::mem::take(&mut self.is_replaced) {
-                reconnected();
+                hear(News::Reconnected);
             }
             if let Some(until) = self.rules.trusted_until() {
                 lease.extend(until);
@@ -295,6 +308,37 @@ fn own_name(run: Uuid) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Nothing else need be written for it to be noticed.
+    #[sqlx::test(migrations = "./migrations")]
+    async fn a_renewal_that_is_refused_is_heard_of(pool: sqlx::PgPool) {
+        let folder = tempfile::tempdir().unwrap();
+        let options = (*pool.connect_options()).clone();
+        let place = Place::take(folder.path()).unwrap();
+        let mut contender = Contender::new(&options, "http://queue.test", place);
+        let (standing, _) = watch::channel(Standing::Starting);
+        let lease = contender.contend(&standing).await;
+        for statement in [
+            "create function refuse() returns trigger language plpgsql as $$
+             begin raise exception 'only reads' using errcode = '25006'; end $$",
+            "create trigger refuse before update on coordinator
+             for each statement execute function refuse()",
+        ] {
+            sqlx::query(statement).execute(&pool).await.unwrap();
+        }
+        let (heard, mut refusals) = tokio::sync::mpsc::unbounded_channel();
+        let keep = contender.keep(&lease, |news| {
+            if let News::Refused(error) = news {
+                let _ = heard.send(error);
+            }
+        });
+        let refused = tokio::select! {
+            () = keep => None,
+            refused = refusals.recv() => refused,
+        };
+        let refused = refused.expect("the refusal is heard of before the lease is over");
+        assert!(refused.refuses_writes(), "{refused}");
+    }
 
     #[test]
     fn no_name_is_cut_off_by_postgres() {

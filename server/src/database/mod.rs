@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use crate::store::{self, Lease, leadership};
 use contender::Contender;
-pub use contender::Standing;
+pub use contender::{News, Standing};
 use embedded::{Embedded, EmbeddedError};
 pub use place::{Place, PlaceError};
 
@@ -181,7 +181,7 @@ impl Database {
             let lease = self.contender.contend(standing).await;
             let migrated = tokio::select! {
                 migrated = migrate(&self.options) => migrated,
-                () = self.contender.keep(&lease, || {}) => {
+                () = self.contender.keep(&lease, |_| {}) => {
                     tracing::warn!("the lease was lost while the tables were brought up to date");
                     continue;
                 }
@@ -196,9 +196,9 @@ impl Database {
     }
 
     /// Renews the lease, and returns when it is over: it could not be renewed in time, or another
-    /// coordinator leads. Calls `reconnected` when the database may have been restarted meanwhile.
-    pub async fn keep(&mut self, lease: &Lease, reconnected: impl Fn()) {
-        self.contender.keep(lease, reconnected).await;
+    /// coordinator leads. Passes on what there is to hear of the database meanwhile.
+    pub async fn keep(&mut self, lease: &Lease, hear: impl Fn(News)) {
+        self.contender.keep(lease, hear).await;
     }
 
     /// Gives the lease back at an orderly stop.

@@ -213,11 +213,12 @@ impl DatabaseWatch {
         if imported || self.told || self.told_refusal || self.begins {
             // Some writes find room on a full disk: it is over once none has been refused for a while.
             let refusal = teller.app.notices.refusal();
-            if refusal.is_none_or(|refusal| now - refusal.until >= REFUSED_LONG) {
+            let lasts = |refusal: &Refusal| now - refusal.until < REFUSED_LONG;
+            if !refusal.as_ref().is_some_and(lasts) {
                 // Written only when the history says that it refused.
                 let stores = teller.notice(Class::DatabaseStores, "database", Details::default());
                 teller.app.tell(stores).await?;
-                teller.app.notices.end_refusal();
+                teller.app.notices.end_refusal(refusal.as_ref());
                 self.told_refusal = false;
             }
             let is_open = teller.has_open(Class::DatabaseAway).await?;

@@ -21,6 +21,7 @@ use crate::app::notices::{NoticeName, NoticePage, NoticeRecord};
 use crate::app::read::PageRequest;
 use crate::app::{About, Caller, ManualClock, Parts, Role};
 use crate::app::{Doing, Duty, Error};
+use crate::database::News;
 use crate::store::fixtures::noon;
 use crate::store::notices::Fate;
 use crate::store::{Lease, Store};
@@ -586,6 +587,28 @@ async fn a_database_that_only_reads_is_told_once_and_so_is_its_end(pool: PgPool)
         phone.titles(),
         ["The database refuses to write", "The database writes again"]
     );
+}
+
+/// Nothing but the lease is written in an idle queue, and what is not renewed ends the term.
+#[sqlx::test]
+async fn a_lease_that_the_database_refuses_to_renew_is_told_with_the_end_of_the_term(pool: PgPool) {
+    let phone = Recorder::channel("phone");
+    let bench = Bench::start(&pool, &[&phone], |_| {});
+    let mut transaction = pool.begin_with("begin read only").await.unwrap();
+    let refused = sqlx::query("update coordinator set renewals = renewals")
+        .execute(&mut *transaction)
+        .await;
+    let refused = News::Refused(refused.unwrap_err().into());
+    bench.app.heard_of_database(refused);
+    bench.stop.cancel();
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while phone.titles().is_empty() {
+        assert!(tokio::time::Instant::now() < deadline, "nothing is sent");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(phone.titles(), ["The database refuses to write"]);
+    let body = phone.got.lock().unwrap()[0].body.clone();
+    assert!(body.contains("read-only transaction"), "{body}");
 }
 
 /// The term ends because the database is away, while the message that says so is being sent.
