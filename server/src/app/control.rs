@@ -9,6 +9,7 @@ use qctl_server_core::job::{JobEffect, JobEvent, JobRefusal};
 use qctl_server_core::ledger::{AfterCommit, COORDINATOR, Ledger, Message, NewEvent, Which};
 use qctl_server_core::{AttemptState, JobId, JobSpec, JobState, WorkerId};
 use tokio::sync::broadcast;
+use tokio::time::Instant;
 
 use super::submit::{Again, FromCheckpoint, RequestKey, check_batch};
 use super::{App, Caller, Change, Error, Role};
@@ -20,6 +21,9 @@ use crate::store::{Commit, ledger, workers};
 
 /// How long a call waits for a worker to obey before it answers all the same.
 const OBEY_WITHIN: Duration = Duration::from_secs(2);
+/// How long a deletion waits for processes that are being ended, and between two looks at them.
+const SWEEP_WAIT: Duration = Duration::from_secs(5);
+const SWEEP_LOOK: Duration = Duration::from_millis(100);
 /// Queued jobs that are looked at for one that a worker can start now.
 const EXECUTE_WINDOW: i64 = 500;
 /// Most slots of a worker.
@@ -235,7 +239,8 @@ impl App {
         first(&jobs)
     }
 
-    /// Deletes an ended job with its history and output.
+    /// Deletes an ended job with its history and output. Waits a few seconds for processes of it that
+    /// are being ended.
     ///
     /// # Errors
     /// [`Error::JobNotFound`], [`Error::JobNotEnded`], [`Error::ProcessesLeft`].
@@ -256,12 +261,34 @@ impl App {
         tokio::spawn(async move { app.resolve_dependents(&[job]).await })
             .await
             .map_err(|_| Error::ShuttingDown)??;
+        let deadline = Instant::now() + SWEEP_WAIT;
+        loop {
+            let work = self.delete_if_swept(caller, key.clone(), job);
+            match self.once(key.as_ref(), work).await {
+                Err(Error::ProcessesLeft(_)) if Instant::now() < deadline => {
+                    tokio::time::sleep(SWEEP_LOOK).await;
+                }
+                Ok(_) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        if has_published {
+            self.remove_checkpoints(vec![job]);
+        }
+        Ok(())
+    }
+
+    async fn delete_if_swept(
+        self: &Arc<Self>,
+        caller: &Caller,
+        key: Option<RequestKey>,
+        job: JobId,
+    ) -> Result<Vec<JobId>, Error> {
         let app = Arc::clone(self);
         let actor = caller.name.clone();
-        let work_key = key.clone();
         let work = self.transact(move |conn| {
             Box::pin(async move {
-                RequestKey::remember(work_key.as_ref(), &app, conn, &[job]).await?;
+                RequestKey::remember(key.as_ref(), &app, conn, &[job]).await?;
                 let (jobs, _) = ledger::load(conn, Which::Jobs(&[job])).await?;
                 let row = jobs.first().ok_or(Error::JobNotFound(job))?;
                 if !row.job.state.is_final() {
@@ -285,11 +312,7 @@ impl App {
                 Ok((vec![job], after))
             })
         });
-        self.once(key.as_ref(), work).await?;
-        if has_published {
-            self.remove_checkpoints(vec![job]);
-        }
-        Ok(())
+        work.await
     }
 
     /// Has a worker start the next queued job now, although the queue may be paused or its slots
