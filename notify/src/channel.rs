@@ -13,17 +13,17 @@ pub const REQUEST_LIMIT: Duration = Duration::from_secs(20);
 /// Longest that a program on this machine may take to show a notice.
 pub const PROGRAM_LIMIT: Duration = Duration::from_secs(10);
 
-/// Longest wait before a message is tried again.
+/// Longest wait before a message is tried again, unless the channel asks for a longer one.
 const LONGEST_WAIT: TimeDelta = TimeDelta::minutes(10);
 
 /// How long to wait before a message is tried again that was tried `tries` times before: at least
 /// what the channel asks for, doubled each time.
 pub fn wait(tries: i32, after: Duration) -> TimeDelta {
-    let seconds = i64::try_from(after.as_secs()).unwrap_or(i64::MAX).max(1);
-    let doubled = seconds.saturating_mul(1 << tries.clamp(0, 16));
-    TimeDelta::try_seconds(doubled)
-        .unwrap_or(LONGEST_WAIT)
+    let asked = after.clamp(Duration::from_secs(1), LONGEST_RETRY);
+    let asked = TimeDelta::from_std(asked).unwrap_or(LONGEST_WAIT);
+    (asked * (1 << tries.clamp(0, 16)))
         .min(LONGEST_WAIT)
+        .max(asked)
 }
 
 /// How long a channel that cannot be asked is asked what became of a message: outages of a network
@@ -365,6 +365,10 @@ mod tests {
         assert_eq!(wait(0, five), TimeDelta::seconds(5));
         assert_eq!(wait(3, five), TimeDelta::seconds(40));
         assert_eq!(wait(100, five), LONGEST_WAIT);
-        assert_eq!(wait(100, Duration::MAX), LONGEST_WAIT);
+        let hour = TimeDelta::hours(1);
+        let after = Duration::from_secs(3_599);
+        assert_eq!(wait(0, after), hour - TimeDelta::seconds(1));
+        assert_eq!(wait(100, after), hour - TimeDelta::seconds(1));
+        assert_eq!(wait(100, Duration::MAX), hour);
     }
 }

@@ -382,7 +382,11 @@ impl Drop for Installation {
         for pid in self.pids("").into_iter().chain(self.postgres_pids()) {
             kill(pid, rustix::process::Signal::KILL);
         }
-        wait_for(|| self.pids("").is_empty().then_some(()));
+        // What still writes into the folder would keep it from being removed.
+        wait_for(|| {
+            let is_over = self.pids("").is_empty() && self.postgres_pids().is_empty();
+            is_over.then_some(())
+        });
     }
 }
 
