@@ -146,6 +146,42 @@ fn f35_a_gpu_that_fails_its_probe_is_left_out_until_it_passes_one() {
 }
 
 #[test]
+fn f35_a_gpu_that_fails_one_job_after_the_other_rests_until_a_person_trusts_it() {
+    let phone = Phone::start();
+    let (qctl, _gpus) = Gpus::of(prepared(&phone, ""), &format!("gpu {A} {WELL}\n"));
+    qctl.up(&[]).ok();
+    until_gpus(&qctl, 1);
+    let broken = "echo 'CUDA error: no CUDA-capable device is detected'; exit 1";
+    let submit = |line: &str| qctl.submit(&["--gpus", "1", "--notify", "never", "--shell", line]);
+    let (first, second) = (submit(broken), submit(broken));
+    let next = submit("echo on $CUDA_VISIBLE_DEVICES");
+    for id in [first, second] {
+        assert_eq!(outcome(&qctl.until_ended(id)), ("failed", "gpu_fault"));
+    }
+    let shown = until_shown(&qctl, &phone, 1);
+    let name = worker(&qctl)["name"].as_str().unwrap().to_owned();
+    assert_eq!(
+        shown[0].title,
+        format!("A graphics card of {name} does not work")
+    );
+    let said = "two jobs in a row failed on it, though its driver calls it well";
+    assert!(shown[0].message.contains(said), "{shown:#?}");
+    assert_eq!(worker(&qctl)["gpus"][0]["fault"]["kind"], "fails_jobs");
+    let table = qctl.qctl(&["workers"]).ok();
+    assert!(table.contains("gets no job"), "{table}");
+    let why = qctl.qctl(&["why", &next.to_string()]).ok();
+    assert!(why.contains("two jobs in a row failed on it"), "{why}");
+    assert_eq!(qctl.job(next)["state"], "queued");
+
+    qctl.qctl(&["worker", "resume"]).ok();
+    let job = qctl.until_ended(next);
+    assert_eq!(job["state"], "succeeded", "{job:#}");
+    settled(&qctl);
+    assert_eq!(phone.shown().len(), 1, "{:#?}", phone.shown());
+    phone.assert_rules_kept();
+}
+
+#[test]
 fn f36_a_driver_that_hangs_is_told_and_harms_neither_heartbeats_nor_jobs() {
     let phone = Phone::start();
     // It tells neither temperature nor errors, and its memory figures are nonsense.

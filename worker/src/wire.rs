@@ -262,9 +262,14 @@ pub(crate) fn say(say: agent::Say) -> Option<Say> {
             message: fault.to_string(),
             gpu: Some(wire_gpu_fault(fault)),
         }),
-        agent::Say::Gpu { gpu, fault } => Say::GpuChecked(GpuChecked {
+        agent::Say::Gpu {
+            gpu,
+            fault,
+            computed,
+        } => Say::GpuChecked(GpuChecked {
             gpu,
             fault: fault.map(wire_gpu_fault),
+            computed,
         }),
         agent::Say::Progress { fence, reading } => Say::Progress(progress(fence, reading)),
         agent::Say::Checkpoint(published) => Say::Checkpoint(checkpoint(*published)),

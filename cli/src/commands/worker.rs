@@ -29,7 +29,7 @@ pub enum Action {
         /// Name of the worker [default: the only one]
         name: Option<String>,
     },
-    /// Take jobs again
+    /// Take jobs again, also on GPUs that rest because one job after the other failed on them
     Resume {
         /// Name of the worker [default: the only one]
         name: Option<String>,

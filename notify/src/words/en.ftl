@@ -371,11 +371,18 @@ gpu_faulty = { $fault ->
         [lost] { $gpu }, since { $since }: the driver has lost it.
         [memory] { $gpu }, since { $since }: its memory has errors that cannot be corrected.
         [xid] { $gpu }, since { $since }: the driver reports error Xid { $number }.
+        [fails_jobs] { $gpu }, since { $since }: two jobs in a row failed on it, though its driver calls it well.
         [silent] Since { $since }. Jobs that run there may well go on.
        *[other] { $gpu }, since { $since }.
     }
-    .did = No job is started on it. It is tried again all the time.
-    .can = To look: qctl workers. If it does not come back, restart the machine.
+    .did = { $fault ->
+        [fails_jobs] No job is started on it for half an hour. Then one job tries it; if that fails, it rests for twice as long, up to 8 hours.
+       *[other] No job is started on it. It is tried again all the time.
+    }
+    .can = { $fault ->
+        [fails_jobs] To look: qctl workers. To use it again at once: qctl worker resume { $worker }
+       *[other] To look: qctl workers. If it does not come back, restart the machine.
+    }
     .many = { $count } graphics cards do not work
     .item = { $worker }: { $gpu }
 

@@ -367,11 +367,18 @@ gpu_faulty = { $fault ->
         [lost] { $gpu }({ $since } から): ドライバーから見えなくなりました。
         [memory] { $gpu }({ $since } から): メモリに直せないエラーが出ています。
         [xid] { $gpu }({ $since } から): ドライバーがエラー Xid { $number } を報告しています。
+        [fails_jobs] { $gpu }({ $since } から): ドライバーは正常だと言いますが、ジョブが二つ続けて失敗しました。
         [silent] { $since } からです。動いているジョブはそのまま続いているかもしれません。
        *[other] { $gpu }({ $since } からです)。
     }
-    .did = この GPU ではジョブを始めません。使えるかどうかは繰り返し確かめています。
-    .can = 見るには: qctl workers 戻らないときは、マシンを再起動してください。
+    .did = { $fault ->
+        [fails_jobs] この GPU では三十分間ジョブを始めません。そのあとジョブ一つで試し、また失敗すれば休みを倍にします(八時間まで)。
+       *[other] この GPU ではジョブを始めません。使えるかどうかは繰り返し確かめています。
+    }
+    .can = { $fault ->
+        [fails_jobs] 見るには: qctl workers すぐにまた使うには: qctl worker resume { $worker }
+       *[other] 見るには: qctl workers 戻らないときは、マシンを再起動してください。
+    }
     .many = { $count } 個の GPU が使えません
     .item = { $worker }: { $gpu }
 

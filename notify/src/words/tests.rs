@@ -208,6 +208,35 @@ fn everything() -> Facts {
     .collect()
 }
 
+#[test]
+fn a_gpu_that_rests_is_told_with_what_a_person_can_do() {
+    let now = at("2026-11-21T05:00:00Z");
+    let facts = [
+        ("worker", Fact::Text("gpu-1".into())),
+        ("gpu", Fact::Text("H200 (GPU-5f3ab2c1)".into())),
+        ("fault", Fact::Text("fails_jobs".into())),
+        ("since", Fact::Time(at("2026-11-21T05:00:00Z"))),
+    ];
+    let facts = facts.into_iter();
+    let facts: Facts = facts.map(|(name, fact)| (name.to_owned(), fact)).collect();
+    let english = words(Language::English).notice("gpu_faulty", &facts, now);
+    assert_eq!(english.title, "A graphics card of gpu-1 does not work");
+    assert_eq!(
+        english.body,
+        "H200 (GPU-5f3ab2c1), since 14:00: two jobs in a row failed on it, though its driver calls it well.\n\
+         No job is started on it for half an hour. Then one job tries it; if that fails, it rests for \
+         twice as long, up to 8 hours.\n\
+         To look: qctl workers. To use it again at once: qctl worker resume gpu-1"
+    );
+    let japanese = words(Language::Japanese).notice("gpu_faulty", &facts, now);
+    assert_eq!(
+        japanese.body,
+        "H200 (GPU-5f3ab2c1)(14:00 から): ドライバーは正常だと言いますが、ジョブが二つ続けて失敗しました。\n\
+         この GPU では三十分間ジョブを始めません。そのあとジョブ一つで試し、また失敗すれば休みを倍にします(八時間まで)。\n\
+         見るには: qctl workers すぐにまた使うには: qctl worker resume gpu-1"
+    );
+}
+
 /// What a notice of this class typically says.
 fn typical(class: &str) -> Facts {
     let mut facts = everything();

@@ -439,7 +439,7 @@ fn no_worker(queued: &Queued, eligible: &[&Candidate], now: DateTime<Utc>) -> Op
     if let (Some(broken), [first, ..]) = (broken, connected.as_slice()) {
         let (number, fault) = broken.into_iter().next()?;
         return Some(format!(
-            "{} has {} not work: {}. It starts once enough of them pass a probe.",
+            "{} has {} not work: {}. It starts once enough of them work.",
             only(first),
             count(number.into(), "GPU that does", "GPUs that do"),
             without_stop(&fault),

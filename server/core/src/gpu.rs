@@ -1,5 +1,7 @@
 //! Faults of GPUs, as workers tell them.
 
+mod doubt;
+
 use std::fmt;
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -7,6 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::notice::{Class, Details, Notice};
 use crate::outcome::words;
+
+pub use doubt::{Doubt, FIRST_REST, LONGEST_REST, Rest, Trial, blames_device, tried, trusted};
 
 /// What is wrong with a GPU, or with how a job uses it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +47,8 @@ pub enum GpuFaultKind {
     Unused,
     /// The job it was given to takes so many times as long for an item as it did before.
     Slow,
+    /// So many jobs in a row failed on it, though its driver calls it well.
+    FailsJobs,
 }
 
 words!(GpuFaultKind {
@@ -54,6 +60,7 @@ words!(GpuFaultKind {
     Unfit = "unfit",
     Unused = "unused",
     Slow = "slow",
+    FailsJobs = "fails_jobs",
 });
 
 impl GpuFaultKind {
@@ -62,7 +69,7 @@ impl GpuFaultKind {
     const fn ends_jobs(self) -> bool {
         match self {
             Self::Lost | Self::Memory | Self::Xid | Self::Output => true,
-            Self::Silent | Self::Unfit | Self::Unused | Self::Slow => false,
+            Self::Silent | Self::Unfit | Self::Unused | Self::Slow | Self::FailsJobs => false,
         }
     }
 }

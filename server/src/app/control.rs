@@ -17,7 +17,7 @@ use crate::sessions::ToWorker;
 use crate::store::dispatch;
 use crate::store::read::WorkerMode;
 use crate::store::submit::{delete_job, has_processes, spec_of};
-use crate::store::{Commit, ledger, workers};
+use crate::store::{Commit, gpus, ledger, workers};
 
 /// How long a call waits for a worker to obey before it answers all the same.
 const OBEY_WITHIN: Duration = Duration::from_secs(2);
@@ -382,7 +382,7 @@ impl App {
     /// The first queued job in order that this worker could start beside its slots.
     async fn next_for(&self, worker: WorkerId) -> Result<Option<JobId>, Error> {
         let mut conn = self.store.acquire().await?;
-        let fleet = dispatch::fleet(&mut conn, &[worker]).await?;
+        let fleet = dispatch::fleet(&mut conn, &[worker], self.clock.now()).await?;
         let Some(state) = fleet.workers.first() else {
             return Ok(None);
         };
@@ -514,7 +514,13 @@ impl App {
                     if !workers::steer(conn, id, mode, slots).await? {
                         return Err(Error::WorkerNotFound(name));
                     }
+                    let now = app.clock.now();
                     let mut events = Vec::new();
+                    if mode == Some(WorkerMode::Active) && gpus::trust(conn, now, id).await? > 0 {
+                        let message =
+                            format!("worker `{name}` gives jobs the GPUs again that rested");
+                        events.push(NewEvent::general(&name, "worker_gpus", message, &actor));
+                    }
                     if let Some(word) = word {
                         let message = format!("worker `{name}` {word}");
                         events.push(NewEvent::general(&name, "worker_mode", message, &actor));
@@ -523,7 +529,7 @@ impl App {
                         let message = format!("worker `{name}` has {slots} slots");
                         events.push(NewEvent::general(&name, "worker_slots", message, &actor));
                     }
-                    ledger::tell(conn, app.clock.now(), &events).await?;
+                    ledger::tell(conn, now, &events).await?;
                     Ok::<_, Error>(Vec::new())
                 })
             },

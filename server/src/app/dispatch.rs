@@ -67,7 +67,7 @@ impl App {
             return Ok(());
         }
         let ids: Vec<WorkerId> = connected.keys().copied().collect();
-        let fleet = bounded(dispatch::fleet(database.get(&self.store).await?, &ids));
+        let fleet = bounded(dispatch::fleet(database.get(&self.store).await?, &ids, now));
         let mut fleet = fleet.await?;
         for (worker, oldest) in fleet.workers.iter_mut().zip(&fleet.oldest_start) {
             let oldest = oldest.map(|start| (now - start).to_std().unwrap_or_default());

@@ -328,7 +328,7 @@ impl App {
         let now = self.clock.now();
         let records = self
             .store
-            .workers_page(after, name, limit, now - DAY)
+            .workers_page(after, name, limit, now - DAY, now)
             .await?;
         Ok(records
             .into_iter()

@@ -2,6 +2,7 @@
 
 mod alarms;
 mod faults;
+mod gpus;
 mod late;
 #[allow(
     dead_code,

@@ -295,6 +295,7 @@ pub(super) fn gpu_fault(fault: GpuFault) -> v1::GpuFault {
         GpuFaultKind::Unfit => Wire::Unfit,
         GpuFaultKind::Unused => Wire::Unused,
         GpuFaultKind::Slow => Wire::Slow,
+        GpuFaultKind::FailsJobs => Wire::FailsJobs,
     };
     v1::GpuFault {
         gpu: fault.gpu,

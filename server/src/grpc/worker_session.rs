@@ -235,7 +235,9 @@ impl Session {
             FromWorker::GpuChecked(checked) => {
                 let gpu = clean(checked.gpu, WORD);
                 let fault = checked.fault.and_then(gpu_fault_from);
-                return self.app.gpu_checked(self.worker, self.id, gpu, fault).await;
+                let computed = checked.computed;
+                let told = (gpu, fault, computed);
+                return self.app.gpu_checked(self.worker, self.id, told).await;
             }
             FromWorker::Returned(v1::AssignmentReturned {
                 fence,
@@ -525,6 +527,7 @@ fn gpu_fault_from(told: v1::GpuFault) -> Option<GpuFault> {
         Wire::Unfit => GpuFaultKind::Unfit,
         Wire::Unused => GpuFaultKind::Unused,
         Wire::Slow => GpuFaultKind::Slow,
+        Wire::FailsJobs => GpuFaultKind::FailsJobs,
     };
     Some(GpuFault {
         gpu: clean(told.gpu, WORD),

@@ -14,18 +14,22 @@ use uuid::Uuid;
 use super::StoreError;
 use super::read::GpuRecord;
 
-/// Reads workers and what occupies them, without GPUs that do not work. `accepts` knows the mode and the queue's pause; `ready`
+/// Reads workers and what occupies them, without GPUs that do not work or rest. `accepts` knows the mode and the queue's pause; `ready`
 /// is left to the caller.
 pub(crate) async fn fleet(
     conn: &mut PgConnection,
     workers: &[WorkerId],
+    now: DateTime<Utc>,
 ) -> Result<Fleet, StoreError> {
     let ids: Vec<Uuid> = workers.iter().map(|worker| worker.0).collect();
     let rows = sqlx::query!(
         r#"select w.id, w.name, w.mode, w.slots, w.memory_bytes, c.queue_paused,
                   exists (select from jobs where run_now_on is not null) as "run_now!",
                   w.gpus as "gpus: Json<Vec<GpuRecord>>",
-                  w.gpu_faults as "gpu_faults: Json<BTreeMap<String, Faulty>>",
+                  w.gpu_faults || coalesce((select jsonb_object_agg(d.gpu, d.faulty)
+                                            from gpu_doubts d
+                                            where d.worker_id = w.id and d.rests_until > $2), '{}')
+                    as "gpu_faults!: Json<BTreeMap<String, Faulty>>",
                   h.fence as "fence?", h.state as "state?", h.job_id as "job_id?",
                   h.priority as "priority?", h.slots as "held_slots?", h.gpus as "held_gpus?",
                   h.memory_bytes as "held_memory?", h.gpu_uuids as "gpu_uuids?",
@@ -46,6 +50,7 @@ pub(crate) async fn fleet(
            where w.id = any($1)
            order by w.id, h.fence"#,
         &ids,
+        now,
     )
     .fetch_all(conn)
     .await?;

@@ -15,7 +15,7 @@ use sqlx::PgConnection;
 use sqlx::types::Json;
 use uuid::Uuid;
 
-use super::{StoreError, checkpoints, notices};
+use super::{StoreError, checkpoints, gpus, notices};
 
 /// Locks jobs and loads them with their attempts: the current ones and those asked for.
 pub(crate) async fn load(
@@ -104,7 +104,8 @@ async fn attempts_of(
                   exists (select from checkpoints c
                           where c.fence = a.fence and (c.on_disk or c.uploaded))
                     as "checkpoints_kept!",
-                  a.not_enforced, a.log_end, a.log_crc32c, l.log_stored as "log_stored?",
+                  a.not_enforced, a.gpu_uuids, a.log_end, a.log_crc32c,
+                  l.log_stored as "log_stored?",
                   coalesce(l.log_check = 'differs' or l.log_crc32c = a.log_crc32c, true)
                     as "log_agrees!",
                   exists (select from dependencies d where d.on_job_id = a.job_id and not d.met)
@@ -161,6 +162,7 @@ async fn attempts_of(
                 checkpoints_kept: row.checkpoints_kept,
                 checkpoint: row.checkpoint,
                 not_enforced: row.not_enforced,
+                gpus: row.gpu_uuids,
                 log_end: row.log_end,
                 log_crc32c: row.log_crc32c,
                 log_stored: row.log_stored.unwrap_or_default(),
@@ -389,6 +391,7 @@ pub(crate) async fn save(
         return Err(StoreError::Stale);
     }
     notices::insert(&mut *conn, now, &changes.notices).await?;
+    gpus::tried(&mut *conn, now, &changes.trials).await?;
     checkpoints::write(conn, changes).await
 }
 

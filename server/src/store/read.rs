@@ -500,11 +500,15 @@ impl Store {
         name: Option<&str>,
         limit: usize,
         since: DateTime<Utc>,
+        now: DateTime<Utc>,
     ) -> Result<Vec<WorkerRecord>, StoreError> {
         let rows = sqlx::query!(
             r#"select w.id, w.name, w.hostname, w.version, w.mode, w.slots,
                       w.gpus as "gpus: Json<Vec<GpuRecord>>",
-                      w.gpu_faults as "gpu_faults: Json<BTreeMap<String, Faulty>>",
+                      w.gpu_faults || coalesce((select jsonb_object_agg(d.gpu, d.faulty)
+                                            from gpu_doubts d
+                                            where d.worker_id = w.id and d.rests_until > $5), '{}')
+                    as "gpu_faults!: Json<BTreeMap<String, Faulty>>",
                       w.memory_bytes, w.cpus,
                       v.last_seen as "last_seen?", v.load, v.memory_used_bytes,
                       coalesce(d.ended, 0) as "ended!", d.mean_us,
@@ -528,6 +532,7 @@ impl Store {
             name as _,
             limit as i64,
             since,
+            now,
         )
         .fetch_all(self.pool())
         .await?;

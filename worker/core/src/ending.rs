@@ -27,7 +27,7 @@ static GPU_OUT_OF_MEMORY: LazyLock<Option<Regex>> = LazyLock::new(|| {
 /// cuDNN and cuBLAS that only mean a wrong argument, or too little memory, are left out.
 static GPU_FAULT: LazyLock<Option<Regex>> = LazyLock::new(|| {
     Regex::new(
-        r"CUDA error: |CUDA_ERROR_(?:ILLEGAL_\w+|LAUNCH_FAILED|ECC_UNCORRECTABLE|NO_DEVICE|DEVICE_UNAVAILABLE|NOT_INITIALIZED|ASSERT|HARDWARE_STACK_ERROR|SYSTEM_\w+|UNKNOWN)|cudaError(?:Illegal\w+|LaunchFailure|ECCUncorrectable|NoDevice|DevicesUnavailable|InsufficientDriver|Assert|HardwareStackError|InitializationError|Unknown)|CUDNN_STATUS_(?:EXECUTION_FAILED|INTERNAL_ERROR|MAPPING_ERROR|NOT_INITIALIZED)|CUBLAS_STATUS_(?:EXECUTION_FAILED|INTERNAL_ERROR|MAPPING_ERROR|NOT_INITIALIZED)|NCCL [Ee]rror|nccl(?:UnhandledCuda|Internal|System)Error|no CUDA-capable device|[Nn]o CUDA GPUs are available|CUDA driver version is insufficient|CUDA driver initialization failed|Found no NVIDIA driver|torch\.cuda\.is_available\(\) is False|device-side assert triggered|an illegal memory access was encountered|[Uu]ncorrectable ECC error|GPU is lost",
+        r"CUDA error: |CUDA_ERROR_(?:ILLEGAL_\w+|LAUNCH_FAILED|ECC_UNCORRECTABLE|NO_DEVICE|DEVICE_UNAVAILABLE|NOT_INITIALIZED|ASSERT|HARDWARE_STACK_ERROR|SYSTEM_\w+|UNKNOWN)|cudaError(?:Illegal\w+|LaunchFailure|ECCUncorrectable|NoDevice|DevicesUnavailable|InsufficientDriver|Assert|HardwareStackError|InitializationError|Unknown)|CUDNN_STATUS_(?:EXECUTION_FAILED|INTERNAL_ERROR|MAPPING_ERROR|NOT_INITIALIZED)|CUBLAS_STATUS_(?:EXECUTION_FAILED|INTERNAL_ERROR|MAPPING_ERROR|NOT_INITIALIZED)|NCCL [Ee]rror|nccl(?:UnhandledCuda|Internal|System)Error|no CUDA-capable device|[Nn]o CUDA GPUs are available|CUDA driver version is insufficient|CUDA driver initialization failed|Found no NVIDIA driver|torch\.cuda\.is_available\(\) is False|device-side assert triggered|an illegal memory access was encountered|[Uu]ncorrectable ECC error|GPU is lost|Unable to determine the device handle",
     )
     .ok()
 });
@@ -212,6 +212,7 @@ mod tests {
             "RuntimeError: no CUDA-capable device is detected",
             "CUDA driver version is insufficient for CUDA runtime version",
             "RuntimeError: CUDA error: device-side assert triggered",
+            "Unable to determine the device handle for GPU0000:01:00.0: Unknown Error",
             "torch.distributed.DistBackendError: NCCL error in: ProcessGroupNCCL.cpp:1970",
             "RuntimeError: Attempting to deserialize object on a CUDA device but torch.cuda.is_available() is False.",
         ] {

@@ -10,6 +10,7 @@ use qctl_proto::v1::{
     Assignment, Heartbeat, HeldAttempt, OpenSessionRequest, ShimRequest, ShimRun, Silence,
 };
 use qctl_worker_core::agent::{Effect, Event, Say};
+use qctl_worker_core::gpu::Depth;
 use qctl_worker_core::roster::ShimId;
 
 use super::{Ending, Greeting, Supervisor};
@@ -58,12 +59,17 @@ impl Supervisor {
                 }
             }
             Effect::Probe { fence, gpus, depth } => {
+                let computed = depth == Depth::Whole && self.with.prober.command.is_some();
                 let probe = self.with.prober.clone().probe(gpus, depth);
                 let tell = self.with.tell_gpus.clone();
                 tokio::spawn(async move {
                     let gpus = probe.await;
                     // Nobody listens when the agent is ending.
-                    let _ = tell.send(Event::Probed { fence, gpus });
+                    let _ = tell.send(Event::Probed {
+                        fence,
+                        gpus,
+                        computed,
+                    });
                 });
             }
             Effect::Discard(fence) => {
@@ -205,10 +211,13 @@ impl Supervisor {
             );
         }
         match &say {
-            Say::Gpu { gpu, fault: None } => tracing::info!(%gpu, "GPU {gpu} passes its probe"),
+            Say::Gpu {
+                gpu, fault: None, ..
+            } => tracing::info!(%gpu, "GPU {gpu} passes its probe"),
             Say::Gpu {
                 gpu,
                 fault: Some(fault),
+                ..
             } => {
                 tracing::error!(%gpu, "GPU {gpu} is given to no job until it passes a probe: {fault}")
             }

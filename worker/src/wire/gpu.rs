@@ -44,7 +44,7 @@ pub(crate) fn gpu_fault_from(wire: GpuFault) -> Option<Fault> {
             hidden: wire.users_hidden,
         },
         Wire::Slow => Kind::Slow(number),
-        Wire::Unspecified => return None,
+        Wire::Unspecified | Wire::FailsJobs => return None,
     };
     Some(Fault {
         gpu: wire.gpu,

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
-use super::{Applied, COORDINATOR, Ledger, NewEvent, Over, worker_actor};
+use super::{Applied, COORDINATOR, GpuTrial, Ledger, NewEvent, Over, worker_actor};
 use crate::attempt::{Asked, AttemptEvent, AttemptState};
+use crate::gpu::{Trial, blames_device};
 use crate::guard::{Guard, is_broken};
 use crate::id::Fence;
 use crate::job::{JobEvent, Late};
-use crate::outcome::{End, Facts, Outcome, OutcomeKind, outcome};
+use crate::outcome::{Cause, End, Facts, Outcome, OutcomeKind, outcome};
 use crate::retry::Ended;
 
 /// What a worker tells of an attempt's end beside the facts of it.
@@ -91,6 +92,7 @@ impl Ledger {
                 row.log_crc32c = Some(crc.into());
             }
         }
+        self.gpus_tried(fence, &outcome, facts);
         self.after.over.push(Over {
             fence,
             worker,
@@ -112,6 +114,37 @@ impl Ledger {
         );
         let _ = self.job_event(job, &event, &actor);
         Applied::Recorded
+    }
+
+    /// What the end of an attempt says about its GPUs.
+    fn gpus_tried(&mut self, fence: Fence, outcome: &Outcome, facts: &Facts) {
+        let Some(row) = self.attempts.get(&fence) else {
+            return;
+        };
+        let (worker, job) = (row.worker, row.job);
+        let tried = |gpu: &String, trial| GpuTrial {
+            worker,
+            gpu: gpu.clone(),
+            trial,
+        };
+        match (outcome.kind, outcome.cause, &facts.gpu) {
+            (OutcomeKind::Succeeded, _, _) => {
+                let gpus = row.gpus.iter();
+                self.trials
+                    .extend(gpus.map(|gpu| tried(gpu, Trial::Passed)));
+            }
+            (_, Cause::GpuFault, Some(fault))
+                if blames_device(fault) && row.gpus.contains(&fault.gpu) =>
+            {
+                let trial = Trial::Failed {
+                    job,
+                    fault: fault.clone(),
+                };
+                self.trials.push(tried(&fault.gpu, trial));
+                self.after.notices = true;
+            }
+            _ => {}
+        }
     }
 
     fn ended_late(&mut self, fence: Fence, outcome: Outcome, report: &EndReport) -> Applied {

@@ -26,6 +26,7 @@ pub use waiting::Settled;
 
 use crate::attempt::{self, AttemptEvent, AttemptRefusal, AttemptState};
 use crate::checkpoint::{Answer as CheckpointAnswer, CheckpointId, CheckpointRow, Damaged};
+use crate::gpu::Trial;
 use crate::id::{Fence, JobId, WorkerId};
 use crate::job::{self, JobEffect, JobEvent, JobRefusal, JobState};
 use crate::notice::{self, Notice};
@@ -61,6 +62,7 @@ pub struct Ledger {
     checkpoints: Vec<CheckpointRow>,
     damaged: Vec<Damaged>,
     resumed: Vec<(Fence, String)>,
+    trials: Vec<GpuTrial>,
     /// Overrides the time between the stop signal and force of what is stopped here.
     grace: Option<Duration>,
     after: AfterCommit,
@@ -128,6 +130,17 @@ pub struct AfterCommit {
     pub notices: bool,
 }
 
+/// What the end of an attempt tells about a GPU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GpuTrial {
+    /// Whose GPU it is.
+    pub worker: WorkerId,
+    /// Its UUID.
+    pub gpu: String,
+    /// What was found.
+    pub trial: Trial,
+}
+
 /// What a transaction has to write, and what follows its commit.
 #[derive(Clone, Debug)]
 pub struct Closed {
@@ -145,6 +158,8 @@ pub struct Closed {
     pub damaged: Vec<Damaged>,
     /// Attempts of which it is known now what they resume from: the folder, empty to begin afresh.
     pub resumed: Vec<(Fence, String)>,
+    /// What has been tried on GPUs, in order.
+    pub trials: Vec<GpuTrial>,
     /// What to do after the commit, and only then.
     pub after: AfterCommit,
 }
@@ -182,6 +197,7 @@ impl Ledger {
             checkpoints: Vec::new(),
             damaged: Vec::new(),
             resumed: Vec::new(),
+            trials: Vec::new(),
             grace: None,
             after: AfterCommit::default(),
         }
@@ -442,6 +458,7 @@ impl Ledger {
             checkpoints: self.checkpoints,
             damaged: self.damaged,
             resumed: self.resumed,
+            trials: self.trials,
             after: self.after,
         }
     }

@@ -62,6 +62,8 @@ pub struct AttemptRow {
     pub checkpoint: String,
     /// Limits that could not be enforced.
     pub not_enforced: Vec<String>,
+    /// UUIDs of its GPUs.
+    pub gpus: Vec<String>,
     /// Bytes of its whole output, once its result is known.
     pub log_end: Option<i64>,
     /// Checksum over them.

@@ -49,6 +49,7 @@ pub(super) fn attempt(fence: i64, state: AttemptState) -> AttemptRow {
         checkpoints_kept: false,
         checkpoint: String::new(),
         not_enforced: Vec::new(),
+        gpus: Vec::new(),
         log_end: None,
         log_crc32c: None,
         log_stored: 0,

@@ -378,7 +378,9 @@ impl Pair {
     async fn compare_queue(&self, conn: &mut PgConnection) -> Result<(), Differs> {
         let double = &self.double;
         let ids: Vec<WorkerId> = double.workers().keys().copied().collect();
-        let real = fleet(conn, &ids).await.expect("the fleet");
+        let real = fleet(conn, &ids, chrono::Utc::now())
+            .await
+            .expect("the fleet");
         let ours = double.fleet(&ids);
         same("the fleet", &real, &ours)?;
         let middle = double.jobs().iter().nth(double.jobs().len() / 2);

@@ -212,6 +212,7 @@ impl Double {
                     checkpoints_kept: false,
                     checkpoint: String::new(),
                     not_enforced: Vec::new(),
+                    gpus: new.gpus.clone(),
                     log_end: None,
                     log_crc32c: None,
                     log_stored: 0,

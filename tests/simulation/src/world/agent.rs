@@ -563,7 +563,14 @@ impl World {
             (gpu, fails.then_some(fault))
         });
         let gpus = found.collect();
-        self.agent(machine, Event::Probed { fence, gpus });
+        self.agent(
+            machine,
+            Event::Probed {
+                fence,
+                gpus,
+                computed: false,
+            },
+        );
     }
 
     fn says(&mut self, machine: usize, say: Say) {

@@ -52,7 +52,12 @@ impl Agent {
     }
 
     /// A probe has ended.
-    pub(super) fn probed(&mut self, fence: Option<i64>, gpus: Vec<(String, Option<Fault>)>) {
+    pub(super) fn probed(
+        &mut self,
+        fence: Option<i64>,
+        gpus: Vec<(String, Option<Fault>)>,
+        computed: bool,
+    ) {
         let mut unfit = None;
         for (gpu, fault) in gpus {
             match (fault, self.gpus.answered(&gpu)) {
@@ -62,7 +67,12 @@ impl Agent {
                 }
                 (None, Answer::Of(depth)) => {
                     if self.gpus.passed(&gpu, depth) {
-                        self.say(Say::Gpu { gpu, fault: None });
+                        let fault = None;
+                        self.say(Say::Gpu {
+                            gpu,
+                            fault,
+                            computed,
+                        });
                     }
                 }
                 (None, Answer::Outdated) => {
@@ -133,6 +143,7 @@ impl Agent {
                 Verdict::Works => None,
                 Verdict::Faulty(fault) => Some(fault.clone()),
             },
+            computed: false,
         });
         let known: Vec<Say> = known.collect();
         known.into_iter().for_each(|say| self.say(say));
@@ -154,6 +165,7 @@ impl Agent {
             self.say(Say::Gpu {
                 gpu: fault.gpu.clone(),
                 fault: Some(fault.clone()),
+                computed: false,
             });
         }
     }

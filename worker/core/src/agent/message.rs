@@ -161,6 +161,8 @@ pub enum Event {
         fence: Option<i64>,
         /// Each GPU, with what is wrong with it.
         gpus: Vec<(String, Option<Fault>)>,
+        /// Those without a fault have computed something.
+        computed: bool,
     },
     /// An attempt computes without the GPUs that were given to it, as the fault says.
     GpuUnused {
@@ -373,6 +375,8 @@ pub enum Say {
         gpu: String,
         /// What is wrong with it.
         fault: Option<Fault>,
+        /// It has computed something since it was last in doubt.
+        computed: bool,
     },
     /// An assignment is given back because a GPU that was given to it does not work.
     Unfit {

@@ -194,7 +194,11 @@ impl Agent {
             }
             Event::GpuFailed(fault) => self.gpu_failed(&fault),
             Event::GpusSeen(gpus) => self.gpus.seen(&gpus, now),
-            Event::Probed { fence, gpus } => self.probed(fence, gpus),
+            Event::Probed {
+                fence,
+                gpus,
+                computed,
+            } => self.probed(fence, gpus, computed),
             Event::GpuUnused { fence, fault } => self.gpu_unused(fence, fault),
             Event::Stored(fence) => self.stored(fence),
             Event::LookedInto {

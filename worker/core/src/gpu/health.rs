@@ -140,14 +140,15 @@ impl GpuHealth {
     pub fn passed(&mut self, gpu: &str, depth: Depth) -> bool {
         let known = self.known(gpu);
         let was_silent = matches!(&known.verdict, Some(Verdict::Faulty(fault)) if fault.kind == FaultKind::Silent);
-        match depth {
+        let is_news = match depth {
             Depth::Driver if !was_silent => return false,
-            Depth::Driver => {}
-            Depth::Whole => known.doubted = false,
-        }
+            Depth::Driver => true,
+            Depth::Whole => std::mem::take(&mut known.doubted),
+        };
         known.probe_at = None;
         known.pause = FIRST_PROBE_PAUSE;
-        known.verdict.replace(Verdict::Works) != Some(Verdict::Works)
+        known.verdict = Some(Verdict::Works);
+        is_news
     }
 
     /// GPUs that are to be probed now, and how deep: of those that something holds only the driver is

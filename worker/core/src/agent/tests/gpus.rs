@@ -76,11 +76,13 @@ fn nothing_starts_on_a_gpu_before_it_has_passed_a_probe() {
     let effects = driver.tell(Event::Probed {
         fence: Some(7),
         gpus: vec![("a".to_owned(), None)],
+        computed: false,
     });
     assert_eq!(runs(&effects), [7]);
     let works = Say::Gpu {
         gpu: "a".to_owned(),
         fault: None,
+        computed: false,
     };
     assert_eq!(says(&effects), [&works]);
 }
@@ -91,11 +93,13 @@ fn f35_a_gpu_that_fails_its_probe_starts_nothing_until_a_later_one_passes() {
     let effects = driver.tell(Event::Probed {
         fence: Some(7),
         gpus: vec![("a".to_owned(), Some(fault("a")))],
+        computed: false,
     });
     assert_eq!(runs(&effects), [0; 0]);
     let faulty = Say::Gpu {
         gpu: "a".to_owned(),
         fault: Some(fault("a")),
+        computed: false,
     };
     let unfit = Say::Unfit {
         fence: 7,
@@ -110,12 +114,14 @@ fn f35_a_gpu_that_fails_its_probe_starts_nothing_until_a_later_one_passes() {
     let effects = driver.tell(Event::Probed {
         fence: None,
         gpus: vec![("a".to_owned(), None)],
+        computed: false,
     });
     assert_eq!(
         says(&effects),
         [&Say::Gpu {
             gpu: "a".to_owned(),
-            fault: None
+            fault: None,
+            computed: false,
         }]
     );
 }
@@ -203,7 +209,11 @@ fn failed_by_gpu() -> Fact {
 
 fn well(fence: Option<i64>, gpu: &str) -> Event {
     let gpus = vec![(gpu.to_owned(), None)];
-    Event::Probed { fence, gpus }
+    Event::Probed {
+        fence,
+        gpus,
+        computed: false,
+    }
 }
 
 #[test]
@@ -236,8 +246,27 @@ fn while_a_job_holds_a_gpu_only_its_driver_is_asked() {
     let works = Say::Gpu {
         gpu: "a".to_owned(),
         fault: None,
+        computed: false,
     };
     assert_eq!(says(&driver.tell(well(None, "a"))), [&works]);
+}
+
+#[test]
+fn what_has_computed_after_a_doubt_is_told() {
+    let mut driver = Driver::running(with_gpu());
+    driver.facts(1, [failed_by_gpu(), Fact::Freed]);
+    let computed = Event::Probed {
+        fence: None,
+        gpus: vec![("a".to_owned(), None)],
+        computed: true,
+    };
+    let works = Say::Gpu {
+        gpu: "a".to_owned(),
+        fault: None,
+        computed: true,
+    };
+    assert_eq!(says(&driver.tell(computed.clone())), [&works]);
+    assert_eq!(says(&driver.tell(computed)), [] as [&Say; 0]);
 }
 
 #[test]

@@ -117,6 +117,7 @@ impl Driver {
         driver.tell(Event::Probed {
             fence: Some(7),
             gpus: terms.gpus.iter().map(|gpu| (gpu.clone(), None)).collect(),
+            computed: false,
         });
         driver.facts(1, [Fact::Assigned(Box::new(terms)), starting(), started()]);
         driver
@@ -649,6 +650,7 @@ fn what_is_given_back_while_a_greeting_is_under_way_is_told_once_it_is_answered(
         driver.tell(Event::Probed {
             fence: Some(8),
             gpus: vec![("GPU-1".to_owned(), Some(fault))],
+            computed: false,
         });
         let welcome = welcome(verdicts(verdict), driver.now);
         let effects = driver.tell(Event::Welcomed(welcome));
