@@ -109,6 +109,17 @@ pub enum Connection {
     Off,
 }
 
+/// A disk, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Room that is left.
+    pub free: i64,
+    /// Its size.
+    pub total: i64,
+    /// Less than this is an alarm; `None` when that alarm was switched off.
+    pub few: Option<i64>,
+}
+
 /// What is known of a worker and its machine.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WorkerFacts {
@@ -124,8 +135,8 @@ pub struct WorkerFacts {
     pub busy: Option<f64>,
     /// Memory that can be had, and all of it, in bytes.
     pub memory: Option<(i64, i64)>,
-    /// Room on its disk, and its size, in bytes.
-    pub disk: Option<(i64, i64)>,
+    /// Room on its disk.
+    pub disk: Option<Room>,
     /// Temperature of its hottest card.
     pub gpu_temperature: Option<i32>,
     /// Alarms about the machine that last.
@@ -143,8 +154,8 @@ pub struct CoordinatorFacts {
     pub host: String,
     /// What its database is; it answers, or nobody could ask.
     pub database: String,
-    /// Room on its disk, and its size, in bytes.
-    pub disk: Option<(i64, i64)>,
+    /// Room on its disk.
+    pub disk: Option<Room>,
     /// Alarms about the machine that last.
     pub alarms: Vec<Kind>,
     /// Nothing new is started because a person wants it so.
@@ -168,7 +179,7 @@ pub fn of_worker(facts: &WorkerFacts) -> Vec<Finding> {
         found.extend(
             facts
                 .disk
-                .map(|(free, all)| disk(&facts.name, &facts.alarms, free, all)),
+                .map(|room| disk(&facts.name, &facts.alarms, room)),
         );
         found.extend(facts.gpu_temperature.map(|degrees| gpu(facts, degrees)));
         found.push(clock(facts));
@@ -188,7 +199,7 @@ pub fn of_coordinator(facts: &CoordinatorFacts) -> Vec<Finding> {
     found.extend(
         facts
             .disk
-            .map(|(free, all)| disk(&facts.host, &facts.alarms, free, all)),
+            .map(|room| disk(&facts.host, &facts.alarms, room)),
     );
     found.push(queue(facts));
     found.push(errors(facts.ends, "all workers together"));
@@ -295,9 +306,10 @@ fn memory(facts: &WorkerFacts, free: i64, all: i64) -> Finding {
     )
 }
 
-fn disk(machine: &str, alarms: &[Kind], free: i64, all: i64) -> Finding {
-    let message = format!("{} of {} are free", bytes(free), bytes(all));
-    let few = (all / 20).min(Kind::Disk.default_limit());
+fn disk(machine: &str, alarms: &[Kind], room: Room) -> Finding {
+    let Room { free, total, few } = room;
+    let message = format!("{} of {} are free", bytes(free), bytes(total));
+    let few = few.unwrap_or_default();
     let health = if alarms.contains(&Kind::Disk) || free < few {
         Health::Bad
     } else if free < few.saturating_mul(2) {
@@ -467,6 +479,14 @@ fn length(seconds: i64) -> String {
 mod tests {
     use super::*;
 
+    fn room(free: i64) -> Room {
+        Room {
+            free,
+            total: 1_000_000_000_000,
+            few: Some(20_000_000_000),
+        }
+    }
+
     fn worker() -> WorkerFacts {
         WorkerFacts {
             name: "gpu1".into(),
@@ -475,7 +495,7 @@ mod tests {
             free_slots: 0,
             busy: Some(0.5),
             memory: Some((32_000_000_000, 64_000_000_000)),
-            disk: Some((500_000_000_000, 1_000_000_000_000)),
+            disk: Some(room(500_000_000_000)),
             gpu_temperature: Some(60),
             alarms: Vec::new(),
             oldest: None,
@@ -517,9 +537,26 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_is_judged_by_the_limit_that_was_chosen() {
+        for (free, few, expected) in [
+            (12, Some(20), Health::Bad),
+            (12, Some(5), Health::Well),
+            (8, Some(5), Health::Watch),
+            (1, None, Health::Well),
+        ] {
+            let gigabytes = |count: i64| count * 1_000_000_000;
+            let room = Room {
+                few: few.map(gigabytes),
+                ..room(gigabytes(free))
+            };
+            assert_eq!(disk("gpu1", &[], room).health, expected, "{room:?}");
+        }
+    }
+
+    #[test]
     fn what_is_wrong_has_figures_and_advice() {
         let full = WorkerFacts {
-            disk: Some((3_000_000_000, 1_000_000_000_000)),
+            disk: Some(room(3_000_000_000)),
             ..worker()
         };
         let found = of_worker(&full);

@@ -8,6 +8,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use qctl_server_core::alarm::watch::{
     AttemptLook, Disk, MachineFacts, MachineLook, OwnMachine, Watch,
 };
+use qctl_server_core::health::Room;
 use qctl_server_core::{Fence, JobId, WorkerId};
 
 use super::read::{PageRequest, page_size, read_token, write_token};
@@ -102,6 +103,12 @@ impl App {
     /// The coordinator's machine and the disk that it writes to, as they were seen last.
     pub(crate) fn own_disk_seen(&self) -> Option<(OwnMachine, Disk)> {
         self.alarms.locked().watch.seen_own_disk().cloned()
+    }
+
+    /// A disk of a worker's machine, or the coordinator's own, and how little room would be an alarm.
+    pub(super) fn room(&self, worker: Option<WorkerId>, free: i64, total: i64) -> Room {
+        let few = self.alarms.locked().watch.disk_limit(worker, total);
+        Room { free, total, few }
     }
 
     /// Records what has begun and what is over, and has people told.

@@ -59,7 +59,10 @@ impl App {
         });
         let oldest = self.store.oldest_queued(None, now).await?;
         let (host, disk) = match self.own_disk_seen() {
-            Some((machine, disk)) => (machine.host, Some((disk.free, disk.total))),
+            Some((machine, disk)) => {
+                let room = self.room(None, disk.free, disk.total);
+                (machine.host, Some(room))
+            }
             // It was started a moment ago.
             None => ("this machine".to_owned(), None),
         };
@@ -126,7 +129,9 @@ impl App {
             free_slots: i64::from((worker.total.slots - worker.taken.slots).max(0)),
             busy: used.and_then(|used| used.busy),
             memory: used.and_then(|used| used.memory_available_bytes.zip(used.memory_total_bytes)),
-            disk: used.and_then(|used| used.disk_free_bytes.zip(used.disk_total_bytes)),
+            disk: used
+                .and_then(|used| used.disk_free_bytes.zip(used.disk_total_bytes))
+                .map(|(free, total)| self.room(Some(worker.id), free, total)),
             gpu_temperature: used.and_then(|used| used.gpu_temperature),
             alarms,
             oldest: oldest.map(|(job, seconds)| Oldest { job, seconds }),

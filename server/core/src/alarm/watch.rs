@@ -352,6 +352,17 @@ impl Watch {
         self.own_disk.as_ref()
     }
 
+    /// From how little room on a disk of this size on it is an alarm, in bytes; `None` when it is none. Of
+    /// the coordinator's machine without a worker.
+    pub fn disk_limit(&self, worker: Option<WorkerId>, total: i64) -> Option<i64> {
+        let machine = worker.and_then(|worker| self.machines.get(&worker));
+        let own = Settings::new();
+        let settings = machine.map_or(&own, |machine| &machine.facts.settings);
+        let chosen = limit(Kind::Disk, &[settings, &self.everywhere])?;
+        #[allow(clippy::cast_possible_truncation)]
+        Some(limit_of(Kind::Disk, chosen, Some(total as f64)) as i64)
+    }
+
     /// A time in which nobody looked is over: the history says why nobody was told of it.
     fn missed(
         &mut self,
