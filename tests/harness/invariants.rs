@@ -271,7 +271,7 @@ fn false_output(qctl: &Installation, tables: &Tables, evidence: &Path) -> Vec<St
         // A shim that was killed takes with it what was still in the pipe.
         let may_lack = matches!(
             row["outcome_cause"].as_str(),
-            Some("shim_lost" | "worker_lost")
+            Some("shim_lost" | "worker_lost" | "record_gone")
         );
         let same = wrote.len().min(stored.len());
         let whole = may_lack || stored.len() >= wrote.len();

@@ -10,6 +10,7 @@ cause = { $cause ->
     [cannot_start] it could not be started
     [worker_lost] its machine went away or was restarted
     [shim_lost] the process that looks after it was killed
+    [record_gone] its worker lost the record of it, and it was not heard of for too long
     [lease_expired] its machine was cut off for too long
     [gpu_fault] { gpu-fault }
     [gpu_fallback] { $fault ->
@@ -58,17 +59,26 @@ part = { $key ->
 }
 and-more = and { $count } more
 
-attempt_failed = Job { $job } “{ $name }” failed, and is tried again
+attempt_failed = Job { $job } “{ $name }” failed, and { $stops ->
+        [no] is held
+       *[yes] is tried again
+    }
     .what = On { $worker } after { $ran }: { $reason }.
-    .did = { $told ->
-        [late] It was to start again at { $next }
-       *[soon] It starts again at { $next }
+    .did = { $stops ->
+        [no] It starts again only when you let it go on
+       *[yes] { $told ->
+            [late] It was to start again at { $next }
+           *[soon] It starts again at { $next }
+        }
     }; { $left ->
         [0] there is no further try after that
         [one] one more try is left after that
        *[other] { $left } more tries are left after that
     }.
-    .can = Nothing needs to be done. To look: qctl logs { $job }
+    .can = { $stops ->
+        [no] To look: qctl logs { $job }. To let it go on: qctl release { $job }
+       *[yes] Nothing needs to be done. To look: qctl logs { $job }
+    }
     .many = { $count } jobs failed, and are tried again
     .item = { $job } { $name }: { $reason }
 
@@ -134,6 +144,16 @@ job_interrupted = Job { $job } “{ $name }” was interrupted, and goes on
     .can = Nothing needs to be done. To look: qctl show { $job }
     .many = { $count } jobs were interrupted, and go on
     .item = { $job } { $name }: { $reason }
+
+job_record_gone = Job { $job } “{ $name }” cannot be seen any more
+    .what = Since { $since }, worker { $worker } has had no record of this job among its files, as if its folder had been emptied or replaced. The job may well be running there still.
+    .did = It is left alone. If nothing is heard of it until { $next }, it is given up{ $left ->
+        [0] {" "}for good
+       *[other] {" "}and started again, from its last saved state if it has one
+    }.
+    .can = If the worker’s folder was moved, put it back and restart the worker. Otherwise see on { $worker } whether the program still runs, and end it there if it must not run twice.
+    .many = { $count } jobs cannot be seen any more
+    .item = { $job } { $name } on { $worker }
 
 job_silent = Job { $job } “{ $name }” has said nothing for { $ran }
     .what = On { $worker }, since { $since }. { $doing ->

@@ -9,6 +9,7 @@ cause = { $cause ->
     [cannot_start] 起動できませんでした
     [worker_lost] 動いていたマシンが止まったか、再起動しました
     [shim_lost] 見張りのプロセスが強制終了されました
+    [record_gone] ワーカーから記録が消え、長い間様子がわかりませんでした
     [lease_expired] 動いていたマシンとの連絡が長く途切れました
     [gpu_fault] { gpu-fault }
     [gpu_fallback] { $fault ->
@@ -57,16 +58,25 @@ part = { $key ->
 }
 and-more = ほか { $count } 件
 
-attempt_failed = ジョブ { $job }「{ $name }」が失敗しました(やり直します)
+attempt_failed = ジョブ { $job }「{ $name }」が失敗しました({ $stops ->
+        [no] 保留中です
+       *[yes] やり直します
+    })
     .what = { $worker } で開始から { $ran } 後: { $reason }。
-    .did = { $told ->
-        [late] { $next } に自動でやり直すことになっていました。
-       *[soon] { $next } に自動でやり直します。
+    .did = { $stops ->
+        [no] 保留を解くまで、やり直しません。
+       *[yes] { $told ->
+            [late] { $next } に自動でやり直すことになっていました。
+           *[soon] { $next } に自動でやり直します。
+        }
     }{ $left ->
         [0] やり直しはこれが最後です
        *[other] そのあとさらに { $left } 回やり直せます
     }。
-    .can = 何もしなくて大丈夫です。見るには: qctl logs { $job }
+    .can = { $stops ->
+        [no] 見るには: qctl logs { $job } 続けるには: qctl release { $job }
+       *[yes] 何もしなくて大丈夫です。見るには: qctl logs { $job }
+    }
     .many = { $count } 件のジョブが失敗しました(やり直します)
     .item = { $job } { $name }: { $reason }
 
@@ -131,6 +141,16 @@ job_interrupted = ジョブ { $job }「{ $name }」が中断しました(続け�
     .can = 何もしなくて大丈夫です。見るには: qctl show { $job }
     .many = { $count } 件のジョブが中断しました(続けます)
     .item = { $job } { $name }: { $reason }
+
+job_record_gone = ジョブ { $job }「{ $name }」の様子がわからなくなりました
+    .what = { $since } から、ワーカー { $worker } のファイルにこのジョブの記録がありません。フォルダーが空になったか、入れ替わったようです。ジョブは今も動いているかもしれません。
+    .did = 今は手をつけません。{ $next } までに何もわからなければ、あきらめて{ $left ->
+        [0] 終わりにします
+       *[other] もう一度始めます。保存した状態があればその続きからです
+    }。
+    .can = ワーカーのフォルダーを動かしたのなら、元に戻してワーカーを起動し直してください。そうでなければ、{ $worker } でプログラムがまだ動いているか見て、二重に動くと困るなら止めてください。
+    .many = { $count } 件のジョブの様子がわからなくなりました
+    .item = { $job } { $name }({ $worker })
 
 job_silent = ジョブ { $job }「{ $name }」が { $ran } にわたって何も出力していません
     .what = { $worker } で { $since } から。{ $doing ->

@@ -308,6 +308,7 @@ fn japanese_notices_have_no_english_sentences() {
         "cancelled",
         "worker_lost",
         "shim_lost",
+        "record_gone",
         "lease_expired",
         "gpu_fault",
         "gpu_fallback",

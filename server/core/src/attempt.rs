@@ -48,6 +48,8 @@ pub struct Attempt {
     pub slot_held: bool,
     /// Its worker has not been heard of for too long.
     pub unreachable: bool,
+    /// Its worker has no record of it any more; it is unreachable then, whatever its worker does.
+    pub record_gone: bool,
     /// A person froze it.
     pub paused: bool,
     /// What it was asked to do.
@@ -78,7 +80,9 @@ pub enum AttemptEvent {
     ReturnRefused,
     /// Its worker has not been heard of for too long.
     WorkerSilent,
-    /// Its worker is heard of again.
+    /// It has not been heard of for too long, for its worker has no record of it any more.
+    RecordGone,
+    /// It is heard of again.
     WorkerBack,
     /// Its process tree was frozen or thawed.
     Paused(bool),
@@ -135,6 +139,7 @@ pub fn step(attempt: &Attempt, event: AttemptEvent) -> Result<Attempt, AttemptRe
             next.started_at = attempt.started_at.or(started_at);
             next.slot_held = slot_held;
             next.unreachable = false;
+            next.record_gone = false;
             next.paused = false;
             next.asked = None;
         }
@@ -158,8 +163,13 @@ pub fn step(attempt: &Attempt, event: AttemptEvent) -> Result<Attempt, AttemptRe
         (S::Assigned | S::Running, AttemptEvent::WorkerSilent) if !attempt.unreachable => {
             next.unreachable = true;
         }
+        (S::Assigned | S::Running, AttemptEvent::RecordGone) if !attempt.record_gone => {
+            next.unreachable = true;
+            next.record_gone = true;
+        }
         (S::Assigned | S::Running, AttemptEvent::WorkerBack) if attempt.unreachable => {
             next.unreachable = false;
+            next.record_gone = false;
         }
         (S::Running, AttemptEvent::Paused(paused)) if paused != attempt.paused => {
             next.paused = paused;
@@ -168,6 +178,7 @@ pub fn step(attempt: &Attempt, event: AttemptEvent) -> Result<Attempt, AttemptRe
         (
             S::Assigned | S::Running,
             AttemptEvent::WorkerSilent
+            | AttemptEvent::RecordGone
             | AttemptEvent::WorkerBack
             | AttemptEvent::Paused(_)
             | AttemptEvent::ReturnRefused,
@@ -192,6 +203,7 @@ mod tests {
             state: AttemptState::Assigned,
             slot_held: true,
             unreachable: false,
+            record_gone: false,
             paused: false,
             asked: None,
             started_at: None,
@@ -212,6 +224,7 @@ mod tests {
             AttemptEvent::WorkerSilent,
             AttemptEvent::WorkerBack,
             AttemptEvent::Paused(true),
+            AttemptEvent::RecordGone,
         ]
     }
 
@@ -246,6 +259,7 @@ mod tests {
                 Ok(S::Assigned),
                 Err(R::Already),
                 Err(R::NotStarted),
+                Ok(S::Assigned),
             ]
         );
         assert_eq!(
@@ -260,12 +274,24 @@ mod tests {
                 Ok(S::Running),
                 Err(R::Already),
                 Ok(S::Running),
+                Ok(S::Running),
             ]
         );
         let over = Err(R::Ended);
         assert_eq!(
             result(&ended),
-            [over, over, Ok(S::Ended), over, over, over, over, over, over]
+            [
+                over,
+                over,
+                Ok(S::Ended),
+                over,
+                over,
+                over,
+                over,
+                over,
+                over,
+                over
+            ]
         );
     }
 
@@ -282,7 +308,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn an_end_is_for_good(order in prop::collection::vec(0..9usize, 0..40)) {
+        fn an_end_is_for_good(order in prop::collection::vec(0..10usize, 0..40)) {
             let mut attempt = fresh();
             let mut over = false;
             for index in order {

@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 use crate::attempt::AttemptState;
 use crate::dependency::{Open, impossible};
 use crate::failure::RetryRules;
+use crate::gpu::GpuFault;
 use crate::guard::{Guard, is_broken};
+use crate::id::AttemptNumber;
 use crate::outcome::{Cause, Outcome, OutcomeKind, words};
 use crate::retry::{self, Backoff, Budget, Ended, Next, Verdict};
 use crate::spec::JobSpec;
@@ -90,7 +92,7 @@ pub struct Job {
     /// A person let it go on without the worker that has its checkpoint.
     pub anywhere: bool,
     /// How an attempt that had been given up ended after all, while its successor is asked back.
-    pub late: Option<Outcome>,
+    pub late: Option<Late>,
     /// When its latest attempt started.
     pub started_at: Option<DateTime<Utc>>,
     /// When it reached its final state.
@@ -137,6 +139,24 @@ impl Job {
         self.late = None;
     }
 
+    /// The late result that decides about it when its current attempt ends in this way. A success is
+    /// how the job ended; a failure is the job's only if nothing ran since.
+    pub(crate) fn decided_by(&self, end: &Outcome) -> Option<&Late> {
+        let nothing_ran = end.kind == OutcomeKind::NeverStarted && !self.cancel_requested;
+        self.late
+            .as_ref()
+            .filter(|late| late.is_success() || nothing_ran)
+    }
+
+    /// True when it is run again after its attempt is lost, which may have published a checkpoint.
+    pub(crate) fn survives_loss(&self, has_checkpoint: bool) -> bool {
+        let resumes = match has_checkpoint {
+            true => self.budget.resumes,
+            false => self.budget.resumes_left,
+        };
+        !self.cancel_requested && resumes > 0
+    }
+
     /// Queued when nothing is in its way, else waiting.
     fn queue_or_wait(&mut self, now: DateTime<Utc>) {
         self.not_before = self.not_before.filter(|until| *until > now);
@@ -174,7 +194,7 @@ pub enum JobEvent {
     /// Its attempt is over.
     AttemptEnded(Ended, Backoff),
     /// An attempt that had been given up was heard to have ended after all.
-    LateResult(Late),
+    LateResult(LateResult),
     /// A person wants it gone; the text says who.
     Cancel(String),
     /// A person wants it kept from starting; the text says who.
@@ -199,10 +219,34 @@ pub enum JobEvent {
 }
 
 /// How an attempt ended that had been given up.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Late {
+    /// Its number.
+    pub attempt: AttemptNumber,
+    /// The name of its worker.
+    pub worker: String,
     /// How it ended.
     pub outcome: Outcome,
+    /// When it was started, if that is known.
+    pub started_at: Option<DateTime<Utc>>,
+    /// When it ended.
+    pub ended_at: DateTime<Utc>,
+    /// What was wrong with its GPU, or with how it was used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<GpuFault>,
+}
+
+impl Late {
+    fn is_success(&self) -> bool {
+        self.outcome.kind == OutcomeKind::Succeeded
+    }
+}
+
+/// The end of an attempt that had been given up, as it is heard of.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LateResult {
+    /// How it ended.
+    pub late: Late,
     /// An attempt after it was started, and speaks for the job since.
     pub is_superseded: bool,
     /// How long to wait before a retry.
@@ -374,7 +418,7 @@ pub fn step(job: &Job, event: &JobEvent, now: DateTime<Utc>) -> Result<JobStep, 
             }
             Ok(attempt_ended(job, ended, backoff, now))
         }
-        JobEvent::LateResult(late) => late_result(job, late, now),
+        JobEvent::LateResult(result) => late_result(job, result, now),
         JobEvent::Cancel(who) => match job.attempt {
             None => {
                 let message = format!("cancelled by {who}");
@@ -479,21 +523,18 @@ fn attempt_ended(job: &Job, ended: &Ended, backoff: &Backoff, now: DateTime<Utc>
     let mut next = job.clone();
     next.attempt = None;
     next.anywhere &= !ended.checkpoint;
-    let late = next.late.take();
+    next.late = None;
     let ended = Ended {
         cancel_requested: job.cancel_requested,
         ..ended.clone()
     };
     let never_started = ended.outcome.kind == OutcomeKind::NeverStarted;
-    // A late success is how the job ended; a late failure is the job's only if nothing ran since.
-    if let Some(outcome) = late
-        && (outcome.kind == OutcomeKind::Succeeded || never_started && !job.cancel_requested)
-    {
+    if let Some(late) = job.decided_by(&ended.outcome) {
         let entry = Entry {
             kind: if never_started { "returned" } else { "ended" },
             message: ended.outcome.message.clone(),
         };
-        let mut step = apply_late(&next, &outcome, backoff, now);
+        let mut step = apply_late(&next, late, backoff, now);
         step.entries.insert(0, entry);
         return step;
     }
@@ -556,19 +597,23 @@ fn follow(
     }
 }
 
-fn late_result(job: &Job, late: &Late, now: DateTime<Utc>) -> Result<JobStep, JobRefusal> {
+fn late_result(job: &Job, result: &LateResult, now: DateTime<Utc>) -> Result<JobStep, JobRefusal> {
+    let late = &result.late;
     if job.attempt == Some(AttemptState::Running) && !is_broken(Guard::LateResult) {
         return Err(JobRefusal::Running);
     }
     match late.outcome.kind {
         OutcomeKind::Succeeded => {}
-        OutcomeKind::Failed if !late.is_superseded => {}
+        OutcomeKind::Failed if !result.is_superseded => {}
         _ => return Err(JobRefusal::NotReady),
     }
     if job.attempt.is_some() && !is_broken(Guard::LateResult) {
+        if job.late.as_ref().is_some_and(Late::is_success) {
+            return Err(JobRefusal::Already);
+        }
         // Its successor is ready at a worker: once that one is back, the late result decides.
         let mut next = job.clone();
-        next.late = Some(late.outcome.clone());
+        next.late = Some(late.clone());
         return Ok(stepped(
             next,
             vec![JobEffect::AskBack],
@@ -576,26 +621,27 @@ fn late_result(job: &Job, late: &Late, now: DateTime<Utc>) -> Result<JobStep, Jo
             format!("its lost attempt ended after all: {}", late.outcome.message),
         ));
     }
-    Ok(apply_late(job, &late.outcome, &late.backoff, now))
+    Ok(apply_late(job, late, &result.backoff, now))
 }
 
 /// Has a late result decide about a job without an attempt: a success ends it, a failure uses a
 /// retry instead of the resume that the loss had cost.
-fn apply_late(job: &Job, outcome: &Outcome, backoff: &Backoff, now: DateTime<Utc>) -> JobStep {
+fn apply_late(job: &Job, late: &Late, backoff: &Backoff, now: DateTime<Utc>) -> JobStep {
     let mut next = job.clone();
+    let outcome = &late.outcome;
     let told = format!("its lost attempt ended after all: {}", outcome.message);
-    if outcome.kind == OutcomeKind::Succeeded {
+    if late.is_success() {
         next.end(JobState::Succeeded, now);
         next.tell(outcome.cause.as_str(), outcome.message.clone());
         return stepped(next, vec![JobEffect::ResolveDependents], "ended", told);
     }
     let ended = Ended {
         outcome: outcome.clone(),
-        started_at: None,
-        ended_at: now,
+        started_at: late.started_at,
+        ended_at: late.ended_at,
         checkpoint: false,
         gpu_out_of_memory: false,
-        gpu: None,
+        gpu: late.gpu.clone(),
         refused: false,
         cancel_requested: job.cancel_requested,
     };

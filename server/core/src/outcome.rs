@@ -44,6 +44,8 @@ pub enum Cause {
     WorkerLost,
     /// Its shim vanished.
     ShimLost,
+    /// Its worker lost its record of it.
+    RecordGone,
     /// It stopped itself because its lease ran out, or its place was given away.
     LeaseExpired,
     /// A GPU of its own failed.
@@ -106,6 +108,7 @@ words!(Cause {
     Cancelled = "cancelled",
     WorkerLost = "worker_lost",
     ShimLost = "shim_lost",
+    RecordGone = "record_gone",
     LeaseExpired = "lease_expired",
     GpuFault = "gpu_fault",
     Silence = "silence",
@@ -147,6 +150,8 @@ pub enum End {
     MachineLost,
     /// Its worker was not heard of for so long that the attempt was given up.
     GivenUp,
+    /// It was given up because its worker has no record of it any more.
+    RecordGone,
 }
 
 /// Why the shim stopped an attempt, recorded before it sent the first signal.
@@ -321,6 +326,11 @@ pub fn outcome(facts: &Facts) -> Outcome {
             C::WorkerLost,
             "its worker was not heard of for too long",
         ),
+        End::RecordGone => told(
+            K::Interrupted,
+            C::RecordGone,
+            "its worker lost the record of it, and nothing was heard of it for too long",
+        ),
         End::NeverStarted => told(K::NeverStarted, C::Void, "it was never started"),
     }
 }
@@ -472,6 +482,7 @@ mod tests {
             (End::ShimLost, (K::Interrupted, C::ShimLost)),
             (End::MachineLost, (K::Interrupted, C::WorkerLost)),
             (End::GivenUp, (K::Interrupted, C::WorkerLost)),
+            (End::RecordGone, (K::Interrupted, C::RecordGone)),
             (End::Waited, (K::Interrupted, C::ShimLost)),
         ] {
             assert_eq!(verdict(&Facts::of(end)), expected, "{end:?}");

@@ -158,7 +158,7 @@ impl App {
         }
     }
 
-    /// Counts the silence of everything that holds attempts, shows who is unreachable, and gives up
+    /// Counts the silence of everything that holds attempts, shows what is unreachable, and gives up
     /// what is lost. A database that does not answer makes the time since the last look count nothing.
     pub(crate) async fn watch_leases(
         self: &Arc<Self>,
@@ -191,6 +191,11 @@ impl App {
         let after = self.settings.unreachable_after;
         self.change_attempts(&lapsed.unreachable, move |ledger, fence| {
             ledger.unreachable(fence, after);
+        })
+        .await?;
+        let lost_after = self.settings.lost_after;
+        self.change_attempts(&lapsed.record_gone, move |ledger, fence| {
+            ledger.record_gone(fence, after, lost_after);
         })
         .await?;
         self.change_attempts(&lapsed.back, Ledger::reachable)

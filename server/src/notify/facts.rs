@@ -14,10 +14,12 @@ pub(super) fn of(notice: &OpenNotice, now: DateTime<Utc>) -> Facts {
     let mut facts = of_details(notice.class, &notice.details, &notice.worker);
     if now - notice.created_at >= LATE {
         facts.insert("told".to_owned(), Fact::Text("late".to_owned()));
-        // Others say since when.
-        if notice.details.since.is_none() && notice.class != Class::Test {
-            facts.insert("at".to_owned(), Fact::Time(notice.created_at));
-        }
+    }
+    let happened_at = notice.details.happened_at.unwrap_or(notice.created_at);
+    // Others say since when.
+    let has_time = notice.details.since.is_some() || notice.class == Class::Test;
+    if now - happened_at >= LATE && !has_time {
+        facts.insert("at".to_owned(), Fact::Time(happened_at));
     }
     if let (Some(times), Some(first)) = (notice.details.times, notice.details.first)
         && times > 1

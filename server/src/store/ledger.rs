@@ -3,7 +3,7 @@
 
 use chrono::{DateTime, Utc};
 use qctl_server_core::attempt::{Asked, Attempt};
-use qctl_server_core::job::Job;
+use qctl_server_core::job::{Job, Late};
 use qctl_server_core::ledger::{AttemptRow, Closed, JobRow, NewEvent, Which};
 use qctl_server_core::retry::Budget;
 use qctl_server_core::silence;
@@ -33,7 +33,7 @@ pub(crate) async fn load(
                   j.early_losses, j.gpu_out_of_memory, j.checkpoint_exits, j.idle_exits,
                   j.anywhere, j.started_at, j.ended_at, j.run_now_on, j.notify,
                   j.retry_rules as "retry_rules: Json<RetryRules>",
-                  j.late_result as "late_result: Json<Outcome>"
+                  j.late_result as "late_result: Json<Late>"
            from jobs j
            where j.id = any($1 || array(select a.job_id from attempts a where a.fence = any($2)))
            order by j.id
@@ -72,7 +72,7 @@ pub(crate) async fn load(
                 },
                 rules: row.retry_rules.map(|rules| rules.0).unwrap_or_default(),
                 anywhere: row.anywhere,
-                late: row.late_result.map(|outcome| outcome.0),
+                late: row.late_result.map(|late| late.0),
                 started_at: row.started_at,
                 ended_at: row.ended_at,
             },
@@ -96,7 +96,8 @@ async fn attempts_of(
 ) -> Result<Vec<AttemptRow>, StoreError> {
     let rows = sqlx::query!(
         r#"select a.fence, a.job_id, a.number, a.state, a.worker_id, w.name as worker_name,
-                  a.boot_id, a.spool_id, a.slot_held, a.unreachable, a.paused, a.stop_requested,
+                  a.boot_id, a.spool_id, a.slot_held, a.unreachable, a.record_gone, a.paused,
+                  a.stop_requested,
                   a.assigned_at, a.started_at, a.ended_at, a.duration_us, a.pid, a.outcome_kind,
                   a.outcome_cause, a.outcome_message, a.exit_code, a.signal, a.checkpoint,
                   coalesce((select max(c.number) from checkpoints c where c.fence = a.fence), 0)
@@ -145,6 +146,7 @@ async fn attempts_of(
                     state,
                     slot_held: row.slot_held,
                     unreachable: row.unreachable,
+                    record_gone: row.record_gone,
                     paused: row.paused,
                     asked: row.stop_requested.as_deref().and_then(Asked::parse),
                     started_at: row.started_at,
@@ -219,12 +221,7 @@ pub(crate) async fn save(
     let anywhere: Vec<bool> = jobs.iter().map(|row| row.job.anywhere).collect();
     let pending: Vec<Option<serde_json::Value>> = jobs
         .iter()
-        .map(|row| {
-            row.job
-                .late
-                .as_ref()
-                .map(|outcome| serde_json::json!(outcome))
-        })
+        .map(|row| row.job.late.as_ref().map(|late| serde_json::json!(late)))
         .collect();
     let run_now: Vec<Option<Uuid>> = jobs
         .iter()
@@ -242,6 +239,7 @@ pub(crate) async fn save(
         .collect();
     let slots_held: Vec<bool> = attempts.iter().map(|row| row.attempt.slot_held).collect();
     let unreachable: Vec<bool> = attempts.iter().map(|row| row.attempt.unreachable).collect();
+    let records_gone: Vec<bool> = attempts.iter().map(|row| row.attempt.record_gone).collect();
     let paused: Vec<bool> = attempts.iter().map(|row| row.attempt.paused).collect();
     let asked: Vec<Option<String>> = attempts
         .iter()
@@ -316,15 +314,15 @@ pub(crate) async fn save(
                  exit_code = u.exit_code, signal = u.signal, checkpoint = u.checkpoint,
                  not_enforced = array(select jsonb_array_elements_text(u.not_enforced)),
                  log_end = u.log_end, log_crc32c = u.log_crc32c, late_result = u.late_result,
-                 silence = u.silence
+                 silence = u.silence, record_gone = u.record_gone
              from unnest($15::bigint[], $16::text[], $17::text[], $18::boolean[], $19::boolean[],
                          $20::boolean[], $21::text[], $22::timestamptz[], $23::timestamptz[],
                          $24::bigint[], $25::integer[], $26::text[], $27::text[], $28::text[],
                          $29::integer[], $30::integer[], $31::text[], $32::jsonb[], $33::bigint[],
-                         $34::bigint[], $35::jsonb[], $48::jsonb[])
+                         $34::bigint[], $35::jsonb[], $48::jsonb[], $49::boolean[])
                as u (fence, was, state, slot_held, unreachable, paused, asked, started_at, ended_at,
                      duration_us, pid, kind, cause, message, exit_code, signal, checkpoint,
-                     not_enforced, log_end, log_crc32c, late_result, silence)
+                     not_enforced, log_end, log_crc32c, late_result, silence, record_gone)
              where a.fence = u.fence and a.state = u.was
              returning 1
            ), e as (
@@ -384,6 +382,7 @@ pub(crate) async fn save(
         &anywhere,
         &pending as &[Option<serde_json::Value>],
         &silences as &[Option<serde_json::Value>],
+        &records_gone,
     )
     .fetch_one(&mut *conn)
     .await?;

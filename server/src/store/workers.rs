@@ -171,7 +171,8 @@ impl Store {
     /// Attempts that have not ended, at most `most`.
     pub(crate) async fn current_attempts(&self, most: i64) -> Result<Vec<Current>, StoreError> {
         let rows = sqlx::query!(
-            r#"select a.fence, a.worker_id, a.spool_id = w.spool_id as "same_spool!", a.unreachable
+            r#"select a.fence, a.worker_id, a.spool_id = w.spool_id as "same_spool!", a.unreachable,
+                      a.record_gone
                from attempts a join workers w on w.id = a.worker_id
                where a.state <> 'ended'
                order by a.fence
@@ -187,6 +188,7 @@ impl Store {
                 worker: WorkerId(row.worker_id),
                 same_spool: row.same_spool,
                 unreachable: row.unreachable,
+                record_gone: row.record_gone,
             })
             .collect())
     }

@@ -133,7 +133,7 @@ pub(super) const ELSEWHERE: &str = "on";
 pub(super) const NOTHING_THERE_YET: &str = "nothing there yet";
 
 pub(super) const UNREACHABLE: &str =
-    "The worker has not been heard of for a while; the job may well be running.";
+    "Nothing has been heard of it for a while; it may well be running.";
 pub(super) const PAUSED: &str = "Its processes are frozen until `qctl resume`.";
 pub(super) const CANCEL_REQUESTED: &str = "It was asked to stop.";
 

@@ -251,7 +251,7 @@ impl Model {
             State::Running => {
                 let elapsed = since(job.started_at.as_ref());
                 let note = match (job.unreachable, job.paused) {
-                    (true, _) => ", its worker is not heard of",
+                    (true, _) => ", not heard of",
                     (_, true) => ", paused",
                     _ => "",
                 };
@@ -354,10 +354,13 @@ fn changes(old: &v1::Job, new: &v1::Job) -> Vec<String> {
     }
     match (old.unreachable, new.unreachable) {
         (false, true) => told.push(format!(
-            "worker {} has not been heard of for a minute; the job may well be running",
+            "nothing was heard of the job on worker {} for a minute; it may well be running",
             new.worker
         )),
-        (true, false) if !has_ended(new) => told.push(format!("worker {} is back", new.worker)),
+        (true, false) if !has_ended(new) => told.push(format!(
+            "the job on worker {} is heard of again",
+            new.worker
+        )),
         _ => {}
     }
     match (old.paused, new.paused) {
@@ -683,7 +686,7 @@ mod tests {
         assert!(model.job_changed(lost, at(65)).is_empty());
         assert_eq!(
             texts(model.job_changed(running, at(70))),
-            ["--- worker box is back"]
+            ["--- the job on worker box is heard of again"]
         );
         assert!(model.set_away(true).is_some());
         assert!(model.set_away(true).is_none());

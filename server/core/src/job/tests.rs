@@ -33,12 +33,23 @@ fn ended(facts: &Facts) -> JobEvent {
     )
 }
 
-fn late(facts: &Facts) -> JobEvent {
-    JobEvent::LateResult(Late {
-        outcome: outcome(facts),
-        is_superseded: false,
+fn late_result(facts: &Facts, is_superseded: bool) -> JobEvent {
+    JobEvent::LateResult(LateResult {
+        late: Late {
+            attempt: AttemptNumber(1),
+            worker: "w".to_owned(),
+            outcome: outcome(facts),
+            started_at: Some(at(0)),
+            ended_at: at(5),
+            gpu: None,
+        },
+        is_superseded,
         backoff: BACKOFF,
     })
+}
+
+fn late(facts: &Facts) -> JobEvent {
+    late_result(facts, false)
 }
 
 fn submitted(hold: bool, unmet: i32) -> Job {
@@ -376,11 +387,7 @@ fn a_late_failure_costs_a_retry_in_place_of_the_resume() {
 #[test]
 fn a_late_failure_is_old_news_once_a_successor_has_started() {
     let lost = after(&running(), ended(&Facts::of(End::GivenUp)));
-    let superseded = JobEvent::LateResult(Late {
-        outcome: outcome(&exit(1)),
-        is_superseded: true,
-        backoff: BACKOFF,
-    });
+    let superseded = late_result(&exit(1), true);
     assert_eq!(step(&lost, &superseded, at(1)), Err(JobRefusal::NotReady));
     let asked = after(
         &after(&lost, JobEvent::Assigned("w".into())),
@@ -401,6 +408,11 @@ fn a_late_success_wins_over_a_cancel_and_over_a_successor_that_is_lost() {
         let over = after(&asked, ended(&Facts::of(end)));
         assert_eq!(over.state, JobState::Succeeded, "{end:?}");
     }
+    assert_eq!(
+        step(&asked, &late(&exit(1)), at(1)),
+        Err(JobRefusal::Already),
+        "nor does the failure of another lost attempt take its place"
+    );
     let cancelled = after(&asked, JobEvent::Cancel("a".into()));
     let over = after(&cancelled, ended(&Facts::of(End::NeverStarted)));
     assert_eq!(over.state, JobState::Succeeded);

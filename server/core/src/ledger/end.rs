@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
-use super::{Applied, COORDINATOR, GpuTrial, Ledger, NewEvent, Over, worker_actor};
+use super::{Applied, AttemptRow, COORDINATOR, GpuTrial, Ledger, NewEvent, Over, worker_actor};
 use crate::attempt::{Asked, AttemptEvent, AttemptState};
 use crate::gpu::{Trial, blames_device};
 use crate::guard::{Guard, is_broken};
 use crate::id::Fence;
-use crate::job::{JobEvent, Late};
+use crate::job::{JobEvent, Late, LateResult};
 use crate::outcome::{Cause, End, Facts, Outcome, OutcomeKind, outcome};
 use crate::retry::Ended;
 
@@ -41,25 +41,16 @@ impl Ledger {
         };
         let outcome = outcome(facts);
         if row.attempt.state == AttemptState::Ended && !is_broken(Guard::Fence) {
-            return self.ended_late(fence, outcome, &report);
+            return self.ended_late(fence, facts, outcome, &report);
         }
         let (job, worker) = (row.job, row.worker);
         let actor = match facts.end {
             // Nobody heard of its worker: that is why.
-            End::GivenUp => COORDINATOR.to_owned(),
+            End::GivenUp | End::RecordGone => COORDINATOR.to_owned(),
             _ => worker_actor(&row.worker_name),
         };
-        let earliest = row.assigned_at;
-        let latest = self.now.max(earliest);
-        let never_started = matches!(facts.end, End::NeverStarted | End::CannotStart);
-        let started_at = row.attempt.started_at.or(match never_started {
-            true => None,
-            false => report.started_at.map(|at| at.clamp(earliest, latest)),
-        });
-        let ended_at = report.ended_at.unwrap_or(latest).clamp(
-            started_at.unwrap_or(earliest),
-            latest.max(started_at.unwrap_or(earliest)),
-        );
+        let never_started = never_started(facts);
+        let (started_at, ended_at) = lived(row, facts, &report, self.now);
         if row.attempt.started_at.is_none()
             && let Some(at) = started_at
         {
@@ -147,7 +138,14 @@ impl Ledger {
         }
     }
 
-    fn ended_late(&mut self, fence: Fence, outcome: Outcome, report: &EndReport) -> Applied {
+    fn ended_late(
+        &mut self,
+        fence: Fence,
+        facts: &Facts,
+        outcome: Outcome,
+        report: &EndReport,
+    ) -> Applied {
+        let now = self.now;
         let Some(row) = self.attempts.get_mut(&fence) else {
             return Applied::Fenced;
         };
@@ -178,21 +176,56 @@ impl Ledger {
             row.log_crc32c = Some(crc.into());
         }
         let first_start = row.attempt.started_at.unwrap_or(row.assigned_at);
-        row.late_result = Some(outcome.clone());
+        let (started_at, ended_at) = lived(row, facts, report, now);
+        let late = Late {
+            attempt: row.number,
+            worker: row.worker_name.clone(),
+            outcome: outcome.clone(),
+            started_at,
+            ended_at,
+            gpu: facts.gpu.clone(),
+        };
+        row.late_result = Some(outcome);
         self.touched_attempts.insert(fence);
         self.after.changed.insert(job);
         self.events.push(event);
         let is_superseded = self
             .job(job)
             .is_some_and(|row| row.job.started_at > Some(first_start));
-        let late = Late {
-            outcome,
+        let result = LateResult {
+            late,
             is_superseded,
             backoff: self.backoff,
         };
-        let _ = self.job_event(job, &JobEvent::LateResult(late), &actor);
+        let _ = self.job_event(job, &JobEvent::LateResult(result), &actor);
         Applied::Recorded
     }
+}
+
+fn never_started(facts: &Facts) -> bool {
+    matches!(facts.end, End::NeverStarted | End::CannotStart)
+}
+
+/// When an attempt was started, if it was, and when it ended. The clock of its worker may be wrong, so
+/// that neither is before its assignment or after `now`.
+fn lived(
+    row: &AttemptRow,
+    facts: &Facts,
+    report: &EndReport,
+    now: DateTime<Utc>,
+) -> (Option<DateTime<Utc>>, DateTime<Utc>) {
+    let earliest = row.assigned_at;
+    let latest = now.max(earliest);
+    let started_at = row.attempt.started_at.or(match never_started(facts) {
+        true => None,
+        false => report.started_at.map(|at| at.clamp(earliest, latest)),
+    });
+    let first = started_at.unwrap_or(earliest);
+    let ended_at = report
+        .ended_at
+        .unwrap_or(latest)
+        .clamp(first, latest.max(first));
+    (started_at, ended_at)
 }
 
 fn micros(length: Duration) -> i64 {

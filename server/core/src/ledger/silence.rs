@@ -25,6 +25,8 @@ pub struct Current {
     pub same_spool: bool,
     /// It is shown as unreachable.
     pub unreachable: bool,
+    /// That its worker has no record of it any more is told.
+    pub record_gone: bool,
 }
 
 /// Whose silence is counted: a worker, or an attempt that its worker knows nothing of.
@@ -49,8 +51,10 @@ impl Current {
 /// What a look at the silence of all workers finds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Lapsed {
-    /// Attempts to be shown as unreachable.
+    /// Attempts to be shown as unreachable, because their workers are silent.
     pub unreachable: Vec<Fence>,
+    /// Attempts to be shown as unreachable, because their workers have no record of them any more.
+    pub record_gone: Vec<Fence>,
     /// Attempts that are heard of again.
     pub back: Vec<Fence>,
     /// Attempts to be given up.
@@ -91,7 +95,12 @@ pub fn lapsed(
             .collect()
     };
     Lapsed {
-        unreachable: those(&|one| !one.unreachable && silent.contains(&one.holder())),
+        unreachable: those(&|one| {
+            one.same_spool && !one.unreachable && silent.contains(&one.holder())
+        }),
+        record_gone: those(&|one| {
+            !one.same_spool && !one.record_gone && silent.contains(&one.holder())
+        }),
         back: those(&|one| one.unreachable && heard(one.holder())),
         lost: those(&|one| lost.contains(&one.holder())),
     }
@@ -106,7 +115,7 @@ impl Ledger {
         let Some(row) = self.attempts.get(&fence) else {
             return;
         };
-        let silence = TimeDelta::from_std(after).unwrap_or_default();
+        let silence = delta(after);
         let event = NewEvent {
             job: Some(row.job),
             attempt: Some(row.number),
@@ -132,14 +141,64 @@ impl Ledger {
         self.tell(event);
     }
 
-    /// An attempt's worker is heard of again.
+    /// An attempt has not been heard of for `after`, for its worker has no record of it any more: that
+    /// is shown, and told once. It is given up after `lost_after`. Nothing is wrong with the worker.
+    pub fn record_gone(&mut self, fence: Fence, after: Duration, lost_after: Duration) {
+        if self.attempt_event(fence, AttemptEvent::RecordGone) != Applied::Recorded {
+            return;
+        }
+        let Some(row) = self.attempts.get(&fence) else {
+            return;
+        };
+        let Some(job) = self.jobs.get(&row.job) else {
+            return;
+        };
+        let event = NewEvent {
+            job: Some(row.job),
+            attempt: Some(row.number),
+            worker: row.worker_name.clone(),
+            kind: "record_gone",
+            message: format!(
+                "worker `{}` has no record of it any more; it may well be running, and is given up \
+                 unless it is heard of within {}",
+                row.worker_name,
+                span(delta(lost_after.saturating_sub(after)))
+            ),
+            actor: COORDINATOR.to_owned(),
+        };
+        let about = About {
+            job: row.job,
+            attempt: Some(row.number),
+            worker: &row.worker_name,
+            wish: job.wish,
+            success_after: self.success_after,
+        };
+        let gone = notice::job::RecordGone {
+            since: self.now - delta(after),
+            given_up_at: self.now + delta(lost_after.saturating_sub(after)),
+            goes_on: job.job.survives_loss(row.published > 0),
+        };
+        let notice = notice::job::record_gone(&about, &gone);
+        self.notice(notice);
+        self.tell(event);
+    }
+
+    /// An attempt is heard of again, with its worker or by its record.
     pub fn reachable(&mut self, fence: Fence) {
         self.attempt_event(fence, AttemptEvent::WorkerBack);
     }
 
-    /// An attempt is given up because its worker has been silent for too long: its job may run
+    /// An attempt is given up because it has not been heard of for too long: its job may run
     /// elsewhere. What it occupies stays occupied, for nothing proves that its processes are gone.
     pub fn give_up(&mut self, fence: Fence) {
-        self.ended(fence, &Facts::of(End::GivenUp), EndReport::default());
+        let end = match self.attempt(fence) {
+            Some(row) if row.attempt.record_gone => End::RecordGone,
+            _ => End::GivenUp,
+        };
+        self.ended(fence, &Facts::of(end), EndReport::default());
     }
+}
+
+fn delta(length: Duration) -> TimeDelta {
+    TimeDelta::from_std(length).unwrap_or_default()
 }

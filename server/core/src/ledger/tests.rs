@@ -32,6 +32,7 @@ pub(super) fn attempt(fence: i64, state: AttemptState) -> AttemptRow {
             state,
             slot_held: true,
             unreachable: false,
+            record_gone: false,
             paused: false,
             asked: None,
             started_at: (state != AttemptState::Assigned).then(|| at(1)),
@@ -181,8 +182,19 @@ fn the_silence_of_an_orphan_is_its_own() {
         worker: WORKER,
         same_spool,
         unreachable: false,
+        record_gone: false,
     };
-    let current = [current(1, true), current(2, false)];
+    // Its worker may have been silent before it came back with other files.
+    let before = Current {
+        unreachable: true,
+        ..current(3, false)
+    };
+    let told = Current {
+        unreachable: true,
+        record_gone: true,
+        ..current(4, false)
+    };
+    let current = [current(1, true), current(2, false), before, told];
     let mut look = || {
         lapsed(
             &mut leases,
@@ -192,8 +204,65 @@ fn the_silence_of_an_orphan_is_its_own() {
             true,
         )
     };
-    assert_eq!(look().unreachable, [Fence(2)]);
-    assert_eq!(look().lost, [Fence(2)]);
+    let first = Lapsed {
+        record_gone: vec![Fence(2), Fence(3)],
+        ..Lapsed::default()
+    };
+    assert_eq!(look(), first, "nothing is wrong with the worker");
+    assert_eq!(look().lost, [Fence(2), Fence(3), Fence(4)]);
+}
+
+#[test]
+fn a_record_that_is_gone_is_told_of_the_job_and_once() {
+    let mut ledger = ledger(vec![attempt(1, AttemptState::Running)]);
+    let minute = Duration::from_secs(60);
+    for _ in 0..2 {
+        ledger.record_gone(Fence(1), minute, 30 * minute);
+    }
+    assert!(ledger.attempt(Fence(1)).unwrap().attempt.unreachable);
+    let [told] = &ledger.notices[..] else {
+        panic!("{:?}", ledger.notices)
+    };
+    assert_eq!(told.class, notice::Class::JobRecordGone);
+    assert_eq!(
+        (told.subject.as_str(), told.signature.as_str()),
+        ("job 1", "attempt 1")
+    );
+    assert_eq!(told.details.since, Some(at(10_000 - 60)));
+    assert_eq!(told.details.next_at, Some(at(10_000 + 29 * 60)));
+    assert_eq!(told.details.left, Some(1), "it goes on then");
+    let [event] = &ledger.events[..] else {
+        panic!("{:?}", ledger.events)
+    };
+    assert_eq!(event.kind, "record_gone");
+    assert!(event.message.contains("within 29 min"), "{event:?}");
+
+    ledger.give_up(Fence(1));
+    let outcome = ledger.attempt(Fence(1)).unwrap().outcome.clone().unwrap();
+    assert_eq!(
+        (outcome.kind, outcome.cause),
+        (OutcomeKind::Interrupted, Cause::RecordGone)
+    );
+    let last = ledger.notices.last().unwrap();
+    assert_eq!(
+        (last.class, last.details.cause),
+        (notice::Class::JobInterrupted, Some(Cause::RecordGone))
+    );
+}
+
+#[test]
+fn a_record_that_comes_back_is_heard_of_again() {
+    let mut ledger = ledger(vec![attempt(1, AttemptState::Running)]);
+    let minute = Duration::from_secs(60);
+    ledger.record_gone(Fence(1), minute, 30 * minute);
+    let held = Held {
+        fence: Fence(1),
+        state: AttemptState::Running,
+        slot_held: true,
+    };
+    greet(&mut ledger, SPOOL, &[held]);
+    let attempt = &ledger.attempt(Fence(1)).unwrap().attempt;
+    assert_eq!((attempt.unreachable, attempt.record_gone), (false, false));
 }
 
 #[test]
@@ -228,11 +297,14 @@ fn what_is_given_up_keeps_its_place_and_may_speak_later() {
 
 #[test]
 fn a_late_result_asks_an_assigned_successor_back_and_then_decides() {
-    let mut ledger = ledger(vec![
-        attempt(1, AttemptState::Ended),
-        attempt(2, AttemptState::Assigned),
-    ]);
+    let successor = AttemptRow {
+        worker_name: "other box".to_owned(),
+        ..attempt(2, AttemptState::Assigned)
+    };
+    let mut ledger = ledger(vec![attempt(1, AttemptState::Ended), successor]);
     let result = EndReport {
+        started_at: Some(at(900)),
+        ended_at: Some(at(9_001)),
         log: Some((0, 0)),
         ..EndReport::default()
     };
@@ -249,6 +321,16 @@ fn a_late_result_asks_an_assigned_successor_back_and_then_decides() {
     };
     ledger.report(WORKER, Fence(2), &returned).unwrap();
     assert_eq!(ledger.job(JOB).unwrap().job.state, JobState::Succeeded);
+    let [told] = &ledger.notices[..] else {
+        panic!("{:?}", ledger.notices)
+    };
+    assert_eq!(told.class, notice::Class::JobSucceeded);
+    assert_eq!(
+        (told.attempt, told.worker.as_str()),
+        (Some(AttemptNumber(1)), "box")
+    );
+    // What was recorded of its start goes before what is said of it now.
+    assert_eq!(told.details.seconds, Some(9_000));
     let after = ledger.close().after;
     assert_eq!(after.messages, [(WORKER, Message::Revoke(Fence(2)))]);
 }

@@ -6,7 +6,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use super::{Class, Details, Notice, Wish};
 use crate::id::{AttemptNumber, JobId};
-use crate::job::{Job, JobEvent, JobState};
+use crate::job::{Job, JobEvent, JobState, Late};
 use crate::outcome::{Cause, Outcome, OutcomeKind};
 use crate::silence::{self, Stage};
 
@@ -32,14 +32,17 @@ pub struct About<'a> {
 pub fn told(about: &About<'_>, before: &Job, event: &JobEvent, after: &Job) -> Option<Notice> {
     match event {
         JobEvent::AttemptEnded(ended, _) => {
+            if let Some(late) = before.decided_by(&ended.outcome) {
+                return about.late(before, after, late);
+            }
             let ran = ended.started_at.map(|started| ended.ended_at - started);
             let mut notice = about.settled(before, after, &ended.outcome, ran, ended.refused)?;
             notice.details.gpu.clone_from(&ended.gpu);
             Some(notice)
         }
-        // One that changes nothing was told when the attempt was given up.
-        JobEvent::LateResult(late) if after.state != before.state => {
-            about.settled(before, after, &late.outcome, None, false)
+        // One that waits for the end of the attempt after it is told then.
+        JobEvent::LateResult(result) if after.late.is_none() => {
+            about.late(before, after, &result.late)
         }
         JobEvent::DependencyFailed(on) => Some(about.notice(
             Class::JobSkipped,
@@ -66,6 +69,28 @@ pub fn unreachable(about: &About<'_>, since: DateTime<Utc>) -> Notice {
         muted: false,
         ..about.notice(Class::WorkerUnreachable, "", details)
     }
+}
+
+/// An attempt of which its worker has no record any more.
+#[derive(Clone, Copy, Debug)]
+pub struct RecordGone {
+    /// When it was last heard of, as far as that is known.
+    pub since: DateTime<Utc>,
+    /// When it is given up.
+    pub given_up_at: DateTime<Utc>,
+    /// Its job goes on then.
+    pub goes_on: bool,
+}
+
+/// What is to be told of an attempt of which its worker has no record any more: once for the attempt.
+pub fn record_gone(about: &About<'_>, gone: &RecordGone) -> Notice {
+    let details = Details {
+        since: Some(gone.since),
+        next_at: Some(gone.given_up_at),
+        left: Some(i32::from(gone.goes_on)),
+        ..Details::default()
+    };
+    about.notice(Class::JobRecordGone, &about.signature(), details)
 }
 
 /// What is to be told of a silence that has lasted so long: each stage once for a job, whichever of
@@ -116,6 +141,27 @@ impl About<'_> {
         }
     }
 
+    /// What tells one attempt's notices from another's.
+    fn signature(&self) -> String {
+        self.attempt
+            .map_or_else(String::new, |number| format!("attempt {number}"))
+    }
+
+    /// What is to be told of an attempt's end that was heard of after it had been given up, and what
+    /// it led to.
+    fn late(&self, before: &Job, after: &Job, late: &Late) -> Option<Notice> {
+        let about = About {
+            attempt: Some(late.attempt),
+            worker: &late.worker,
+            ..*self
+        };
+        let ran = late.started_at.map(|started| late.ended_at - started);
+        let mut notice = about.settled(before, after, &late.outcome, ran, false)?;
+        notice.details.gpu.clone_from(&late.gpu);
+        notice.details.happened_at = Some(late.ended_at);
+        Some(notice)
+    }
+
     /// What is to be told of an attempt's end and what it led to.
     fn settled(
         &self,
@@ -133,6 +179,10 @@ impl About<'_> {
                 Some(self.held(after, Details::of(outcome)))
             }
             JobState::Waiting | JobState::Queued => self.goes_on(after, outcome, ran, refused),
+            // It was held before, and fails all the same.
+            JobState::Held if outcome.kind == OutcomeKind::Failed => {
+                self.goes_on(after, outcome, ran, refused)
+            }
             JobState::Held | JobState::Running => None,
         }
     }
@@ -161,6 +211,8 @@ impl About<'_> {
             {
                 Class::JobSucceeded
             }
+            // Who was told that it waits for them need not look any more.
+            (JobState::Succeeded, _) if before.state == JobState::Held => Class::JobSucceeded,
             (JobState::Cancelled, Wish::Always) => Class::JobCancelled,
             _ => return None,
         };
@@ -191,14 +243,12 @@ impl About<'_> {
             // A person asked for it, and gets a report.
             _ if outcome.cause == Cause::Drill => None,
             OutcomeKind::Failed => {
-                details.next_at = after.not_before;
+                let is_held = after.state == JobState::Held;
+                details.next_at = after.not_before.filter(|_| !is_held);
                 details.left = Some(after.budget.retries_left);
                 // The attempt's error is found in its output, and replaces this, before anything
                 // is told: the same error is told once.
-                let signature = self
-                    .attempt
-                    .map_or_else(String::new, |number| format!("attempt {number}"));
-                Some(self.notice(Class::AttemptFailed, &signature, details))
+                Some(self.notice(Class::AttemptFailed, &self.signature(), details))
             }
             OutcomeKind::Interrupted if outcome.cause == Cause::Silence => {
                 details.left = Some(after.budget.resumes_left);
@@ -221,7 +271,7 @@ impl About<'_> {
 mod tests {
     use super::*;
     use crate::dependency::Open;
-    use crate::job::step;
+    use crate::job::{LateResult, step};
     use crate::outcome::{End, Facts, StopCause, outcome};
     use crate::retry::{Backoff, Ended};
     use crate::spec::{Condition, JobSpec};
@@ -359,6 +409,99 @@ mod tests {
         );
         let returned = ended(&Facts::of(End::NeverStarted), 0, false);
         assert_eq!(class(&running(2), &returned, Wish::Default), None);
+    }
+
+    /// The third attempt had been given up, and ended long after.
+    fn late(facts: &Facts, ran: i64) -> (Late, JobEvent) {
+        let late = Late {
+            attempt: AttemptNumber(3),
+            worker: "far".to_owned(),
+            outcome: outcome(facts),
+            started_at: Some(at(0)),
+            ended_at: at(ran),
+            gpu: None,
+        };
+        let event = JobEvent::LateResult(LateResult {
+            late: late.clone(),
+            is_superseded: false,
+            backoff: Backoff {
+                base: Duration::from_secs(5),
+                most: Duration::from_secs(600),
+                random: 0.5,
+            },
+        });
+        (late, event)
+    }
+
+    fn lost(retries: i32) -> Job {
+        let lost = ended(&Facts::of(End::GivenUp), 5_000, false);
+        step(&running(retries), &lost, at(5_000)).unwrap().job
+    }
+
+    #[test]
+    fn a_result_that_comes_late_is_told_of_its_own_attempt_whatever_became_of_the_next() {
+        for (facts, retries, class, signature) in [
+            (exit(0), 2, Class::JobSucceeded, ""),
+            (exit(3), 2, Class::AttemptFailed, "attempt 3"),
+            (exit(3), 0, Class::JobFailed, ""),
+        ] {
+            let (late, event) = late(&facts, 28_800);
+            let (told, _) = told_of(&lost(retries), &event, Wish::Default);
+            let told = told.unwrap();
+            assert_eq!(
+                (told.class, told.signature.as_str()),
+                (class, signature),
+                "{told:?}"
+            );
+            assert_eq!(
+                (told.attempt, told.worker.as_str()),
+                (Some(late.attempt), "far")
+            );
+            assert_eq!(told.details.seconds, Some(28_800));
+            assert_eq!(told.details.happened_at, Some(at(28_800)));
+            assert_eq!(told.details.cause, Some(Cause::Exit));
+            assert_eq!(told.details.exit_code, facts.exit_code);
+
+            let assigned = JobEvent::Assigned("near".into());
+            let assigned = step(&lost(retries), &assigned, at(6_000)).unwrap().job;
+            let (early, waits) = told_of(&assigned, &event, Wish::Default);
+            assert_eq!(early, None, "its successor may have started");
+            let returned = ended(&Facts::of(End::NeverStarted), 0, false);
+            let (then, _) = told_of(&waits, &returned, Wish::Default);
+            assert_eq!(then, Some(told));
+        }
+    }
+
+    #[test]
+    fn a_late_success_is_measured_by_how_long_it_ran() {
+        for (ran, wish, expected) in [
+            (119, Wish::Default, None),
+            (120, Wish::Default, Some(Class::JobSucceeded)),
+            (60, Wish::Always, Some(Class::JobSucceeded)),
+            (28_800, Wish::Failure, None),
+        ] {
+            let (_, event) = late(&exit(0), ran);
+            assert_eq!(class(&lost(2), &event, wish), expected, "{ran} {wish}");
+        }
+    }
+
+    #[test]
+    fn a_late_result_of_a_held_job_is_told_as_it_is() {
+        let hold = JobEvent::Hold("me".into());
+        let held = step(&lost(2), &hold, at(6_000)).unwrap().job;
+        let (_, success) = late(&exit(0), 60);
+        assert_eq!(
+            class(&held, &success, Wish::Default),
+            Some(Class::JobSucceeded)
+        );
+        let (_, failure) = late(&exit(3), 60);
+        let (told, after) = told_of(&held, &failure, Wish::Default);
+        let told = told.unwrap();
+        assert_eq!(after.state, JobState::Held);
+        assert_eq!(
+            (told.class, told.details.next_at, told.details.left),
+            (Class::AttemptFailed, None, Some(1))
+        );
     }
 
     #[test]

@@ -56,6 +56,8 @@ pub enum Class {
     JobHeld,
     /// A job lost its machine and goes on.
     JobInterrupted,
+    /// A job may run, and its worker has no record of it any more.
+    JobRecordGone,
     /// A job says nothing.
     JobSilent,
     /// It has said nothing for longer.
@@ -143,6 +145,7 @@ words!(Class {
     JobSkipped = "job_skipped",
     JobHeld = "job_held",
     JobInterrupted = "job_interrupted",
+    JobRecordGone = "job_record_gone",
     JobSilent = "job_silent",
     JobStillSilent = "job_still_silent",
     JobSilenceEnded = "job_silence_ended",
@@ -223,6 +226,7 @@ impl Class {
             | Self::JobHeld
             | Self::JobSilent
             | Self::JobSilenceEnded
+            | Self::JobRecordGone
             | Self::WorkerUnreachable
             | Self::DiskNearlyFull
             | Self::MemoryNearlyFull
@@ -345,7 +349,10 @@ pub struct Details {
     /// Since when.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub since: Option<DateTime<Utc>>,
-    /// When it goes on.
+    /// When it happened, of what was heard of late.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub happened_at: Option<DateTime<Utc>>,
+    /// When it goes on, or when an attempt is given up.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_at: Option<DateTime<Utc>>,
     /// How often it may still go on.

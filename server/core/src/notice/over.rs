@@ -20,6 +20,8 @@ pub struct Since {
     pub started: bool,
     /// The silence of its attempt goes on.
     pub silent: bool,
+    /// Its attempt goes on, and its worker has no record of it.
+    pub record_gone: bool,
 }
 
 /// True when it is not told, because it is over. How a job ended is never over.
@@ -35,6 +37,7 @@ pub fn is_over(class: Class, since: &Since, age: TimeDelta) -> bool {
     match class {
         // The end of the job says it all, or nothing is wrong any more.
         Class::AttemptFailed | Class::JobInterrupted | Class::JobSilenceEnded => job_ended,
+        Class::JobRecordGone => !since.record_gone,
         Class::JobHeld => since.job != Some(JobState::Held),
         Class::JobSilent | Class::JobStillSilent => job_ended || !since.silent,
         Class::JobRefused => job_ended || since.started,
@@ -88,6 +91,7 @@ mod tests {
                     job,
                     started: true,
                     silent: false,
+                    record_gone: false,
                 };
                 assert!(!over(class, since), "{class} {job:?}");
             }
@@ -145,6 +149,12 @@ mod tests {
         };
         assert!(over(Class::JobBusy, calm) && over(Class::GpuHot, calm));
         assert!(over(Class::JobHeld, running), "it was released");
+        assert!(over(Class::JobRecordGone, running), "it was found again");
+        let gone = Since {
+            record_gone: true,
+            ..running
+        };
+        assert!(!over(Class::JobRecordGone, gone));
         let held = Since {
             job: Some(JobState::Held),
             ..Since::default()

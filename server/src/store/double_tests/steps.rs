@@ -170,6 +170,7 @@ pub(super) enum Told {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Silence {
     Unreachable,
+    RecordGone,
     Back,
     GivenUp,
 }
@@ -291,6 +292,7 @@ pub(super) fn any_steps(most: usize) -> impl Strategy<Value = Vec<Step>> {
 fn any_step() -> impl Strategy<Value = Step> {
     let silence = prop_oneof![
         Just(Silence::Unreachable),
+        Just(Silence::RecordGone),
         Just(Silence::Back),
         Just(Silence::GivenUp)
     ];

@@ -278,6 +278,9 @@ impl Pair {
         let fence = row.fence;
         let decide: Decide = Arc::new(move |ledger: &mut Ledger| match how {
             Silence::Unreachable => ledger.unreachable(fence, Duration::from_secs(60)),
+            Silence::RecordGone => {
+                ledger.record_gone(fence, Duration::from_secs(60), Duration::from_secs(1_800));
+            }
             Silence::Back => ledger.reachable(fence),
             // Only what has not ended is given up.
             Silence::GivenUp if row.attempt.state == AttemptState::Ended => {}

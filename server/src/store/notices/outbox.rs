@@ -29,7 +29,7 @@ pub(crate) struct OpenNotice {
     pub(crate) worker: String,
     /// What happened.
     pub(crate) details: Details,
-    /// How the attempt ended.
+    /// The end of the attempt that it is about: of two, one came after it had been given up.
     pub(crate) outcome: Option<Outcome>,
     /// All of the attempt's output is stored, as far as anybody knows.
     pub(crate) log_complete: bool,
@@ -87,12 +87,14 @@ pub(super) struct OpenRow {
     pub(super) outcome_message: Option<String>,
     pub(super) exit_code: Option<i32>,
     pub(super) signal: Option<i32>,
+    pub(super) late_result: Option<Json<Outcome>>,
     pub(super) log_end: Option<i64>,
     pub(super) log_stored: Option<i64>,
     pub(super) waited: String,
     pub(super) ended: bool,
     pub(super) started: bool,
     pub(super) silent: bool,
+    pub(super) record_gone: bool,
 }
 
 impl OpenRow {
@@ -109,6 +111,8 @@ impl OpenRow {
             }),
             _ => None,
         };
+        let is_told = |late: &Outcome| self.details.cause == Some(late.cause);
+        let late = self.late_result.map(|late| late.0).filter(is_told);
         let job = self
             .job_state
             .map(|word| {
@@ -124,13 +128,14 @@ impl OpenRow {
             attempt: self.attempt,
             worker: self.worker,
             details: self.details.0,
-            outcome,
+            outcome: late.or(outcome),
             waits: !self.waited.is_empty(),
             since: Since {
                 ended: self.ended,
                 job,
                 started: self.started,
                 silent: self.silent,
+                record_gone: self.record_gone,
             },
             log_complete: match (self.log_end, self.log_stored) {
                 // Nobody knows how long it is: what there is will do.
@@ -230,11 +235,13 @@ impl Store {
                       case when n.worker <> '' then n.worker else coalesce(w.name, '') end as "worker!",
                       n.details as "details: Json<Details>", a.outcome_kind as "outcome_kind?",
                       a.outcome_cause as "outcome_cause?", a.outcome_message as "outcome_message?",
-                      a.exit_code as "exit_code?", a.signal as "signal?", a.log_end as "log_end?",
+                      a.exit_code as "exit_code?", a.signal as "signal?",
+                      a.late_result as "late_result?: Json<Outcome>", a.log_end as "log_end?",
                       l.log_stored as "log_stored?", n.waited, n.ended_at is not null as "ended!",
                       coalesce(j.started_at > n.created_at, false) as "started!",
                       coalesce(a.state <> 'ended' and a.silence ->> 'stage' <> 'over', false)
-                        as "silent!"
+                        as "silent!",
+                      coalesce(a.record_gone, false) as "record_gone!"
                from notices n
                left join jobs j on j.id = n.job_id
                left join attempts a on a.job_id = n.job_id

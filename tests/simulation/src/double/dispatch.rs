@@ -195,6 +195,7 @@ impl Double {
                         state: AttemptState::Assigned,
                         slot_held: true,
                         unreachable: false,
+                        record_gone: false,
                         paused: false,
                         asked: None,
                         started_at: None,

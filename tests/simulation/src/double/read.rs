@@ -143,6 +143,7 @@ impl Double {
                     .get(&attempt.row.worker)
                     .is_some_and(|known| known.worker.spool_id == attempt.row.spool_id),
                 unreachable: attempt.row.attempt.unreachable,
+                record_gone: attempt.row.attempt.record_gone,
             })
             .collect()
     }

@@ -469,7 +469,8 @@ impl World {
             return Ok(false);
         };
         let there = &self.machines[index];
-        if outcome.cause != Cause::WorkerLost || !row.attempt.slot_held || row.log_end.is_some() {
+        let is_lost = matches!(outcome.cause, Cause::WorkerLost | Cause::RecordGone);
+        if !is_lost || !row.attempt.slot_held || row.log_end.is_some() {
             return Ok(false);
         }
         let least = self.settings.lost_after.saturating_sub(TICKS);

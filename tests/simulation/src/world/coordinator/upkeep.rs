@@ -44,9 +44,13 @@ impl World {
         };
         let lapsed = lapsed(&mut lead.leases, &current, heard, elapsed, true);
         let after = self.settings.unreachable_after;
-        let parts: [(&[Fence], Change<'_>); 3] = [
+        let lost_after = self.settings.lost_after;
+        let parts: [(&[Fence], Change<'_>); 4] = [
             (&lapsed.unreachable, &|ledger, fence| {
                 ledger.unreachable(fence, after);
+            }),
+            (&lapsed.record_gone, &|ledger, fence| {
+                ledger.record_gone(fence, after, lost_after);
             }),
             (&lapsed.back, &Ledger::reachable),
             (&lapsed.lost, &Ledger::give_up),
