@@ -34,7 +34,8 @@ pub(crate) async fn of_worker(
                   exists (select from attempts a join jobs j on j.id = a.job_id
                           where a.worker_id = w.id and $2 = any(a.gpu_uuids)
                             and j.notify <> 'never'
-                            and (a.state = 'running'
+                            -- What a person cancels ends by that, and tells nothing of its GPU.
+                            and (a.state = 'running' and not j.cancel_requested
                                  or a.outcome_cause = 'gpu_fault' and a.ended_at >= $3))
                     as "by_job!"
            from workers w

@@ -160,3 +160,38 @@ async fn jobs_with_bugs_do_not_cost_a_gpu(pool: PgPool) {
     }
     assert_eq!(queue.told_of_gpus().await, []);
 }
+
+#[sqlx::test]
+async fn f35_a_gpu_is_told_by_itself_where_its_job_tells_nothing_of_it(pool: PgPool) {
+    let queue = Coordinator::start(pool);
+    let mut worker = queue.gpu_worker().await;
+    let job = queue.one(wants_gpu("a")).await;
+    let assignment = worker.assigned().await;
+    worker.started(assignment.fence).await;
+    queue.becomes(job, JobState::Running).await;
+    let lost = GpuFault {
+        gpu: GPU.to_owned(),
+        name: String::new(),
+        kind: GpuFaultKind::Lost,
+        number: 0,
+        message: "the driver has lost it".to_owned(),
+    };
+    let fails = async |fault: Option<GpuFault>| {
+        let checked = (GPU.to_owned(), fault, false);
+        let checked = queue
+            .app
+            .gpu_checked(worker.hello.worker, worker.session, checked);
+        checked.await.expect("taken");
+    };
+    fails(Some(lost.clone())).await;
+    let told_in_all = queue.told_of_gpus().await;
+    assert_eq!(told_in_all.len(), 1);
+    assert_ne!(told_in_all[0].1, "new", "its job is stopped, and tells it");
+    fails(None).await;
+    // What is being cancelled ends by that, whatever its GPU does meanwhile.
+    let cancelled = queue.app.cancel(&queue.user, "", job, None).await;
+    cancelled.expect("cancelled");
+    fails(Some(lost)).await;
+    let told_in_all = queue.told_of_gpus().await;
+    assert_eq!(told_in_all.last(), Some(&told("gpu_faulty", "new")));
+}
