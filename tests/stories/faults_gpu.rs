@@ -5,6 +5,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use crate::harness::Installation;
+use crate::harness::invariants::Tables;
 use crate::harness::nvml::Gpus;
 use crate::notices::{prepared, settled, until_shown, without_times};
 use crate::phone::Phone;
@@ -378,6 +379,81 @@ fn a_job_that_computes_without_its_gpu_is_stopped_and_told_once_and_a_busy_one_i
     for id in [unseen, off, held] {
         qctl.qctl(&["cancel", &id.to_string()]).ok();
     }
+    settled(&qctl);
+    assert_eq!(phone.shown().len(), 1, "{:#?}", phone.shown());
+}
+
+#[test]
+fn a_job_whose_items_take_many_times_longer_than_before_is_stopped_where_its_gpu_hardly_works() {
+    let phone = Phone::start();
+    let hardly = WELL.replace("busy=50", "busy=2");
+    let (qctl, _) = Gpus::of(
+        prepared(&phone, ""),
+        &format!("gpu {A} {hardly}\ngpu {B} {WELL}\n"),
+    );
+    qctl.up(&["--slots", "2"]).ok();
+    until_gpus(&qctl, 2);
+    let counts = "echo $CUDA_VISIBLE_DEVICES; \
+                  for i in 1 2 3 4; do while [ -e slow ]; do :; done & done; i=0; \
+                  while [ $i -lt 1200 ]; do i=$((i + 1)); echo [$i/1200]; \
+                  if [ -e slow ]; then sleep 1; elif [ ${i%00} != $i ]; then sleep 0.1; fi; done";
+    let submit = || {
+        qctl.submit(&[
+            "--name",
+            "train",
+            "--gpus",
+            "1",
+            "--gpu-idle",
+            "5s",
+            "--shell",
+            counts,
+        ])
+    };
+    let earlier = submit();
+    assert_eq!(qctl.until_ended(earlier)["state"], "succeeded");
+    qctl.until("its last count is stored", || {
+        (qctl.job(earlier)["progress"]["done"] == json!(1200.0)).then_some(())
+    });
+    // As if it had run for the minute that it takes to be a measure.
+    let lasted = format!("update attempts set duration_us = 60000000 where job_id = {earlier}");
+    assert!(Tables::of(&qctl).change(&lasted).unwrap());
+
+    qctl.file("slow", "");
+    let ids = [(); 2].map(|()| submit());
+    let on = |id: i64| {
+        qctl.until(&format!("job {id} tells its GPU"), || {
+            let text = String::from_utf8(qctl.raw_log(id)).unwrap();
+            Some(text.split_once('\n')?.0.to_owned())
+        })
+    };
+    let [slow, used] = match on(ids[0]).as_str() {
+        A => ids,
+        _ => [ids[1], ids[0]],
+    };
+    let job = qctl.until_ended(slow);
+    assert_eq!(outcome(&job), ("failed", "gpu_fallback"), "{job:#}");
+    assert_eq!(job["attempt"], json!(1), "it is never retried by itself");
+    let message = job["outcome"]["message"].as_str().unwrap();
+    assert!(
+        message.starts_with("stopped because it computed as if without its GPU: ")
+            && message.ends_with(" for each item, 0.050 in earlier runs"),
+        "{message}"
+    );
+    let shown = until_shown(&qctl, &phone, 1);
+    assert_eq!(shown[0].title, format!("Job {slow} “train” failed"));
+    assert!(
+        shown[0]
+            .message
+            .contains(" times as long for an item as it did before"),
+        "{shown:#?}"
+    );
+    assert_eq!(
+        qctl.job(used)["state"],
+        "running",
+        "as slow, but with its GPU"
+    );
+    qctl.qctl(&["cancel", &used.to_string()]).ok();
+    qctl.until_ended(used);
     settled(&qctl);
     assert_eq!(phone.shown().len(), 1, "{:#?}", phone.shown());
 }

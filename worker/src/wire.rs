@@ -26,7 +26,7 @@ use qctl_worker_core::silence::{self, Evidence, Silence};
 
 use crate::follower;
 use crate::shim::records;
-pub(crate) use gpu::{gpu_fault_from, wire_gpu_fault};
+pub(crate) use gpu::{gpu_fault_from, usual_item, wire_gpu_fault};
 
 /// Microseconds since the Unix epoch as the contract has it.
 pub(crate) fn timestamp(wall_us: i64) -> Option<Timestamp> {
@@ -619,6 +619,8 @@ mod tests {
                 number: 79,
                 message: "the driver reports a serious error of X (GPU-1): Xid 79".to_owned(),
                 users_hidden: false,
+                item: None,
+                usual_item: None,
             }),
         };
         assert_eq!(attempt_ended(7, ended(recorded.clone())), recorded);

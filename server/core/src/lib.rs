@@ -20,6 +20,7 @@ pub mod measures;
 pub mod notice;
 pub mod outcome;
 pub mod output;
+pub mod pace;
 pub mod placement;
 pub mod progress;
 pub mod reconcile;

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::gpu::GpuFault;
+use crate::gpu::{GpuFault, GpuFaultKind};
 
 /// The classes that budgets and dependencies look at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -260,11 +260,12 @@ pub fn outcome(facts: &Facts) -> Outcome {
         Some(StopCause::GpuFault) => return told(K::Failed, C::GpuFault, "its GPU failed"),
         _ if facts.gpu_fault => return told(K::Failed, C::GpuFault, "its GPU failed"),
         Some(StopCause::GpuFallback) => {
-            return told(
-                K::Failed,
-                C::GpuFallback,
-                "stopped because it computed without its GPU",
-            );
+            let is_slow = |fault: &GpuFault| fault.kind == GpuFaultKind::Slow;
+            let sentence = match facts.gpu.as_ref().is_some_and(is_slow) {
+                true => "stopped because it computed as if without its GPU",
+                false => "stopped because it computed without its GPU",
+            };
+            return told(K::Failed, C::GpuFallback, sentence);
         }
         Some(StopCause::Silence) => {
             return told(

@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use qctl_server_core::dispatch::{NewAssignment, Round, Target, Turnover};
 use qctl_server_core::ledger::{What, Which};
+use qctl_server_core::pace::usual_item;
 use qctl_server_core::{Fence, JobId, WorkerId};
 
 use super::transitions::Report;
 use super::{App, Change, Doing, Duty, Error};
 use crate::sessions::{Assignment, Connected, ToWorker};
 use crate::store::checkpoints::{self, Place};
-use crate::store::{Dedicated, StoreError, bounded, dispatch};
+use crate::store::{Dedicated, StoreError, bounded, dispatch, pace};
 
 /// Looks at the queue in one round: a job behind so many that have to wait fills in later.
 const WINDOWS: usize = 8;
@@ -141,6 +142,15 @@ impl App {
             true => HashMap::new(),
             false => bounded(checkpoints::candidates(conn, &places)).await?,
         };
+        let with_gpus: Vec<JobId> = picked
+            .iter()
+            .filter(|new| !new.gpus.is_empty())
+            .map(|new| new.job)
+            .collect();
+        let earlier = match with_gpus.is_empty() {
+            true => HashMap::new(),
+            false => bounded(pace::earlier_runs(conn, &with_gpus)).await?,
+        };
         let made = dispatch::assign(conn, self.clock.now(), self.term, picked);
         let made = match bounded(made).await {
             Ok(made) => made,
@@ -179,6 +189,7 @@ impl App {
                 checkpoints: candidates.remove(&made.job).unwrap_or_default(),
                 default_silence: self.settings.silence,
                 default_gpu_idle: self.settings.gpu_idle,
+                usual_item: earlier.get(&made.job).and_then(|runs| usual_item(runs)),
             });
         }
         for (worker, assignments) in by_worker {

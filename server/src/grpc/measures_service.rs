@@ -305,6 +305,8 @@ pub(super) fn gpu_fault(fault: GpuFault) -> v1::GpuFault {
         message: fault.message,
         // The sentence says it.
         users_hidden: false,
+        item: None,
+        usual_item: None,
     }
 }
 

@@ -695,6 +695,12 @@ fn assignment_to_wire(assignment: Assignment) -> v1::Assignment {
             .collect(),
         default_silence: convert::silence_rules(assignment.default_silence),
         default_gpu_idle: assignment.default_gpu_idle.map(convert::duration),
+        usual_item: assignment.usual_item.map(|usual| v1::UsualItem {
+            time: Some(convert::duration(usual.time)),
+            unit: usual.unit,
+            source: usual.source,
+            same_command: usual.same_command,
+        }),
     }
 }
 

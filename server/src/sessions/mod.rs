@@ -8,6 +8,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use qctl_server_core::checkpoint::ResumeCandidate;
 use qctl_server_core::ledger::Message;
+use qctl_server_core::pace::UsualItem;
 use qctl_server_core::silence;
 use qctl_server_core::{AttemptNumber, Fence, JobId, JobSpec, Term, WorkerId};
 use tokio::sync::mpsc;
@@ -77,6 +78,8 @@ pub struct Assignment {
     pub default_silence: silence::Rules,
     /// How long GPUs may be left unused where neither job nor worker says anything; zero for ever.
     pub default_gpu_idle: Option<Duration>,
+    /// How long an item took in earlier runs with GPUs.
+    pub usual_item: Option<UsualItem>,
 }
 
 /// Who is connected.

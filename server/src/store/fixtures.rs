@@ -138,6 +138,16 @@ impl Fixtures {
         .expect("end");
     }
 
+    /// Has an attempt tell that so many items are done.
+    pub(crate) async fn progress(&self, fence: Fence, done: i64) {
+        sqlx::query("update attempts_live set progress = $2 where fence = $1")
+            .bind(fence.0)
+            .bind(json!({ "done": done }))
+            .execute(&self.pool)
+            .await
+            .expect("progress");
+    }
+
     pub(crate) async fn end_job(&self, job: JobId, state: JobState, at: DateTime<Utc>) {
         sqlx::query("update jobs set state = $2, ended_at = $3 where id = $1")
             .bind(job.0)

@@ -19,6 +19,7 @@ pub(crate) mod ledger;
 pub mod logs;
 pub(crate) mod measures;
 pub mod notices;
+pub(crate) mod pace;
 pub mod read;
 pub(crate) mod requests;
 pub mod retention;

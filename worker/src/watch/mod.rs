@@ -16,8 +16,9 @@ use std::time::Duration;
 
 use qctl_proto::v1;
 use qctl_worker_core::agent::Event;
-use qctl_worker_core::gpu::{self as gpus, FaultWatch};
+use qctl_worker_core::gpu::{self as gpus, FaultWatch, Usual};
 use qctl_worker_core::measure::{GPU_BUSY, Life, MachineSample, Still, TreeSample};
+use qctl_worker_core::progress::Reading;
 use qctl_worker_core::silence::Evidence;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -25,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock;
 use crate::follower::{Fact, Note};
 use crate::inventory::gpu::{Gpu, Nvml};
+use crate::wire;
 use gpu::GpuState;
 use look::Looker;
 use unused::Unused;
@@ -41,12 +43,16 @@ struct Leader {
 }
 
 /// An attempt that is watched.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 struct Watched {
     /// UUIDs of its GPUs.
     gpus: Vec<String>,
     /// How long it may leave them unused; `None` for ever.
     gpu_idle: Option<Duration>,
+    /// How long its items took in earlier runs.
+    usual: Option<Usual>,
+    /// How far it is.
+    progress: Option<Reading>,
     leader: Option<Leader>,
 }
 
@@ -143,7 +149,8 @@ impl Watcher {
                 let watched = Watched {
                     gpus: assignment.gpus.clone(),
                     gpu_idle: self.gpu_idle(assignment),
-                    leader: None,
+                    usual: wire::usual_item(assignment),
+                    ..Watched::default()
                 };
                 attempts.insert(note.fence, watched);
             }
@@ -152,6 +159,11 @@ impl Watcher {
                     pid: started.pid,
                     start_ticks: started.start_ticks,
                 });
+            }
+            Fact::Progress(reading) => {
+                if let Some(watched) = attempts.get_mut(&note.fence) {
+                    watched.progress = Some(reading.clone());
+                }
             }
             Fact::Void(_) | Fact::Freed => {
                 attempts.remove(&note.fence);

@@ -1,11 +1,11 @@
-//! Which attempts compute without the GPUs that were given to them.
+//! Which attempts compute without the GPUs that were given to them, or as if they did.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
 use qctl_worker_core::agent::Event;
-use qctl_worker_core::gpu::{Fault, FaultKind, IdleWatch, Use};
+use qctl_worker_core::gpu::{Fault, FaultKind, GpuShare, IdleWatch, Look, PaceWatch, Use};
 use qctl_worker_core::measure::MAX_PROCESSES;
 
 use super::gpu::GpuState;
@@ -21,7 +21,7 @@ const MPS_SERVER: &str = "nvidia-cuda-mps";
 /// Counts for every attempt with GPUs how long it has not used them.
 #[derive(Debug)]
 pub(super) struct Unused {
-    watches: BTreeMap<i64, IdleWatch>,
+    watches: BTreeMap<i64, (IdleWatch, PaceWatch)>,
     /// A process has the number here that the driver tells.
     numbers_agree: bool,
 }
@@ -62,31 +62,46 @@ impl Unused {
                 let is_told = whole && self.numbers_agree;
                 is_told && name().is_some_and(|name| !name.starts_with(MPS_SERVER))
             };
-            let work = match own.len() == watched.gpus.len() {
+            let all_told = own.len() == watched.gpus.len();
+            let work = match all_told {
                 true => Use::of_gpu(&own, processes, is_known),
                 false => None,
             };
             let used = Use {
-                gpu: work.map(|work| work.works),
+                gpu: work.map(|work| work.works()),
                 cpus: tree.cpus,
                 cpus_waited_for: tree.cpus_waited_for.unwrap_or(0.0),
                 bytes: tree.read_rate.unwrap_or(0.0) + tree.write_rate.unwrap_or(0.0),
             };
-            let unused = self
-                .watches
-                .entry(*fence)
-                .or_default()
-                .observe(used, window, now);
-            if let (Some(unused), Some(gpu), Some(work)) = (unused, own.first(), work) {
+            let (idle, pace) = self.watches.entry(*fence).or_default();
+            let unused = idle.observe(used, window, now);
+            let unused = unused.zip(work).map(|(unused, work)| FaultKind::Unused {
+                seconds: unused.as_secs(),
+                hidden: work.hidden,
+            });
+            let slow = watched.usual.as_ref().and_then(|usual| {
+                let look = Look {
+                    progress: watched.progress.as_ref(),
+                    gpu: match (work, all_told) {
+                        (Some(work), _) => GpuShare::Busy(work.busy),
+                        (None, true) => GpuShare::Unreadable,
+                        (None, false) => GpuShare::Unknown,
+                    },
+                    computes: used.computes(),
+                };
+                let item = pace.observe(look, usual, window, now)?;
+                Some(FaultKind::Slow {
+                    item,
+                    usual: usual.item,
+                })
+            });
+            if let (Some(kind), Some(gpu)) = (unused.or(slow), own.first()) {
                 found.push(Event::GpuUnused {
                     fence: *fence,
                     fault: Fault {
                         gpu: gpu.uuid.clone(),
                         name: gpu.name.clone(),
-                        kind: FaultKind::Unused {
-                            seconds: unused.as_secs(),
-                            hidden: work.hidden,
-                        },
+                        kind,
                     },
                 });
             }
@@ -115,7 +130,7 @@ mod tests {
         let watched = Watched {
             gpus: vec![uuid],
             gpu_idle: Some(window),
-            leader: None,
+            ..Watched::default()
         };
         let computes = TreeSample {
             cpus: Some(1.0),

@@ -21,7 +21,7 @@ const BUSY_BYTES: f64 = 1_000_000.0;
 const PREPARING: u32 = 6;
 
 /// Longest time that one look stands for. What a machine slept through is not counted.
-const LONGEST_LOOK: Duration = Duration::from_secs(15);
+pub(super) const LONGEST_LOOK: Duration = Duration::from_secs(15);
 
 /// How long a job may leave its GPUs unused; `None` for ever. What the job says counts before what its
 /// worker says, and that before what holds in general. Zero is somebody's word for "for ever".
@@ -35,10 +35,10 @@ pub fn window(
 }
 
 /// Whether GPUs work for a job, and how that is known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GpuWork {
-    /// One of them does.
-    pub works: bool,
+    /// Share of time in which the busiest of those computed that do; 0 when none does.
+    pub busy: f64,
     /// Whose work it would be is not told.
     pub hidden: bool,
 }
@@ -56,9 +56,16 @@ pub struct Use {
     pub bytes: f64,
 }
 
+impl GpuWork {
+    /// One of them works.
+    pub fn works(&self) -> bool {
+        self.busy > 0.0
+    }
+}
+
 impl Use {
     /// Whether its processors worked, or would have, had it been alone on its machine.
-    fn computes(&self) -> bool {
+    pub fn computes(&self) -> bool {
         self.cpus
             .is_some_and(|cpus| cpus >= LEAST_CPUS && cpus + self.cpus_waited_for >= BUSY_CPUS)
     }
@@ -79,15 +86,13 @@ impl Use {
             let users = gpu.processes.clone()?;
             users.iter().all(|pid| is_known(*pid)).then_some(users)
         };
-        let works = |gpu: &&GpuReading| {
-            let is_mine = match users(gpu) {
-                Some(users) if !users.is_empty() => users.iter().any(|pid| tree.contains(pid)),
-                _ => true,
-            };
-            is_mine && gpu.busy.is_some_and(|busy| busy > 0.0)
+        let is_mine = |gpu: &&&GpuReading| match users(gpu) {
+            Some(users) if !users.is_empty() => users.iter().any(|pid| tree.contains(pid)),
+            _ => true,
         };
+        let own = gpus.iter().filter(is_mine).filter_map(|gpu| gpu.busy);
         Some(GpuWork {
-            works: gpus.iter().any(works),
+            busy: own.fold(0.0, f64::max),
             hidden: gpus.iter().any(|gpu| users(gpu).is_none()),
         })
     }
@@ -255,7 +260,7 @@ mod tests {
             ..GpuReading::default()
         };
         let of = |gpus: &[&GpuReading]| Use::of_gpu(gpus, &[7, 8], |pid| pid < 100);
-        let mine = |gpu: &GpuReading| of(&[gpu]).map(|work| work.works);
+        let mine = |gpu: &GpuReading| of(&[gpu]).map(|work| work.works());
         assert_eq!(mine(&gpu(None, Some(vec![7]))), None, "not readable");
         assert_eq!(mine(&gpu(Some(0.0), Some(vec![7]))), Some(false));
         assert_eq!(mine(&gpu(Some(0.3), Some(vec![8, 9]))), Some(true));

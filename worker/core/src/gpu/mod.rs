@@ -4,14 +4,17 @@
 mod fault;
 mod health;
 mod idle;
+mod pace;
 
 use std::fmt;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 pub use fault::{FaultWatch, is_critical};
 pub use health::{Answer, Depth, FIRST_PROBE_PAUSE, GpuHealth, LONGEST_PROBE_PAUSE, Verdict};
 pub use idle::{DEFAULT_WINDOW, GpuWork, IdleWatch, Use, window};
+pub use pace::{GpuShare, Look, PaceWatch, Usual};
 
 /// What NVML says of a GPU at one moment. What it does not support is absent, never zero.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -83,8 +86,13 @@ pub enum FaultKind {
         /// The driver does not tell whose work the GPU does: that of anybody would have counted.
         hidden: bool,
     },
-    /// The job that was given it takes so many times as long for an item as before.
-    Slow(u64),
+    /// The job that was given it takes many times longer for its items than earlier runs did.
+    Slow {
+        /// For each, now.
+        item: Duration,
+        /// For each, then.
+        usual: Duration,
+    },
 }
 
 impl Fault {
@@ -145,12 +153,28 @@ impl fmt::Display for Fault {
                 }
                 Ok(())
             }
-            FaultKind::Slow(times) => write!(
-                f,
-                "it takes {times} times as long for an item as it did before on a GPU"
-            ),
+            FaultKind::Slow { item, usual } => {
+                let (unit, item) = match figure(*item).as_str() {
+                    "1.0" => ("second", "1".to_owned()),
+                    item => ("seconds", item.to_owned()),
+                };
+                let usual = figure(*usual);
+                write!(f, "{item} {unit} for each item, {usual} in earlier runs")
+            }
         }
     }
+}
+
+/// Seconds, with as many places as tell something.
+fn figure(time: Duration) -> String {
+    let seconds = time.as_secs_f64();
+    let places = match seconds {
+        10.0.. => 0,
+        1.0.. => 1,
+        0.1.. => 2,
+        _ => 3,
+    };
+    format!("{seconds:.places$}")
 }
 
 #[cfg(test)]
@@ -176,6 +200,13 @@ mod tests {
             (
                 FaultKind::Xid(79),
                 "the driver reports a serious error of NVIDIA H200 (GPU-5f3ab2c1): Xid 79",
+            ),
+            (
+                FaultKind::Slow {
+                    item: Duration::from_secs(41),
+                    usual: Duration::from_millis(1_200),
+                },
+                "41 seconds for each item, 1.2 in earlier runs",
             ),
             (
                 FaultKind::Unused {
