@@ -55,7 +55,7 @@ pub fn list(workers: &[v1::Worker], view: &View) -> String {
                 paint(worker.state()),
             ),
             format!("{}/{}", worker.slots_taken, worker.slots).into(),
-            gpus(&worker.gpus).into(),
+            gpus(worker).into(),
             worker
                 .load
                 .map(|load| format!("{load:.1}"))
@@ -85,10 +85,21 @@ pub fn list(workers: &[v1::Worker], view: &View) -> String {
     out
 }
 
-/// GPUs in short: `2 × NVIDIA H200`.
-fn gpus(gpus: &[v1::Gpu]) -> String {
+/// GPUs in short: `2 × NVIDIA H200`. Without any, why there are none, as far as is known.
+fn gpus(worker: &v1::Worker) -> String {
+    if worker.gpus.is_empty() {
+        let driver = worker.gpu_watch.as_ref().map(v1::GpuWatch::state);
+        let word = match driver {
+            Some(Driver::Absent) => "no driver",
+            Some(Driver::Hung) => "driver hangs",
+            Some(Driver::Failed) => "driver fails",
+            Some(Driver::Read) => "none",
+            Some(Driver::Unspecified) | None => "",
+        };
+        return word.to_owned();
+    }
     let mut names: Vec<(&str, usize)> = Vec::new();
-    for gpu in gpus {
+    for gpu in &worker.gpus {
         match names.iter_mut().find(|(name, _)| *name == gpu.name) {
             Some((_, count)) => *count += 1,
             None => names.push((&gpu.name, 1)),
