@@ -659,6 +659,7 @@ fn alarms_are_a_table_for_people_and_documents_for_programs() {
                 limit: 20e9,
                 peak: 3e9,
                 untold: "short".to_owned(),
+                ended_because: "other_machine".to_owned(),
                 ..v1::Alarm::default()
             },
         ],
