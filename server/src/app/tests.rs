@@ -825,12 +825,11 @@ async fn a_job_is_deleted_only_when_no_process_of_it_is_left(pool: PgPool) {
         Err(Error::ProcessesLeft(left)) if left == job
     ));
     // Whoever waited for its end and deletes it at once need not know of them.
-    let delete = queue.app.delete(&queue.user, "", job);
-    let (deleted, ()) = tokio::join!(delete, async {
-        tokio::task::yield_now().await;
-        worker.freed(fence).await;
-    });
-    deleted.expect("deleted");
+    let mut delete = std::pin::pin!(queue.app.delete(&queue.user, "", job));
+    let waits = tokio::time::timeout(Duration::from_secs(1), &mut delete).await;
+    assert!(waits.is_err(), "it is not refused at once: {waits:?}");
+    worker.freed(fence).await;
+    delete.await.expect("deleted");
 }
 
 #[sqlx::test]
