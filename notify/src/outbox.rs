@@ -2,6 +2,10 @@
 //! any more. The name of a file is what the notice is about, so that the same thing is told once.
 //! What became of it at each channel stands in it: marked before it is sent, and marked with what
 //! became of it afterwards. Of several programs on a machine one sends at a time.
+//!
+//! Whose they are: a coordinator says in the folder that it takes what lies there; elsewhere the
+//! worker hands what is not about the coordinator to its coordinator. Either way a notice keeps its
+//! key, so that whoever brings it brings it once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -9,18 +13,28 @@ use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::channel::{ASK_AFTER, Channel, Message, Outcome, Settled, Severity, ask_again, wait};
+use crate::settings::{Settings, Telling};
 use crate::words::{Facts, Words};
 
 /// Most files; what happens beyond that is logged only.
 const MOST: usize = 500;
 /// Ending of a notice's file.
 const ENDING: &str = "notice";
+/// The file of a coordinator that takes what lies in its folder.
+const TAKER: &str = "coordinator";
+/// A coordinator that has not said so for longer is gone, or leads no more.
+const TAKER_LIVES: Duration = Duration::from_secs(30);
+/// Stands for the coordinator among the channels that a notice was tried by.
+const COORDINATOR: &str = "coordinator";
+/// Between two tries to hand the same notice over.
+const HAND_OVER_AGAIN: TimeDelta = TimeDelta::seconds(10);
 
 /// A notice that waits in a file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -37,7 +51,7 @@ pub struct Filed {
     pub facts: Facts,
     /// When it happened.
     pub at: DateTime<Utc>,
-    /// What became of it at each channel that it was tried by.
+    /// What became of it at each channel that it was tried by, and at the coordinator.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub deliveries: BTreeMap<String, FiledDelivery>,
 }
@@ -48,6 +62,32 @@ impl Filed {
         self.deliveries
             .values()
             .any(|one| matches!(one.fate, FiledFate::Sent | FiledFate::Unknown))
+    }
+
+    /// True when a coordinator was given this and has not answered: it may have told it.
+    pub fn is_offered(&self) -> bool {
+        self.deliveries
+            .get(COORDINATOR)
+            .is_some_and(|one| one.fate == FiledFate::Sending)
+    }
+
+    /// What became of it at each channel that it was tried by.
+    pub fn channels(&self) -> impl Iterator<Item = (&str, &FiledDelivery)> {
+        self.deliveries
+            .iter()
+            .map(|(name, one)| (name.as_str(), one))
+            .filter(|(name, _)| *name != COORDINATOR)
+    }
+
+    /// True when the coordinator is to be given this: nobody was told of it from here, and nobody is
+    /// to be asked about that.
+    fn is_to_hand_over(&self, now: DateTime<Utc>) -> bool {
+        let is_tried = self.deliveries.get(COORDINATOR);
+        is_tried.is_none_or(|one| one.next_at <= now)
+            && !self.was_told()
+            && self
+                .channels()
+                .all(|(_, one)| one.fate != FiledFate::Sending)
     }
 
     /// True when none of these channels is still to be tried or asked.
@@ -79,6 +119,21 @@ pub struct FiledDelivery {
     pub receipt: Option<String>,
 }
 
+impl FiledDelivery {
+    /// Nothing is known but how far it is.
+    fn at(fate: FiledFate, now: DateTime<Utc>) -> Self {
+        Self {
+            fate,
+            tries: 0,
+            next_at: now,
+            tried_at: now,
+            left_before: None,
+            detail: String::new(),
+            receipt: None,
+        }
+    }
+}
+
 /// How far a notice is at a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -93,6 +148,8 @@ pub enum FiledFate {
     Rejected,
     /// Nobody knows whether it was sent.
     Unknown,
+    /// It is milder than what people want to be told.
+    Withheld,
 }
 
 impl FiledFate {
@@ -104,8 +161,20 @@ impl FiledFate {
             Self::Sent => "sent",
             Self::Rejected => "rejected",
             Self::Unknown => "unknown",
+            Self::Withheld => "withheld",
         }
     }
+}
+
+/// What became of a notice that was given to the coordinator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HandedOver {
+    /// It is in the history, and told from there.
+    Taken,
+    /// It is not, for this reason.
+    NotTaken(String),
+    /// Nobody knows, for this reason.
+    Unknown(String),
 }
 
 /// A folder of notices in files.
@@ -233,20 +302,100 @@ impl Outbox {
         }
     }
 
+    /// Says that a coordinator takes what lies here. To be said again every ten seconds or so.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn take(&self) -> io::Result<()> {
+        std::fs::create_dir_all(&self.folder)?;
+        std::fs::write(self.folder.join(TAKER), "")
+    }
+
+    /// True while a coordinator takes what lies here.
+    pub fn is_taken(&self) -> bool {
+        let said = std::fs::metadata(self.folder.join(TAKER)).and_then(|file| file.modified());
+        // A clock that was set back since says nothing about the coordinator.
+        said.is_ok_and(|at| at.elapsed().is_ok_and(|age| age < TAKER_LIVES))
+    }
+
+    /// Hands these notices to a coordinator elsewhere, unless another program is sending. What is
+    /// taken is removed. What may have been taken is not sent from here any more, but handed over
+    /// again, under the same key, until the coordinator has answered.
+    ///
+    /// # Errors
+    /// When the folder cannot be used.
+    pub async fn hand_over(
+        &self,
+        now: DateTime<Utc>,
+        which: impl Fn(&Filed) -> bool,
+        to_coordinator: impl AsyncFn(&Entry) -> HandedOver,
+    ) -> io::Result<()> {
+        let is_due = |entry: &Entry| which(&entry.filed) && entry.filed.is_to_hand_over(now);
+        if !self.entries()?.iter().any(is_due) {
+            return Ok(());
+        }
+        let Some(turn) = self.turn()? else {
+            return Ok(());
+        };
+        for mut entry in self.entries()?.into_iter().filter(is_due) {
+            let before = entry.filed.deliveries.get(COORDINATOR);
+            let begun = FiledDelivery {
+                tries: before.map_or(0, |one| one.tries).saturating_add(1),
+                next_at: now + HAND_OVER_AGAIN,
+                ..FiledDelivery::at(FiledFate::Sending, now)
+            };
+            // What was given away once may have been taken whatever becomes of this try.
+            let otherwise = match entry.filed.is_offered() {
+                true => FiledFate::Sending,
+                false => FiledFate::Pending,
+            };
+            if !entry.note(COORDINATOR, begun.clone()) {
+                // What is not marked may be told from here as well.
+                continue;
+            }
+            let (fate, detail) = match to_coordinator(&entry).await {
+                HandedOver::Taken => {
+                    self.remove(&turn, &entry)?;
+                    continue;
+                }
+                HandedOver::NotTaken(why) => (otherwise, why),
+                HandedOver::Unknown(why) => (FiledFate::Sending, why),
+            };
+            tracing::debug!("{entry} waits for the coordinator: {detail}");
+            let ended = FiledDelivery {
+                fate,
+                detail,
+                ..begun
+            };
+            entry.note(COORDINATOR, ended);
+        }
+        Ok(())
+    }
+
     /// Sends what is due of these notices by the channels, without any database, unless another
-    /// program is sending. One whose fate at a channel is not known is never sent there again; what
-    /// a channel refuses for now is tried again by a later call.
+    /// program is sending: by the settings' rules, so that what is too mild is settled without being
+    /// sent, and what is not urgent waits for the end of the quiet hours. One whose fate at a channel
+    /// is not known is never sent there again; what a channel refuses for now is tried again by a
+    /// later call.
     ///
     /// # Errors
     /// When the folder cannot be used.
     pub async fn send(
         &self,
-        channels: &[Arc<dyn Channel>],
+        settings: &Settings,
         words: &Words,
         now: DateTime<Utc>,
         which: impl Fn(&Filed) -> bool,
     ) -> io::Result<()> {
-        let is_due = |entry: &Entry| which(&entry.filed) && !entry.filed.is_settled(channels);
+        let channels = &settings.channels[..];
+        let telling = |entry: &Entry| settings.telling(entry.filed.severity, now);
+        let is_due = |entry: &Entry| {
+            let filed = &entry.filed;
+            which(filed)
+                && !filed.is_offered()
+                && !filed.is_settled(channels)
+                && (entry.is_open() || telling(entry) != Telling::Later)
+        };
         if channels.is_empty() || !self.entries()?.iter().any(is_due) {
             return Ok(());
         }
@@ -255,6 +404,14 @@ impl Outbox {
         };
         let mut busy = self.settle(&turn, channels, now).await?;
         for mut entry in self.entries()?.into_iter().filter(is_due) {
+            match telling(&entry) {
+                Telling::Now => {}
+                Telling::Later => continue,
+                Telling::Never => {
+                    entry.withhold(channels, now);
+                    continue;
+                }
+            }
             for channel in channels {
                 // A counter tells what became of a message only while nothing else is sent.
                 if !busy.contains(channel.name()) && !entry.send(&**channel, words, now).await {
@@ -291,10 +448,19 @@ impl Outbox {
 impl Entry {
     /// True while a channel is to be asked what became of this.
     pub fn is_open(&self) -> bool {
-        self.filed
-            .deliveries
-            .values()
-            .any(|one| one.fate == FiledFate::Sending)
+        let mut channels = self.filed.channels();
+        channels.any(|(_, one)| one.fate == FiledFate::Sending)
+    }
+
+    /// Settles this, without sending it, at the channels that have not been tried.
+    fn withhold(&mut self, channels: &[Arc<dyn Channel>], now: DateTime<Utc>) {
+        for channel in channels {
+            let before = self.filed.deliveries.get(channel.name());
+            if before.is_none_or(|one| one.fate == FiledFate::Pending) {
+                let withheld = FiledDelivery::at(FiledFate::Withheld, now);
+                self.note(channel.name(), withheld);
+            }
+        }
     }
 
     /// Sends this by a channel if that is due. Returns false when nobody knows what became of it.
@@ -306,13 +472,10 @@ impl Entry {
         }
         let tries = before.map_or(0, |one| one.tries);
         let begun = FiledDelivery {
-            fate: FiledFate::Sending,
             tries: tries.saturating_add(1),
             next_at: now + ASK_AFTER,
-            tried_at: now,
             left_before: channel.left().await,
-            detail: String::new(),
-            receipt: None,
+            ..FiledDelivery::at(FiledFate::Sending, now)
         };
         if !self.note(name, begun.clone()) {
             // What is not marked may be sent twice.

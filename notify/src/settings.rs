@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::NaiveTime;
+use chrono::{DateTime, NaiveTime, Utc};
 use serde::Deserialize;
 
 use crate::channel::{Channel, Severity};
@@ -32,6 +32,27 @@ pub struct Quiet {
     pub to: NaiveTime,
     /// What is milder than this waits until they end.
     pub below: Severity,
+}
+
+impl Quiet {
+    /// True at this time of the wall clock.
+    pub fn contains(&self, wall: NaiveTime) -> bool {
+        match self.from < self.to {
+            true => (self.from..self.to).contains(&wall),
+            false => wall >= self.from || wall < self.to,
+        }
+    }
+}
+
+/// Whether something is told to people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Telling {
+    /// At once.
+    Now,
+    /// After the quiet hours.
+    Later,
+    /// It is too mild.
+    Never,
 }
 
 /// The checked settings of one installation.
@@ -318,6 +339,20 @@ impl Settings {
         Ok(settings)
     }
 
+    /// Whether something this bad is told at this moment. What is critical always is.
+    pub fn telling(&self, severity: Severity, now: DateTime<Utc>) -> Telling {
+        if severity < self.minimum {
+            return Telling::Never;
+        }
+        let waits = self.quiet.is_some_and(|quiet| {
+            severity < quiet.below && quiet.contains(self.zone.wall(now).time())
+        });
+        match waits {
+            true => Telling::Later,
+            false => Telling::Now,
+        }
+    }
+
     /// The names of the channels, in order.
     pub fn channel_names(&self) -> Vec<&'static str> {
         self.channels.iter().map(|channel| channel.name()).collect()
@@ -567,6 +602,40 @@ mod tests {
         for secret in ["ttt", "uuu", "hidden"] {
             assert!(!shown.contains(secret), "{shown}");
         }
+    }
+
+    #[test]
+    fn the_mild_is_never_told_and_the_night_is_for_what_is_bad_enough() {
+        use Severity::{Critical, Error, Info, Warning};
+        let at = |text: &str| -> DateTime<Utc> { text.parse().unwrap() };
+        let text = "time_zone = 'Asia/Tokyo'\nminimum = 'warning'\nquiet = '23:00-07:00'";
+        let settings = read(text, &[]).unwrap();
+        let night = "2026-01-05T14:00:00Z";
+        for (severity, time, telling) in [
+            (Info, "2026-01-05T03:00:00Z", Telling::Never),
+            (Info, night, Telling::Never),
+            (Warning, "2026-01-05T13:59:59Z", Telling::Now),
+            (Warning, night, Telling::Later),
+            (Warning, "2026-01-05T21:59:59Z", Telling::Later),
+            (Warning, "2026-01-05T22:00:00Z", Telling::Now),
+            (Error, night, Telling::Now),
+        ] {
+            assert_eq!(
+                settings.telling(severity, at(time)),
+                telling,
+                "{severity} {time}"
+            );
+        }
+        let text = "minimum = 'critical'\nquiet = '00:00-23:59'\nquiet_below = 'critical'";
+        let strictest = read(text, &[]).unwrap();
+        assert_eq!(strictest.telling(Error, at(night)), Telling::Never);
+        assert_eq!(strictest.telling(Critical, at(night)), Telling::Now);
+        let noon = read("time_zone = 'UTC'\nquiet = '12:00-13:00'", &[]).unwrap();
+        assert_eq!(
+            noon.telling(Warning, at("2026-01-05T12:30:00Z")),
+            Telling::Later
+        );
+        assert_eq!(noon.telling(Warning, at(night)), Telling::Now);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use rustix::process::Signal;
 use serde_json::Value;
 
+use crate::harness::worker::Worker;
 use crate::harness::{Installation, kill};
 use crate::phone::{Mood, Phone, Push, TOKEN, USER};
 pub(crate) use told::without_times;
@@ -607,6 +608,90 @@ fn a_fault_of_the_worker_or_the_keeper_is_told() {
     }
     let id = qctl.submit(&["true"]);
     assert_eq!(qctl.until_ended(id)["state"], "succeeded");
+    settled(&qctl);
+    assert_eq!(faults(&phone).len(), programs.len(), "each is told once");
+}
+
+fn faults(phone: &Phone) -> Vec<Push> {
+    let mut shown = phone.shown();
+    shown.retain(|push| push.title.starts_with("A fault inside qctl"));
+    shown
+}
+
+/// Nobody on the worker's machine tells anything: the agent that panicked, and its shim, reach the
+/// phone by the coordinator, which is elsewhere.
+#[test]
+fn a_fault_of_a_worker_elsewhere_is_told_once() {
+    let phone = Phone::start();
+    let qctl = prepared(&phone, "");
+    qctl.up(&["--no-worker"]).ok();
+    let address = std::fs::read_to_string(qctl.home().join("data/address")).unwrap();
+    let switches = qctl.folder().join("panic");
+    std::fs::create_dir(&switches).unwrap();
+    let variable = format!("QCTL_TEST_PANIC={}", switches.display());
+    let wrapper = ["env", &variable];
+    let mut worker = Worker::start_under(&qctl, &wrapper, "far", 1, address.trim());
+    let outbox = qctl.folder().join("workers/far/data/outbox");
+    let filed = || {
+        let files = std::fs::read_dir(&outbox).into_iter().flatten();
+        let is_notice = |name: &std::ffi::OsStr| name.to_string_lossy().ends_with(".notice");
+        files
+            .filter(|file| is_notice(&file.as_ref().unwrap().file_name()))
+            .count()
+    };
+    let until_there = || {
+        qctl.until("the worker is there", || {
+            (qctl.json(&["workers"])["workers"][0]["state"] == "online").then_some(())
+        });
+    };
+    let switch = |part: &str| std::fs::write(switches.join(part), "").unwrap();
+    let until_met = |part: &str| {
+        qctl.until("the fault is met", || {
+            (!switches.join(part).exists()).then_some(())
+        });
+    };
+    let mut provoke_agent = || {
+        switch("agent");
+        until_met("agent");
+        let before = worker.pid();
+        qctl.until("the agent is begun anew", || {
+            worker.start_again();
+            (worker.pid() != before).then_some(())
+        });
+        until_there();
+    };
+    until_there();
+    provoke_agent();
+    let shown = until_shown(&qctl, &phone, 1);
+    let host = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned();
+    assert_eq!(shown[0].title, "A fault inside qctl: qctl-worker");
+    assert_eq!(shown[0].priority, 0);
+    let lines: Vec<_> = shown[0].message.lines().collect();
+    let place = format!("On {host}, in worker/src/supervisor/mod.rs:");
+    assert!(lines[0].starts_with(&place), "{lines:?}");
+    assert_eq!(lines[1], "In its own words: “provoked in agent”");
+    assert!(
+        lines.contains(&"Please report it with these words."),
+        "{lines:?}"
+    );
+    // It goes on panicking: nobody wants to know more often.
+    provoke_agent();
+    provoke_agent();
+    switch("shim");
+    let id = qctl.submit(&["--notify", "never", "true"]);
+    until_met("shim");
+    qctl.until_ended(id);
+    let shown = until_shown(&qctl, &phone, 2);
+    assert_eq!(shown[1].title, "A fault inside qctl: qctl-worker shim");
+    qctl.until("the coordinator has taken everything", || {
+        (filed() == 0).then_some(())
+    });
+    settled(&qctl);
+    assert_eq!(phone.shown().len(), 2, "{:#?}", phone.shown());
+    phone.assert_rules_kept();
 }
 
 /// Nobody restarts the coordinator: the worker tells.

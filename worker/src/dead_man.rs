@@ -25,7 +25,8 @@ const CLAIMED: Duration = Duration::from_secs(10);
 /// How long it is remembered what was told from here.
 const REMEMBERED: TimeDelta = TimeDelta::days(1);
 
-/// Watches the link to the coordinator until `stop`.
+/// Watches the link to the coordinator, unless the settings switch that off, and tells what nobody
+/// else has told, until `stop`.
 pub(crate) async fn run(
     settings: Settings,
     data: &Path,
@@ -33,16 +34,18 @@ pub(crate) async fn run(
     link: watch::Receiver<Option<Coordinator>>,
     stop: CancellationToken,
 ) {
-    if settings.channels.is_empty() || settings.dead_man_after.is_zero() {
-        return;
-    }
+    // Its return is told all the same: an earlier agent may have told that it was away.
+    let after = match settings.channels.is_empty() || settings.dead_man_after.is_zero() {
+        true => Duration::MAX,
+        false => settings.dead_man_after,
+    };
     let teller = Teller {
         words: Words::new(settings.language, settings.zone.clone()),
         outbox: Outbox::of(data),
         settings,
         worker,
     };
-    let mut dead_man = DeadMan::new(teller.settings.dead_man_after);
+    let mut dead_man = DeadMan::new(after);
     let mut away_since = None;
     let mut back_at = None;
     loop {
@@ -68,6 +71,7 @@ pub(crate) async fn run(
             && !teller.is_database_told()
         {
             away_since = None;
+            teller.forget(is_return);
             teller.file(&teller.away(since));
         }
         if back_at.is_some_and(|at| clock::now() >= at) && teller.is_back_told() {
@@ -188,24 +192,29 @@ impl Teller {
     async fn send(&self, which: impl Fn(&Filed) -> bool) {
         let sent = self
             .outbox
-            .send(&self.settings.channels, &self.words, Utc::now(), which)
+            .send(&self.settings, &self.words, Utc::now(), which)
             .await;
         if let Err(error) = sent {
             tracing::debug!(error = %error, "notices in files cannot be sent");
         }
     }
 
-    /// What was told long ago is news again when it happens again; a return always is.
+    /// What was told long ago is news again when it happens again; a return always is. What nobody
+    /// was told of stays for the coordinator.
     fn forget_old(&self) {
         let old = Utc::now() - REMEMBERED;
-        let is_over = |filed: &Filed| {
-            let is_settled = filed.is_settled(&self.settings.channels);
-            is_settled && (is_return(filed) || !is_about_coordinator(filed) && filed.at < old)
-        };
+        self.forget(|filed| match filed.class.as_str() {
+            "coordinator_away" => false,
+            "coordinator_back" => filed.is_settled(&self.settings.channels),
+            _ => filed.was_told() && filed.is_settled(&self.settings.channels) && filed.at < old,
+        });
+    }
+
+    fn forget(&self, which: impl Fn(&Filed) -> bool) {
         let over: Vec<_> = self
             .entries()
             .into_iter()
-            .filter(|entry| is_over(&entry.filed))
+            .filter(|entry| which(&entry.filed))
             .collect();
         if over.is_empty() {
             return;
@@ -222,5 +231,130 @@ impl Teller {
             tracing::debug!(error = %error, "notices in files cannot be read");
             Vec::new()
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use qctl_notify::channel::Pending;
+    use qctl_notify::{Channel, Message, Outcome};
+
+    use super::*;
+
+    /// Longest wait for something that must happen.
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// Takes everything.
+    #[derive(Debug, Default)]
+    struct Phone(Mutex<Vec<String>>);
+
+    impl Channel for Phone {
+        fn name(&self) -> &'static str {
+            "phone"
+        }
+
+        fn send<'a>(&'a self, message: &'a Message) -> Pending<'a, Outcome> {
+            self.0.lock().unwrap().push(message.class.clone());
+            Box::pin(async { Outcome::Accepted { receipt: None } })
+        }
+    }
+
+    fn filed(class: &str, severity: Severity, age: TimeDelta) -> Filed {
+        Filed {
+            class: class.to_owned(),
+            severity,
+            subject: class.to_owned(),
+            signature: String::new(),
+            facts: BTreeMap::new(),
+            at: Utc::now() - age,
+            deliveries: BTreeMap::new(),
+        }
+    }
+
+    /// Runs by these settings until nothing lies in the outbox but what is expected to stay. Returns
+    /// what the phone got.
+    async fn told(
+        edit: impl FnOnce(&mut Settings),
+        filed: &[Filed],
+        stays: &[&str],
+    ) -> Vec<String> {
+        let folder = tempfile::tempdir().unwrap();
+        let outbox = Outbox::of(folder.path());
+        for one in filed {
+            outbox.put(one).unwrap();
+        }
+        let phone = Arc::new(Phone::default());
+        let mut settings = Settings::default();
+        settings.channels = vec![Arc::clone(&phone) as Arc<dyn Channel>];
+        edit(&mut settings);
+        let (_link, linked) = watch::channel(None);
+        let stop = CancellationToken::new();
+        let until = async {
+            loop {
+                let entries = outbox.entries().unwrap();
+                let left: Vec<_> = entries.iter().map(|entry| &entry.filed).collect();
+                let is_done = left.iter().all(|filed| {
+                    stays.contains(&filed.class.as_str())
+                        && (settings.channels.is_empty() || filed.is_settled(&settings.channels))
+                });
+                if is_done && left.len() == stays.len() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let running = run(
+            settings.clone(),
+            folder.path(),
+            "box".to_owned(),
+            linked,
+            stop.clone(),
+        );
+        tokio::select! {
+            () = running => unreachable!("nobody stops it"),
+            done = tokio::time::timeout(PATIENCE, until) => done.expect("all is settled"),
+        }
+        let got = phone.0.lock().unwrap().clone();
+        got
+    }
+
+    #[tokio::test]
+    async fn without_the_check_on_the_coordinator_the_rest_is_sent_and_forgotten() {
+        let long_ago = REMEMBERED + TimeDelta::minutes(1);
+        let filed = [
+            filed("panic", Severity::Error, TimeDelta::minutes(2)),
+            filed("old", Severity::Error, long_ago),
+        ];
+        let off = |settings: &mut Settings| settings.dead_man_after = Duration::ZERO;
+        let mut got = told(off, &filed, &["panic"]).await;
+        got.sort();
+        assert_eq!(got, ["old", "panic"]);
+    }
+
+    #[tokio::test]
+    async fn what_is_too_mild_is_not_sent_and_a_return_is_forgotten_all_the_same() {
+        let filed = [
+            filed("coordinator_back", Severity::Info, TimeDelta::zero()),
+            filed("panic", Severity::Error, TimeDelta::minutes(2)),
+        ];
+        let strict = |settings: &mut Settings| settings.minimum = Severity::Error;
+        assert_eq!(told(strict, &filed, &["panic"]).await, ["panic"]);
+    }
+
+    #[tokio::test]
+    async fn what_was_told_is_forgotten_although_no_channel_is_left_and_the_rest_is_kept() {
+        let long_ago = REMEMBERED + TimeDelta::minutes(1);
+        let mut known = filed("told", Severity::Error, long_ago);
+        let json = serde_json::json!({
+            "fate": "sent", "tries": 1, "next_at": known.at, "tried_at": known.at,
+            "left_before": null, "detail": "", "receipt": null,
+        });
+        let sent = serde_json::from_value(json).unwrap();
+        known.deliveries.insert("phone".to_owned(), sent);
+        let filed = [known, filed("panic", Severity::Error, long_ago)];
+        let none = |settings: &mut Settings| settings.channels.clear();
+        assert!(told(none, &filed, &["panic"]).await.is_empty());
     }
 }

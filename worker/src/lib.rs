@@ -10,10 +10,12 @@ mod charge;
 mod checkpoints;
 mod clock;
 pub mod config;
+mod coordinators;
 mod dead_man;
 mod follower;
 pub mod inventory;
 mod log_pump;
+mod panics;
 pub mod process;
 mod session;
 pub mod shim;
@@ -40,11 +42,13 @@ use tracing_subscriber::EnvFilter;
 
 use checkpoints::{Checkpoints, Coordinator};
 use config::{Args, Command, Config, LogFormat};
+use coordinators::Coordinators;
 use inventory::gpu::{self, Nvml};
 use inventory::host::Observer;
 use inventory::place::Places;
 use inventory::probe::{self, Prober};
 use log_pump::Pump;
+use panics::Panics;
 use process::identity;
 use session::Dialler;
 use spool::Spool;
@@ -126,6 +130,19 @@ async fn run_until_signal(config: Config) -> anyhow::Result<()> {
 /// When the worker's folder cannot be used, or its segments cannot be read.
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
     let open_files = daemon::raise_open_files();
+    let (link, coordinator) = tokio::sync::watch::channel(None);
+    let coordinators = Coordinators {
+        server: config.server.clone(),
+        home: config.home.clone(),
+        token_file: config.token_file.clone(),
+        authority: config.authority.clone(),
+    };
+    let panics = Panics {
+        outbox: Outbox::of(config.home.data_dir()),
+        coordinators: coordinators.clone(),
+        link: coordinator.clone(),
+    };
+    panics.hand_over_first().await;
     let spool = Arc::new(Spool::open(&config.home.worker_dir())?);
     let boot_id = identity::boot_id().context("cannot read the machine's boot id")?;
     let (tell_stored, stored) = mpsc::unbounded_channel();
@@ -144,7 +161,6 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let observer = Observer::new();
     let host = observer.host();
     let (events, session) = mpsc::channel(QUEUED_EVENTS);
-    let (link, coordinator) = tokio::sync::watch::channel(None);
     let (checkpoints, found) = Checkpoints::start(
         spool.checkpoints_dir(),
         config.checkpoints_per_job,
@@ -186,10 +202,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let gpus = watcher.watch_gpus(nvml.clone(), tell_gpus, see_gpus, stop.clone());
     let watching = watch_coordinator(&config, host.name.clone(), coordinator, stop.clone());
     let dialler = Dialler {
-        server: config.server,
-        home: config.home.clone(),
-        token_file: config.token_file,
-        authority: config.authority,
+        coordinators,
         name: config.name,
         slots: config.slots,
         alarms: config.alarms.clone(),
@@ -219,13 +232,14 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         supervisor.run(stop.clone()),
         dialler.run(stop.clone()),
         watching,
+        panics.run(stop.clone()),
         gpus,
     );
     Ok(())
 }
 
-/// Tells people when the coordinator is away. A mistake in the settings is logged: jobs do not wait
-/// for it, and the coordinator of this machine refuses them anyway.
+/// Tells people when the coordinator is away. A mistake in the settings is logged, and tells nobody:
+/// jobs do not wait for it, and the coordinator of this machine refuses them anyway.
 fn watch_coordinator(
     config: &Config,
     host: String,
@@ -236,12 +250,8 @@ fn watch_coordinator(
     let data = config.home.data_dir().to_owned();
     let settings = qctl_notify::Settings::load(config.home.config_dir())
         .inspect_err(|error| tracing::error!("nobody is told from here: {}", chain(error)))
-        .ok();
-    async move {
-        if let Some(settings) = settings {
-            dead_man::run(settings, &data, name, link, stop).await;
-        }
-    }
+        .unwrap_or_default();
+    async move { dead_man::run(settings, &data, name, link, stop).await }
 }
 
 /// The name of this machine.

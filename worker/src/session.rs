@@ -1,13 +1,11 @@
 //! The agent's connection to the coordinator: dials out, greets, keeps alive, and dials again for
 //! as long as the agent lives.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use qctl_proto::client::{AuthorizedChannel, ConnectError, Target, addresses, may_follow};
+use qctl_proto::client::{AuthorizedChannel, ConnectError, Target, may_follow};
 use qctl_proto::error::{Fault, Reason};
-use qctl_proto::home::Home;
 use qctl_proto::v1::open_session_request::Message as Say;
 use qctl_proto::v1::open_session_response::Message as Said;
 use qctl_proto::v1::worker_session_service_client::WorkerSessionServiceClient;
@@ -21,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 use crate::checkpoints::Coordinator;
-use crate::config::Server;
+use crate::coordinators::{Coordinators, TokenError};
 use crate::inventory::gpu::{self, Gpu, Nvml};
 use crate::inventory::host::Host;
 use crate::inventory::place::Places;
@@ -49,10 +47,7 @@ const SOON: u32 = 2;
 /// What the session works with.
 #[derive(Debug)]
 pub(crate) struct Dialler {
-    pub(crate) server: Server,
-    pub(crate) home: Home,
-    pub(crate) token_file: PathBuf,
-    pub(crate) authority: Option<PathBuf>,
+    pub(crate) coordinators: Coordinators,
     pub(crate) name: Option<String>,
     pub(crate) slots: Option<u32>,
     /// From which figure on something is an alarm here.
@@ -76,11 +71,8 @@ pub(crate) struct Dialler {
 enum SessionError {
     #[error("the greeting cannot be numbered")]
     Greeting(#[from] SpoolError),
-    #[error("cannot read the token file {path}")]
-    Token {
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    Token(#[from] TokenError),
     #[error("cannot connect")]
     Connect(#[from] ConnectError),
     #[error("the coordinator refuses: {0}")]
@@ -181,12 +173,12 @@ impl Dialler {
 
     /// How many failures in a row the wait before dialling again is reckoned from.
     fn counted(&self, failures: u32, error: &SessionError) -> u32 {
-        let soon = match (&self.server, error) {
+        let soon = match error {
             // The one agent of the coordinator's own home is no crowd, and one of them has just been
             // started when the other is.
-            (Server::OfHome { .. }, _) => true,
+            _ if self.coordinators.are_of_home() => true,
             // One leads soon, if not already; a database that is away is looked for all the time.
-            (_, SessionError::Refused(fault)) => matches!(
+            SessionError::Refused(fault) => matches!(
                 fault.reason,
                 Reason::NotLeader | Reason::DatabaseUnavailable
             ),
@@ -194,7 +186,7 @@ impl Dialler {
         };
         match soon {
             true => failures.min(SOON),
-            false => failures / self.known().len().max(1) as u32,
+            false => failures / self.coordinators.addresses().len().max(1) as u32,
         }
     }
 
@@ -390,25 +382,11 @@ impl Dialler {
         })
     }
 
-    /// Where coordinators may be. Read anew: one that was started again may be elsewhere.
-    fn known(&self) -> Vec<String> {
-        match &self.server {
-            Server::At(text) => addresses(text),
-            Server::OfHome { otherwise } => {
-                let written = self.home.address().unwrap_or_else(|torn| {
-                    tracing::warn!("{torn}");
-                    None
-                });
-                vec![written.unwrap_or_else(|| otherwise.clone())]
-            }
-        }
-    }
-
     /// Chooses who is dialled next, after one that did not let us in.
     fn turn_elsewhere(&self, memory: &mut Memory, error: &SessionError) {
         match error {
             SessionError::Refused(fault) if fault.reason == Reason::NotLeader => {
-                let known = self.known();
+                let known = self.coordinators.addresses();
                 let asked = memory.route.next(&known).unwrap_or_default();
                 let leader = fault.leader.clone();
                 let leader = leader.filter(|leader| may_follow(asked, leader));
@@ -420,18 +398,9 @@ impl Dialler {
 
     /// Whom to dial, with the token as it is now.
     fn target(&self, memory: &Memory) -> Result<Target, SessionError> {
-        let known = self.known();
-        let address = memory.route.next(&known).unwrap_or_default().to_owned();
-        let token = std::fs::read_to_string(&self.token_file);
-        let token = token.map_err(|source| SessionError::Token {
-            path: self.token_file.clone(),
-            source,
-        })?;
-        Ok(Target {
-            address,
-            token: token.trim().to_owned(),
-            authority: self.authority.clone(),
-        })
+        let known = self.coordinators.addresses();
+        let address = memory.route.next(&known).unwrap_or_default();
+        Ok(self.coordinators.target(address)?)
     }
 
     async fn tell(&self, event: SessionEvent) -> Result<(), SessionError> {

@@ -111,7 +111,7 @@ impl Teller {
             let words = Words::new(settings.language, settings.zone.clone());
             loop {
                 let sent = outbox
-                    .send(&settings.channels, &words, Utc::now(), is_about_coordinator)
+                    .send(&settings, &words, Utc::now(), is_about_coordinator)
                     .await;
                 if let Err(error) = sent {
                     note(&format!("notices in files cannot be sent: {error}"));

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::channel::Pending;
+use crate::settings::Quiet;
 use crate::words::{Language, Zone};
 
 fn filed(signature: &str) -> Filed {
@@ -77,14 +78,24 @@ fn not_now() -> Outcome {
     }
 }
 
-async fn send(outbox: &Outbox, channels: &[Arc<Scripted>], now: i64) {
-    let channels: Vec<Arc<dyn Channel>> = channels
+fn settings(channels: &[Arc<Scripted>]) -> Settings {
+    let mut settings = Settings::default();
+    settings.zone = Zone::named("UTC").unwrap();
+    settings.channels = channels
         .iter()
         .map(|one| Arc::clone(one) as Arc<dyn Channel>)
         .collect();
+    settings
+}
+
+async fn send(outbox: &Outbox, channels: &[Arc<Scripted>], now: i64) {
+    send_by(outbox, &settings(channels), now).await;
+}
+
+async fn send_by(outbox: &Outbox, settings: &Settings, now: i64) {
     let words = Words::new(Language::English, Zone::Local);
     outbox
-        .send(&channels, &words, at(now), |_| true)
+        .send(settings, &words, at(now), |_| true)
         .await
         .unwrap();
 }
@@ -225,4 +236,121 @@ async fn an_outage_of_the_network_does_not_lose_sight_of_what_was_in_flight() {
     }
     assert_eq!(fates(&outbox)[0].1, "unknown");
     assert_eq!(phone[0].got(), 1, "never sent twice");
+}
+
+#[tokio::test]
+async fn what_is_too_mild_is_settled_unsent_and_the_night_is_waited_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let outbox = Outbox::of(folder.path());
+    for (signature, severity) in [
+        ("mild", Severity::Info),
+        ("bad", Severity::Warning),
+        ("worse", Severity::Critical),
+    ] {
+        let filed = Filed {
+            severity,
+            ..filed(signature)
+        };
+        outbox.put(&filed).unwrap();
+    }
+    let phone = [Scripted::channel("phone", Settled::Unknown, &[])];
+    let mut settings = settings(&phone);
+    settings.minimum = Severity::Warning;
+    let wall = |hour| chrono::NaiveTime::from_hms_opt(hour, 0, 0).unwrap();
+    settings.quiet = Some(Quiet {
+        from: wall(0),
+        to: wall(7),
+        below: Severity::Error,
+    });
+    let fate_of = |signature: &str| {
+        let entries = outbox.entries().unwrap();
+        let entry = entries
+            .into_iter()
+            .find(|entry| entry.filed.signature == signature);
+        let deliveries = entry.unwrap().filed.deliveries;
+        deliveries.get("phone").map(|one| one.fate)
+    };
+    send_by(&outbox, &settings, 0).await;
+    send_by(&outbox, &settings, 7 * 3_600 - 1).await;
+    assert_eq!(phone[0].got(), 1, "in the night");
+    assert_eq!(fate_of("worse"), Some(FiledFate::Sent));
+    assert_eq!(fate_of("bad"), None);
+    assert_eq!(fate_of("mild"), Some(FiledFate::Withheld));
+    send_by(&outbox, &settings, 7 * 3_600).await;
+    assert_eq!(phone[0].got(), 2, "in the morning");
+    assert_eq!(fate_of("bad"), Some(FiledFate::Sent));
+    // It was decided, and is not decided again by other settings.
+    settings.minimum = Severity::Info;
+    send_by(&outbox, &settings, 8 * 3_600).await;
+    assert_eq!(phone[0].got(), 2);
+    let mild = outbox
+        .entries()
+        .unwrap()
+        .into_iter()
+        .find(|entry| entry.filed.severity == Severity::Info)
+        .unwrap();
+    assert!(mild.filed.is_settled(&settings.channels) && !mild.filed.was_told());
+}
+
+/// A coordinator that answers as it is told to, and keeps the keys of what it got.
+async fn hand_over(outbox: &Outbox, now: i64, answer: HandedOver, got: &Mutex<Vec<String>>) {
+    outbox
+        .hand_over(
+            at(now),
+            |filed| filed.class == "panic",
+            async |entry| {
+                got.lock().unwrap().push(entry.key.clone());
+                answer.clone()
+            },
+        )
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn what_a_coordinator_may_have_taken_is_told_by_nobody_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let outbox = Outbox::of(folder.path());
+    let phone = [Scripted::channel("phone", Settled::Unknown, &[])];
+    let got = Mutex::new(Vec::new());
+    outbox.put(&filed("a")).unwrap();
+    let refused = HandedOver::NotTaken("it does not lead".into());
+    hand_over(&outbox, 0, HandedOver::Unknown("no answer".into()), &got).await;
+    hand_over(&outbox, 9, HandedOver::Taken, &got).await;
+    assert_eq!(got.lock().unwrap().len(), 1, "not again so soon");
+    // That it is refused now says nothing about the first time.
+    hand_over(&outbox, 10, refused.clone(), &got).await;
+    send(&outbox, &phone, 15).await;
+    assert_eq!(phone[0].got(), 0);
+    assert!(!outbox.entries().unwrap()[0].is_open(), "no channel has it");
+    hand_over(&outbox, 20, HandedOver::Taken, &got).await;
+    let got = got.into_inner().unwrap();
+    assert!(got.len() == 3 && got.iter().all(|key| *key == got[0]));
+    assert!(outbox.entries().unwrap().is_empty(), "its file is removed");
+
+    // What was not taken for certain is told from here, and then kept from the coordinator.
+    let got = Mutex::new(Vec::new());
+    outbox.put(&filed("b")).unwrap();
+    hand_over(&outbox, 0, refused, &got).await;
+    send(&outbox, &phone, 1).await;
+    assert_eq!(phone[0].got(), 1);
+    hand_over(&outbox, 100, HandedOver::Taken, &got).await;
+    assert_eq!(got.into_inner().unwrap().len(), 1);
+}
+
+#[test]
+fn a_coordinator_that_says_no_more_that_it_takes_what_lies_here_is_gone() {
+    let folder = tempfile::tempdir().unwrap();
+    let outbox = Outbox::of(folder.path());
+    assert!(!outbox.is_taken());
+    outbox.take().unwrap();
+    assert!(outbox.is_taken());
+    assert!(outbox.entries().unwrap().is_empty());
+    let said = File::options()
+        .write(true)
+        .open(outbox.folder.join(TAKER))
+        .unwrap();
+    said.set_modified(std::time::SystemTime::now() - TAKER_LIVES)
+        .unwrap();
+    assert!(!outbox.is_taken());
 }

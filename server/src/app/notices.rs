@@ -10,6 +10,7 @@ use qctl_server_core::notice::{Class, Details, Notice};
 
 use super::read::{PageRequest, page_size, read_token, write_token};
 use super::{App, Caller, Error, Role};
+use crate::store::notices::FiledNotice;
 pub use crate::store::notices::{
     DeliveryCount, DeliveryRecord, ErrorGroup, NoticeCount, NoticeName, NoticeRecord,
 };
@@ -113,6 +114,23 @@ impl NoticeBoard {
     }
 }
 
+/// What a program on a worker's machine panicked about.
+#[derive(Clone, Debug)]
+pub struct PanicReport {
+    /// Names it, the same in each repetition.
+    pub key: String,
+    /// The program.
+    pub program: String,
+    /// The machine.
+    pub host: String,
+    /// Where in the program.
+    pub place: String,
+    /// What it said.
+    pub text: String,
+    /// When, by the clock of the machine, if it says so.
+    pub at: Option<DateTime<Utc>>,
+}
+
 /// A page of notices.
 #[derive(Clone, Debug)]
 pub struct NoticePage {
@@ -144,6 +162,39 @@ impl App {
         self.store
             .insert_notices(self.clock.now(), vec![notice])
             .await?;
+        self.notices.ring();
+        Ok(())
+    }
+
+    /// Has people told that a program on a worker's machine panicked. A repetition changes nothing.
+    ///
+    /// # Errors
+    /// When the database is away. The worker tells it again.
+    pub(crate) async fn panic_reported(&self, report: PanicReport) -> Result<(), Error> {
+        let now = self.clock.now();
+        let kept = TimeDelta::from_std(self.settings.history_kept).unwrap_or(TimeDelta::MAX);
+        // A clock that is wrong by more than the history goes back tells no time.
+        let is_possible = |at: &DateTime<Utc>| *at <= now && now - *at < kept;
+        let at = report.at.filter(is_possible).unwrap_or(now);
+        let subject = format!("program {} on {}", report.program, report.host);
+        let details = Details {
+            name: report.program,
+            place: report.place.clone(),
+            text: report.text,
+            ..Details::default()
+        };
+        let notice = Notice {
+            signature: report.place,
+            worker: report.host,
+            ..Notice::about(Class::Panic, subject, details)
+        };
+        let filed = FiledNotice {
+            filed_as: report.key,
+            at,
+            notice,
+            message: None,
+        };
+        self.store.import_filed(filed, now).await?;
         self.notices.ring();
         Ok(())
     }

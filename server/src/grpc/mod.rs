@@ -14,6 +14,8 @@ mod log_tests;
 mod log_upload;
 mod measures_service;
 mod notice_service;
+#[cfg(test)]
+mod notice_tests;
 mod queue_service;
 mod status;
 #[cfg(test)]

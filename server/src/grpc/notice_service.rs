@@ -10,10 +10,19 @@ use tonic::{Request, Response, Status};
 
 use super::convert;
 use super::status::{caller, status};
+use super::worker_session::clean;
 use crate::app::notices::{
     DeliveryCount, DeliveryRecord, ErrorGroup, NoticeBoard, NoticeCount, NoticeName, NoticeRecord,
+    PanicReport,
 };
-use crate::app::{App, Role};
+use crate::app::{App, Error, Role};
+
+/// Longest parts of what a worker tells of a panic, in bytes.
+const MAX_KEY: usize = 100;
+const MAX_PROGRAM: usize = 100;
+const MAX_HOST: usize = 255;
+const MAX_PLACE: usize = 4 * 1024;
+const MAX_TEXT: usize = 8 * 1024;
 
 /// Serves notices and errors.
 pub(super) struct Notices {
@@ -91,6 +100,42 @@ impl NoticeService for Notices {
             next_page_token: page.next_page_token,
         }))
     }
+
+    async fn report_panic(
+        &self,
+        request: Request<v1::ReportPanicRequest>,
+    ) -> Result<Response<v1::ReportPanicResponse>, Status> {
+        caller(&request, Role::Worker)?;
+        let report = panic_report(request.into_inner()).map_err(status)?;
+        self.app.panic_reported(report).await.map_err(status)?;
+        Ok(Response::new(v1::ReportPanicResponse {}))
+    }
+}
+
+fn panic_report(told: v1::ReportPanicRequest) -> Result<PanicReport, Error> {
+    let impossible = |field, problem| Error::field(field, problem, "update the worker");
+    let is_key = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    if !(1..=MAX_KEY).contains(&told.key.len()) || !told.key.chars().all(is_key) {
+        return Err(impossible(
+            "key",
+            "is not 1 to 100 letters, digits and hyphens",
+        ));
+    }
+    let name = |field, text: String, most| match clean(text, most) {
+        name if name.trim().is_empty() => Err(impossible(field, "is missing")),
+        name => Ok(name),
+    };
+    let time = told.time.as_ref();
+    Ok(PanicReport {
+        key: told.key,
+        program: name("program", told.program, MAX_PROGRAM)?,
+        host: name("host", told.host, MAX_HOST)?,
+        place: clean(told.place, MAX_PLACE),
+        text: clean(told.text, MAX_TEXT),
+        at: time
+            .map(|time| convert::read_timestamp(time, "time"))
+            .transpose()?,
+    })
 }
 
 /// The channels that are set up, with what they refuse.

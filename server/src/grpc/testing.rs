@@ -9,6 +9,7 @@ use qctl_proto::v1::checkpoint_transfer_service_client::CheckpointTransferServic
 use qctl_proto::v1::job_service_client::JobServiceClient;
 use qctl_proto::v1::log_service_client::LogServiceClient;
 use qctl_proto::v1::log_upload_service_client::LogUploadServiceClient;
+use qctl_proto::v1::notice_service_client::NoticeServiceClient;
 use qctl_proto::v1::queue_service_client::QueueServiceClient;
 use qctl_proto::v1::worker_session_service_client::WorkerSessionServiceClient;
 use qctl_proto::{MAX_MESSAGE_BYTES, v1};
@@ -107,6 +108,10 @@ impl Coordinator {
 
     pub(crate) fn jobs(&self) -> JobServiceClient<Channel> {
         JobServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    pub(crate) fn notices(&self) -> NoticeServiceClient<Channel> {
+        NoticeServiceClient::new(self.channel.clone())
     }
 
     pub(crate) fn queue(&self) -> QueueServiceClient<Channel> {

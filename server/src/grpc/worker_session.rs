@@ -540,7 +540,7 @@ fn gpu_fault_from(told: v1::GpuFault) -> Option<GpuFault> {
 
 /// What a program printed can have found its way into what a worker says: NUL bytes, which the
 /// database does not take, go, and the length is bounded.
-fn clean(mut text: String, most: usize) -> String {
+pub(super) fn clean(mut text: String, most: usize) -> String {
     text.retain(|c| c != '\0');
     if text.len() > most {
         let whole = (0..=most).rev().find(|end| text.is_char_boundary(*end));

@@ -42,6 +42,9 @@ pub(super) async fn run(teller: Arc<Teller>) {
         if tokio::time::Instant::now() >= touch_at {
             touch_at = tokio::time::Instant::now() + TOUCH;
             teller.marker.touch();
+            if let Err(error) = teller.outbox.take() {
+                tracing::warn!(error = %error, "a worker here cannot see who takes its notices");
+            }
         }
         watch.look(&teller).await;
         if tokio::time::Instant::now() >= disk_at {
@@ -79,7 +82,7 @@ pub(super) async fn carry(notifier: Arc<Notifier>, clock: Clock) {
         let now = clock.now();
         let sent = notifier
             .outbox
-            .send(&notifier.settings.channels, &notifier.words, now, |filed| {
+            .send(&notifier.settings, &notifier.words, now, |filed| {
                 is_alone || now - filed.at > UNCLAIMED
             })
             .await;
@@ -335,10 +338,8 @@ impl Teller {
             return Ok(());
         };
         let text = self.words.notice(&filed.class, &filed.facts, filed.at);
-        let is_new = filed
-            .deliveries
-            .values()
-            .all(|one| one.fate == FiledFate::Pending);
+        let is_untried = |fate| matches!(fate, FiledFate::Pending | FiledFate::Withheld);
+        let is_new = filed.channels().all(|(_, one)| is_untried(one.fate));
         let delivery = |channel: &String| {
             let tried = filed.deliveries.get(channel);
             FiledDelivery {
@@ -348,18 +349,27 @@ impl Teller {
                 receipt: tried.and_then(|one| one.receipt.clone()),
             }
         };
+        // Told elsewhere, it was too mild for these: there is nothing left to decide.
+        let is_withheld = |channel: &&String| {
+            let tried = filed.deliveries.get(*channel);
+            tried.is_some_and(|one| one.fate == FiledFate::Withheld)
+        };
+        let channels = self.app.notices.channels().iter();
         let message = (!is_new).then(|| FiledMessage {
-            title: &text.title,
-            body: &text.body,
-            deliveries: self.app.notices.channels().iter().map(delivery).collect(),
+            title: text.title,
+            body: text.body,
+            deliveries: channels
+                .filter(|channel| !is_withheld(channel))
+                .map(delivery)
+                .collect(),
         });
         let filed = FiledNotice {
-            filed_as: &entry.key,
+            filed_as: entry.key.clone(),
             at: filed.at,
-            notice: &notice,
+            notice,
             message,
         };
-        self.app.store.import_filed(&filed, now).await?;
+        self.app.store.import_filed(filed, now).await?;
         self.app.notices.ring();
         self.delivery_bell.notify_waiters();
         Ok(())

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use chrono::NaiveTime;
 use qctl_notify::channel::Pending;
-use qctl_notify::outbox::{FiledFate, Outbox};
+use qctl_notify::outbox::{Filed, FiledDelivery, FiledFate, Outbox};
 use qctl_notify::settings::Quiet;
 use qctl_notify::{Channel, Checked, Language, Message, Outcome, Settings, Zone};
 use qctl_server_core::notice::{Class, Details, Notice};
@@ -609,6 +609,50 @@ async fn a_lease_that_the_database_refuses_to_renew_is_told_with_the_end_of_the_
     assert_eq!(phone.titles(), ["The database refuses to write"]);
     let body = phone.got.lock().unwrap()[0].body.clone();
     assert!(body.contains("read-only transaction"), "{body}");
+}
+
+/// What was decided, or begun, about a file before it is in the history.
+#[sqlx::test]
+async fn what_was_too_mild_in_a_file_is_held_back_and_what_was_offered_elsewhere_is_told(
+    pool: PgPool,
+) {
+    let phone = Recorder::channel("phone");
+    let bench = Bench::start(&pool, &[&phone], |settings| {
+        settings.minimum = qctl_notify::Severity::Warning;
+    });
+    let file = |class: Class, severity, channel: &str, fate| {
+        let begun = FiledDelivery {
+            fate,
+            tries: 1,
+            next_at: noon(),
+            tried_at: noon(),
+            left_before: None,
+            detail: String::new(),
+            receipt: None,
+        };
+        let filed = Filed {
+            class: class.to_string(),
+            severity,
+            subject: "x".to_owned(),
+            signature: String::new(),
+            facts: qctl_notify::Facts::new(),
+            at: noon(),
+            deliveries: [(channel.to_owned(), begun)].into(),
+        };
+        Outbox::of(bench.folder.path()).put(&filed).unwrap();
+    };
+    let (info, error) = (qctl_notify::Severity::Info, qctl_notify::Severity::Error);
+    file(Class::JobRecovered, info, "phone", FiledFate::Withheld);
+    file(Class::Panic, error, "coordinator", FiledFate::Sending);
+    let page = bench
+        .until("all is settled", |page| {
+            is_sent(page, Class::Panic, 1)
+                && page.notices.len() == 2
+                && page.notices.iter().any(|one| one.reason == "too_mild")
+        })
+        .await;
+    let mild = page.notices.iter().find(|one| one.reason == "too_mild");
+    assert_eq!(mild.map(|one| one.class), Some(Class::JobRecovered));
 }
 
 /// The term ends because the database is away, while the message that says so is being sent.

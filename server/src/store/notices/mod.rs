@@ -37,8 +37,6 @@ pub mod held_back {
     pub const NO_CHANNEL: &str = "no_channel";
     /// It was over before it could be told.
     pub const OVER: &str = "over";
-    /// It came by the local outbox, which could not tell it.
-    pub const NOT_SENT: &str = "not_sent";
 }
 
 /// Writes notices, in order. One that ends an episode is written only when there is one to end; one
