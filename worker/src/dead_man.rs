@@ -316,8 +316,7 @@ mod tests {
             () = running => unreachable!("nobody stops it"),
             done = tokio::time::timeout(PATIENCE, until) => done.expect("all is settled"),
         }
-        let got = phone.0.lock().unwrap().clone();
-        got
+        phone.0.lock().unwrap().clone()
     }
 
     #[tokio::test]
