@@ -396,7 +396,8 @@ fn a_job_whose_items_take_many_times_longer_than_before_is_stopped_where_its_gpu
     let counts = "echo $CUDA_VISIBLE_DEVICES; \
                   for i in 1 2 3 4; do while [ -e slow ]; do :; done & done; i=0; \
                   while [ $i -lt 1200 ]; do i=$((i + 1)); echo [$i/1200]; \
-                  if [ -e slow ]; then sleep 1; elif [ ${i%00} != $i ]; then sleep 0.1; fi; done";
+                  if [ -e slow ]; then sleep 1; fi; done; \
+                  until [ -e go ]; do sleep 0.1; done";
     let submit = || {
         qctl.submit(&[
             "--name",
@@ -410,13 +411,25 @@ fn a_job_whose_items_take_many_times_longer_than_before_is_stopped_where_its_gpu
         ])
     };
     let earlier = submit();
-    assert_eq!(qctl.until_ended(earlier)["state"], "succeeded");
+    let tables = Tables::of(&qctl);
+    let stored = format!(
+        "select l.fence from attempts_live l join attempts a using (fence)
+         where a.job_id = {earlier} and (l.progress ->> 'done')::float = 1200"
+    );
+    // It goes on only then, so that nothing is written of its progress any more.
     qctl.until("its last count is stored", || {
-        (qctl.job(earlier)["progress"]["done"] == json!(1200.0)).then_some(())
+        (!tables.rows(&stored).unwrap().is_empty()).then_some(())
     });
-    // As if it had run for the minute that it takes to be a measure.
+    qctl.file("go", "");
+    assert_eq!(qctl.until_ended(earlier)["state"], "succeeded");
+    // As if it had run for the minute that it takes to be a measure, at one pace.
     let lasted = format!("update attempts set duration_us = 60000000 where job_id = {earlier}");
-    assert!(Tables::of(&qctl).change(&lasted).unwrap());
+    assert!(tables.change(&lasted).unwrap());
+    let pace = format!(
+        "update attempts_live l set progress = jsonb_set(l.progress, '{{rate}}', '20')
+         from attempts a where a.fence = l.fence and a.job_id = {earlier}"
+    );
+    assert!(tables.change(&pace).unwrap());
 
     qctl.file("slow", "");
     let ids = [(); 2].map(|()| submit());
