@@ -37,8 +37,8 @@ struct State {
     rate: Option<u64>,
     /// When the link has carried what was taken so far.
     free_at: Instant,
-    /// A text whose answer is to be lost, once.
-    lose_answer_to: Option<Vec<u8>>,
+    /// A text whose answer is to be lost, once, and what its connection must have sent before.
+    lose_answer_to: Option<(Vec<u8>, Vec<u8>)>,
     lost: usize,
     over: bool,
 }
@@ -63,6 +63,8 @@ struct Link {
     client: Stream,
     server: Stream,
     frozen: AtomicBool,
+    /// It has sent what must come before the text whose answer is to be lost.
+    ready: AtomicBool,
     losing: AtomicBool,
     closed: AtomicBool,
 }
@@ -183,7 +185,16 @@ impl Proxy {
     /// The next time a client sends this text, the server gets it and its answer is lost: the
     /// connection breaks instead. `COMMIT` is how sqlx commits.
     pub(crate) fn lose_answer_to(&self, text: &str) {
-        self.shared.locked().lose_answer_to = Some(text.as_bytes().to_vec());
+        self.lose_answer_after("", text);
+    }
+
+    /// The same on a connection that has sent `before` first: others may send that text as well.
+    pub(crate) fn lose_answer_after(&self, before: &str, text: &str) {
+        let mut state = self.shared.locked();
+        for link in &state.links {
+            link.ready.store(false, Ordering::SeqCst);
+        }
+        state.lose_answer_to = Some((before.into(), text.into()));
     }
 
     /// Waits until an answer was lost since the proxy started, `times` in all.
@@ -254,6 +265,7 @@ impl Shared {
                 client: Stream::Tcp(client),
                 server,
                 frozen: AtomicBool::new(mode == Mode::Freeze),
+                ready: AtomicBool::new(false),
                 losing: AtomicBool::new(false),
                 closed: AtomicBool::new(false),
             });
@@ -309,10 +321,14 @@ impl Shared {
             }
             if to_server {
                 let mut state = self.locked();
-                let found = state.lose_answer_to.as_ref().is_some_and(|text| {
-                    piece[..length]
-                        .windows(text.len())
-                        .any(|part| part == text.as_slice())
+                let has = |text: &[u8]| {
+                    text.is_empty() || piece[..length].windows(text.len()).any(|part| part == text)
+                };
+                let found = state.lose_answer_to.as_ref().is_some_and(|(before, text)| {
+                    if has(before) {
+                        link.ready.store(true, Ordering::SeqCst);
+                    }
+                    link.ready.load(Ordering::SeqCst) && has(text)
                 });
                 if found {
                     state.lose_answer_to = None;

@@ -52,6 +52,8 @@ impl App {
 
     /// Assigns what can be assigned now.
     pub(super) async fn dispatch_round(&self, database: &mut Dedicated) -> Result<(), StoreError> {
+        // Two at a time would give the same room away twice.
+        let _alone = self.dispatching.lock().await;
         let now = self.clock.now();
         let connected: HashMap<WorkerId, Connected> = self
             .sessions

@@ -116,6 +116,8 @@ pub struct App {
     pub started_at: DateTime<Utc>,
     wake: Wake,
     turnover: Mutex<Turnover>,
+    /// Held by the round of the dispatcher that is under way.
+    dispatching: tokio::sync::Mutex<()>,
     edits: Edits,
     reports: Reports,
     signs: SignsOfLife,
@@ -167,6 +169,7 @@ impl App {
             started_at,
             wake: Wake::default(),
             turnover: Mutex::default(),
+            dispatching: tokio::sync::Mutex::default(),
             edits: Edits::default(),
             reports,
             signs: SignsOfLife::default(),

@@ -36,6 +36,8 @@ impl Spoiled {
             .port(proxy.address().port())
             .username(options.get_username())
             .database(options.get_database().unwrap())
+            // Each statement is sent with its text, by which the proxy knows it.
+            .statement_cache_capacity(0)
             .ssl_mode(PgSslMode::Disable);
         let queue = Coordinator::start(crate::store::pool(options, 4));
         Self { queue, proxy }
@@ -46,7 +48,7 @@ impl Spoiled {
 async fn f03_a_submission_whose_commit_was_not_confirmed_has_one_effect(pool: PgPool) {
     let Spoiled { queue, proxy } = Spoiled::start(&pool);
     let mut worker = queue.worker("w", 1).await;
-    proxy.lose_answer_to("COMMIT");
+    proxy.lose_answer_after("insert into requests", "COMMIT");
     let submit = async || queue.app.submit(&queue.user, "once", vec![spec("a")]).await;
     let unconfirmed = submit().await;
     assert!(
@@ -70,7 +72,7 @@ async fn f03_a_cancel_whose_commit_was_not_confirmed_reaches_the_worker(pool: Pg
     let assignment = worker.assigned().await;
     worker.started(assignment.fence).await;
     queue.becomes(job, JobState::Running).await;
-    proxy.lose_answer_to("COMMIT");
+    proxy.lose_answer_after("insert into requests", "COMMIT");
     let cancel = async || queue.app.cancel(&queue.user, "once", job, None).await;
     let unconfirmed = cancel().await;
     assert!(
@@ -102,7 +104,7 @@ async fn f03_a_result_whose_commit_was_not_confirmed_is_recorded_once(pool: PgPo
     let fence = worker.assigned().await.fence;
     worker.started(fence).await;
     queue.becomes(job, JobState::Running).await;
-    proxy.lose_answer_to("COMMIT");
+    proxy.lose_answer_after("with j as (", "COMMIT");
     worker.ended(fence, exit(0)).await;
     queue.becomes(job, JobState::Succeeded).await;
     tokio::time::timeout(PATIENCE, worker.outbox.closed.cancelled())
