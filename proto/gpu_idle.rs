@@ -18,7 +18,7 @@ pub fn parse(text: &str) -> Result<Duration, String> {
     if text.trim() == "off" {
         return Ok(Duration::ZERO);
     }
-    let length = length::parse(text)?;
+    let length = length::parse(text).map_err(|problem| format!("{problem}, or off"))?;
     match is_possible(length) && !length.is_zero() {
         true => Ok(length),
         false => Err("expected a time from 1s to ten years, such as 15m, or off".to_owned()),
