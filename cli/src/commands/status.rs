@@ -477,6 +477,7 @@ mod tests {
     fn a_coordinator_that_does_not_come_up_is_explained() {
         let report = |phase: &str, failures| Report {
             pid: 5,
+            requests: 0,
             programs: [(
                 "server".to_owned(),
                 ProgramReport {

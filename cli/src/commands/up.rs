@@ -115,8 +115,9 @@ pub async fn run(context: &Context, args: Args) -> Result<ExitCode, Error> {
             .save(&home)
             .map_err(|error| settings_problem(&error, &home))?;
         // It reads the options again and starts what is missing.
+        let requests = Report::load(&home).requests;
         keeper.signal(Signal::HUP);
-        let keeper = Keeper::Found(keeper);
+        let keeper = Keeper::Found { keeper, requests };
         return wait_and_tell(context, &home, &settings, &remembered, keeper).await;
     }
     if Process::adopt(&Program::Server.record(&home)).is_none() {
@@ -161,7 +162,11 @@ async fn in_foreground(
 /// The keeper that this command relies on.
 enum Keeper {
     /// It ran before.
-    Found(Process),
+    Found {
+        keeper: Process,
+        /// What it had carried out when this command asked it to look again.
+        requests: u32,
+    },
     /// It runs in this process.
     Own,
     /// This command started it.
@@ -211,7 +216,7 @@ async fn wait_and_tell(
     remembered: &Settings,
     mut keeper: Keeper,
 ) -> Result<ExitCode, Error> {
-    let was_running = matches!(keeper, Keeper::Found(_));
+    let was_running = matches!(keeper, Keeper::Found { .. });
     let deadline = Instant::now() + PATIENCE;
     let failure = match wait(context, home, settings, &mut keeper, deadline).await {
         Ok(ready) => {
@@ -242,7 +247,7 @@ async fn undo(
     let restored = settings != remembered && remembered.save(home).is_ok();
     match keeper {
         Keeper::Started(_) if !coordinator_is_up && stop_keeper(home).await => Left::Nothing,
-        Keeper::Found(keeper) if restored => {
+        Keeper::Found { keeper, .. } if restored => {
             keeper.signal(Signal::HUP);
             Left::EarlierOptions
         }
@@ -258,17 +263,18 @@ async fn wait(
     deadline: Instant,
 ) -> Result<Ready, Failure> {
     let mut missing = Missing::Coordinator;
-    // A keeper that was just told to try again still reports its earlier failures.
-    let stale_until = match keeper {
-        Keeper::Found(_) => Instant::now() + Duration::from_secs(1),
-        Keeper::Started(_) | Keeper::Own => Instant::now(),
+    // Until a keeper has carried out what this command asks, it reports failures from before.
+    let asked = match keeper {
+        Keeper::Found { requests, .. } => Some(*requests),
+        Keeper::Started(_) | Keeper::Own => None,
     };
     let ready = process::until(deadline, async || {
         if keeper_ended(keeper, home) {
             return Some(Err(Failure::KeeperEnded));
         }
-        if Instant::now() >= stale_until
-            && let Some(program) = hopeless(&Report::load(home))
+        let report = Report::load(home);
+        if asked.is_none_or(|requests| report.requests != requests)
+            && let Some(program) = hopeless(&report)
             // Without a coordinator a worker may well give up first; that is not the cause.
             && (program == Program::Server || missing == Missing::Worker)
         {
@@ -288,7 +294,7 @@ async fn wait(
 
 fn keeper_ended(keeper: &mut Keeper, home: &Home) -> bool {
     match keeper {
-        Keeper::Found(_) | Keeper::Own => false,
+        Keeper::Found { .. } | Keeper::Own => false,
         // Another `up` at the same time may have been quicker; then its keeper serves us.
         Keeper::Started(child) => {
             !matches!(child.try_wait(), Ok(None))
@@ -683,6 +689,7 @@ mod tests {
     fn a_program_that_ends_again_and_again_is_not_waited_for() {
         let report = |phase: &str, failures| Report {
             pid: 1,
+            requests: 0,
             programs: [(
                 "server".to_owned(),
                 ProgramReport {

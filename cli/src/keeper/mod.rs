@@ -245,6 +245,8 @@ struct Keeper {
     outage: Outage,
     teller: Teller,
     stopping: bool,
+    /// How often it was told to start what is missing.
+    requests: u32,
     next_log_look: Instant,
     told: Report,
 }
@@ -262,6 +264,7 @@ impl Keeper {
             worker: Supervised::new(Program::Worker),
             awaited: None,
             stopping: false,
+            requests: 0,
             next_log_look: Instant::now(),
             told: Report::default(),
         }
@@ -392,6 +395,7 @@ impl Keeper {
     fn reload(&mut self, now: Instant) {
         self.teller = Teller::new(self.home.clone());
         self.outage.over();
+        self.requests = self.requests.wrapping_add(1);
         match Settings::load(&self.home) {
             Ok(settings) => self.settings = settings,
             Err(error) => note(&format!("keeping the options in force: {error}")),
@@ -562,6 +566,7 @@ impl Keeper {
     fn tell(&mut self) {
         let report = Report {
             pid: std::process::id().cast_signed(),
+            requests: self.requests,
             programs: [&self.server, &self.worker]
                 .map(|supervised| (supervised.program.name().to_owned(), supervised.report()))
                 .into(),
@@ -811,6 +816,7 @@ mod tests {
         )
         .await;
         assert_eq!(pid(&keeper, Program::Server), server);
+        assert_eq!(Report::load(&fake.home).requests, 1);
         keeper.handle(Event::StopWorker);
         until(&mut keeper, &mut signals, "the worker is gone", |keeper| {
             pid(keeper, Program::Worker).is_none()

@@ -15,6 +15,9 @@ use super::supervision::{Phase, Supervision};
 pub struct Report {
     /// The keeper's process id.
     pub pid: i32,
+    /// How many requests it has carried out: to start what is missing, with the options of now.
+    #[serde(default)]
+    pub requests: u32,
     /// `server` and `worker`.
     pub programs: BTreeMap<String, ProgramReport>,
 }
@@ -26,7 +29,7 @@ pub struct ProgramReport {
     pub phase: String,
     /// Process id; absent while it does not run.
     pub pid: Option<i32>,
-    /// How often in a row it ended by itself.
+    /// How often in a row it ended by itself, since the last request.
     pub failures: u32,
     /// How it ended last. Empty while it never did.
     pub last_ending: String,

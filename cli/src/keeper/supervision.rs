@@ -72,7 +72,7 @@ pub enum Action {
 pub struct Supervision {
     phase: Phase,
     wanted: bool,
-    /// Endings in a row without a stable minute between them.
+    /// Endings in a row without a stable minute or somebody's request between them.
     failures: u32,
     grace: Duration,
 }
@@ -93,7 +93,7 @@ impl Supervision {
         self.phase
     }
 
-    /// How often in a row it ended by itself.
+    /// How often in a row it ended by itself, since it was last wanted.
     pub fn failures(&self) -> u32 {
         self.failures
     }
@@ -109,14 +109,15 @@ impl Supervision {
         self.phase = Phase::Running { since: now };
     }
 
-    /// It should run from now on; waiting and giving up end here.
+    /// It should run from now on; waiting and giving up end here, and what failed before is forgotten.
     #[must_use]
     pub fn want(&mut self, _now: Instant) -> Option<Action> {
         self.wanted = true;
+        // What seems to run may have ended a moment ago; that ending is the first to count.
+        self.failures = 0;
         match self.phase {
             Phase::Running { .. } | Phase::Stopping { .. } => None,
             Phase::Idle | Phase::BackingOff { .. } | Phase::GivenUp => {
-                self.failures = 0;
                 self.phase = Phase::Idle;
                 Some(Action::Start)
             }
@@ -281,6 +282,21 @@ mod tests {
         assert_eq!(program.failures(), 5);
         assert_eq!(program.ended(now + STABLE, Ending::Exited(1)), None);
         assert_eq!(program.failures(), 1);
+    }
+
+    #[test]
+    fn who_asks_for_it_forgives_earlier_failures_even_while_it_seems_to_run() {
+        let now = Instant::now();
+        let mut program = running(now);
+        for _ in 0..2 {
+            assert_eq!(program.ended(now, Ending::Signalled(9)), None);
+            assert_eq!(program.tick(now + LONGEST_DELAY), Some(Action::Start));
+            program.started(now);
+        }
+        assert_eq!(program.want(now), None);
+        assert_eq!(program.ended(now, Ending::Signalled(9)), None);
+        assert_eq!(program.failures(), 1);
+        assert_eq!(program.deadline(), Some(now + FIRST_DELAY));
     }
 
     #[test]
