@@ -2,11 +2,12 @@
 
 use std::time::Instant;
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::Installation;
 use crate::harness::invariants::Tables;
 use crate::harness::nvml::Gpus;
+use crate::harness::{Installation, is_alive, kill};
 use crate::notices::{prepared, settled, until_shown, without_times};
 use crate::phone::Phone;
 
@@ -144,6 +145,34 @@ fn f35_a_gpu_that_fails_its_probe_is_left_out_until_it_passes_one() {
     );
     settled(&qctl);
     assert_eq!(phone.shown().len(), 2, "{:#?}", phone.shown());
+}
+
+#[test]
+fn f22_a_killed_agents_probe_computes_beside_no_job() {
+    let gpu = format!("gpu {A} {WELL}\n");
+    let (qctl, _gpus) = Gpus::of(Installation::prepare(), &gpu);
+    let pids = qctl.folder().join("probe");
+    let script = format!(
+        "echo $$ >> '{0}'; test -e '{0}.well' || sleep 1000; true",
+        pids.display()
+    );
+    let qctl = qctl.env("QCTL_GPU_PROBE", &script);
+    qctl.up(&[]).ok();
+    let id = qctl.submit(&["--gpus", "1", "echo", "ran"]);
+    let first: i32 = qctl.until("the GPU is probed", || {
+        let text = std::fs::read_to_string(&pids).ok()?;
+        text.lines().next()?.parse().ok()
+    });
+    qctl.file("probe.well", "");
+    for pid in qctl.agents() {
+        kill(pid, Signal::KILL);
+    }
+    qctl.up(&[]).ok();
+    assert_eq!(qctl.until_ended(id)["state"], "succeeded");
+    assert!(
+        !is_alive(first),
+        "it was ended before the next agent took a job"
+    );
 }
 
 #[test]

@@ -50,6 +50,7 @@ use inventory::probe::{self, Prober};
 use log_pump::Pump;
 use panics::Panics;
 use process::identity;
+use process::marker::Marker;
 use session::Dialler;
 use spool::Spool;
 use supervisor::{Supervisor, Surroundings};
@@ -144,6 +145,9 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     };
     panics.hand_over_first().await;
     let spool = Arc::new(Spool::open(&config.home.worker_dir())?);
+    // Only now is it sure that no other agent probes.
+    let probes = Marker::of_probes(&spool.spool_id());
+    probe::end_leftovers(probes.clone()).await;
     let boot_id = identity::boot_id().context("cannot read the machine's boot id")?;
     let (tell_stored, stored) = mpsc::unbounded_channel();
     let pump = Pump::start(move |fence| {
@@ -190,6 +194,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         prober: Prober {
             nvml: nvml.clone(),
             command: config.gpu_probe.clone(),
+            marker: probes,
             places: places.clone(),
         },
         tell_gpus: tell_gpus.clone(),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nvml_wrapper::enums::device::SampleValue;
 use nvml_wrapper::error::NvmlError;
@@ -12,10 +12,13 @@ use nvml_wrapper::{Device, Nvml as Library};
 use qctl_worker_core::gpu::{Depth, Fault, FaultKind};
 use serde::{Deserialize, Serialize};
 use tokio::process::Command;
+use tokio::task::spawn_blocking;
 
 use super::gpu::{self, GpuError, Nvml, answer};
 use super::place::{Failed, Places, Taken, run};
 use crate::chain;
+use crate::process::marker::{self, Marker};
+use crate::process::sweep::{Trace, sweep};
 use crate::watch::nvml::is_loss;
 
 /// NVML's name for "rows that could not be remapped": the card is to be replaced.
@@ -23,6 +26,9 @@ const REMAPPED_FAILURE: FieldId = FieldId(145);
 
 /// How long a probe's command may compute: the first start on a cold GPU takes its time.
 const COMMAND_WITHIN: Duration = Duration::from_secs(60);
+
+/// How long a new agent waits for the end of what an earlier one's probes left.
+const ENDED_WITHIN: Duration = Duration::from_secs(5);
 
 /// Last bytes of what a probe's command printed that are repeated.
 const MAX_WORDS: usize = 300;
@@ -59,8 +65,33 @@ pub(crate) struct Prober {
     pub(crate) nvml: Nvml,
     /// What computes something on the GPUs of `CUDA_VISIBLE_DEVICES`, for `sh -c`.
     pub(crate) command: Option<String>,
+    /// Marks what that command starts.
+    pub(crate) marker: Marker,
     /// One probe of a GPU at a time.
     pub(crate) places: Places,
+}
+
+/// Ends the commands with which an agent that was killed probed GPUs: nobody waits for them, and they
+/// would compute beside the jobs of the next one.
+pub(crate) async fn end_leftovers(marker: Marker) {
+    let trace = Trace {
+        marker,
+        leader: None,
+    };
+    let swept = spawn_blocking(move || sweep(&trace, Instant::now() + ENDED_WITHIN)).await;
+    match swept {
+        Ok(Ok(left)) if left.is_empty() => {}
+        Ok(Ok(left)) => {
+            let pids: Vec<_> = left.iter().map(|process| process.pid).collect();
+            tracing::warn!("an earlier agent's probe of a GPU cannot be ended: processes {pids:?}");
+        }
+        Ok(Err(error)) => {
+            let error = chain(&error);
+            tracing::warn!("an earlier agent's probes of GPUs cannot be looked for: {error}");
+        }
+        // It panicked, which was told, or everything is ending.
+        Err(_) => {}
+    }
 }
 
 impl Prober {
@@ -114,13 +145,22 @@ impl Prober {
         {
             for ((gpu, fault_of), place) in results.iter_mut().zip(places) {
                 if fault_of.is_none()
-                    && let Err(kind) = compute(command, gpu, place).await
+                    && let Err(kind) = compute(self.shell(command, gpu), place).await
                 {
                     *fault_of = Some(fault(gpu, "", kind));
                 }
             }
         }
         results
+    }
+
+    fn shell(&self, command: &str, gpu: &str) -> Command {
+        let mut shell = Command::new("sh");
+        shell
+            .args(["-c", command])
+            .env("CUDA_VISIBLE_DEVICES", gpu)
+            .env(marker::VARIABLE, self.marker.value());
+        shell
     }
 
     async fn ask(&self, gpus: &[String], places: &[Arc<Taken>]) -> Result<Vec<Found>, GpuError> {
@@ -134,9 +174,7 @@ impl Prober {
 }
 
 /// Has one GPU compute something.
-async fn compute(command: &str, gpu: &str, place: &Arc<Taken>) -> Result<(), FaultKind> {
-    let mut shell = Command::new("sh");
-    shell.args(["-c", command]).env("CUDA_VISIBLE_DEVICES", gpu);
+async fn compute(shell: Command, place: &Arc<Taken>) -> Result<(), FaultKind> {
     let output = match run(shell, COMMAND_WITHIN, std::slice::from_ref(place)).await {
         Ok(output) => output,
         Err(Failed::Late) => {
@@ -304,10 +342,19 @@ mod tests {
 
     #[tokio::test]
     async fn a_command_that_fails_makes_a_gpu_unfit() {
-        let places = Places::default();
+        let prober = Prober {
+            nvml: Nvml {
+                program: PathBuf::new(),
+                library: None,
+                deadline: COMMAND_WITHIN,
+            },
+            command: None,
+            marker: Marker::of_probes("s"),
+            places: Places::default(),
+        };
         let run = async |command: &str| {
-            let place = places.take("GPU-1", COMMAND_WITHIN).await.unwrap();
-            compute(command, "GPU-1", &place).await
+            let place = prober.places.take("GPU-1", COMMAND_WITHIN).await.unwrap();
+            compute(prober.shell(command, "GPU-1"), &place).await
         };
         assert_eq!(run("test $CUDA_VISIBLE_DEVICES = GPU-1").await, Ok(()));
         let failed = run("echo one; echo no kernel image >&2; exit 3").await;

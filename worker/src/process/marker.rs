@@ -1,4 +1,4 @@
-//! The environment variable that every process of an attempt carries.
+//! The environment variable that every process of an attempt or a probe carries.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -9,7 +9,7 @@ pub const VARIABLE: &str = "QCTL_FENCE";
 /// Longest environment that is searched, in bytes. The kernel's own limit is lower.
 const MAX_ENVIRON_BYTES: u64 = 16 * 1024 * 1024;
 
-/// Marks the processes of one attempt. Fences are unique within a coordinator only, and several
+/// Marks the processes of one attempt, or those of a worker's probes. Fences are unique within a coordinator only, and several
 /// workers may share a machine, so the marker names the worker's spool too.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Marker {
@@ -21,6 +21,13 @@ impl Marker {
     pub fn new(spool_id: &str, fence: i64) -> Self {
         Self {
             value: format!("{spool_id}:{fence}"),
+        }
+    }
+
+    /// The marker of what a worker runs to try its GPUs. Fences are numbers, so none looks like it.
+    pub fn of_probes(spool_id: &str) -> Self {
+        Self {
+            value: format!("{spool_id}:probe"),
         }
     }
 

@@ -1,4 +1,4 @@
-//! Finds and ends what is left of an attempt whose shim is gone.
+//! Finds and ends what is left of an attempt whose shim is gone, or of a probe whose agent is.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -18,7 +18,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// What a sweep looks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trace {
-    /// The attempt's marker.
+    /// The marker of the attempt or the probe.
     pub marker: Marker,
     /// The attempt's first process, when it is known.
     pub leader: Option<Identity>,
