@@ -258,18 +258,15 @@ mod tests {
         let found = loop {
             let leader = Leader { pid, start_ticks };
             let found = find(&Snapshot::take().unwrap(), leader);
-            if found
-                .processes
-                .first()
-                .is_some_and(|p| p.command == "sleep 1000")
-            {
+            // Until it has begun to sleep it may still be running.
+            let sleeps = |p: &FoundProcess| p.command == "sleep 1000" && p.state == "S";
+            if found.processes.first().is_some_and(sleeps) {
                 break found;
             }
             assert!(std::time::Instant::now() < deadline, "{found:?}");
             std::thread::sleep(Duration::from_millis(10));
         };
         assert_eq!(found.processes.len(), 2);
-        assert_eq!(found.processes[0].state, "S");
         assert_eq!(found.processes[1].pid, pid);
         assert_eq!(found.python, None);
         let sleep = rustix::process::Pid::from_raw(found.processes[0].pid).unwrap();
