@@ -61,8 +61,11 @@ fn pause_freezes_the_tree_and_resume_thaws_it() {
         (job["paused"] == true).then_some(job)
     });
     let pid = job["attempts"][0]["pid"].as_i64().unwrap() as i32;
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    assert!(stat.contains(") T "), "stopped: {stat}");
+    // A process takes its signal when the kernel next runs it.
+    qctl.until("it is stopped", || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        stat.contains(") T ").then_some(())
+    });
     qctl.qctl(&["resume", &id.to_string()]).ok();
     let length = qctl.raw_log(id).len();
     qctl.until("it writes again", || {
