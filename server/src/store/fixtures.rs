@@ -62,13 +62,17 @@ impl Fixtures {
     ) -> JobId {
         let ended_at = state.is_final().then_some(created_at);
         let not_before = (state == JobState::Waiting).then_some(created_at);
+        // In one statement: a dispatcher that looks between two would find a job without its spec.
         let id: i64 = sqlx::query_scalar(
-            "insert into jobs (day, state, name, tracker, tracker_key, labels, priority,
-                               pinned_worker, slots, not_before, retries, retries_left, resumes,
-                               resumes_left, submitted_by, created_at, ended_at, fence, gpus)
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 2, 2, 3, 3, 'tester', $11, $12,
-                     case when $2 = 'running' then 0 end, $13)
-             returning id",
+            "with job as (
+               insert into jobs (day, state, name, tracker, tracker_key, labels, priority,
+                                 pinned_worker, slots, not_before, retries, retries_left, resumes,
+                                 resumes_left, submitted_by, created_at, ended_at, fence, gpus)
+               values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 2, 2, 3, 3, 'tester', $11, $12,
+                       case when $2 = 'running' then 0 end, $13)
+               returning id)
+             insert into job_specs (job_id, spec) select id, $14 from job
+             returning job_id",
         )
         .bind(created_at.date_naive())
         .bind(state.as_str())
@@ -83,15 +87,10 @@ impl Fixtures {
         .bind(created_at)
         .bind(ended_at)
         .bind(spec.demand.gpus)
+        .bind(json!(spec))
         .fetch_one(&self.pool)
         .await
         .expect("job");
-        sqlx::query("insert into job_specs (job_id, spec) values ($1, $2)")
-            .bind(id)
-            .bind(json!(spec))
-            .execute(&self.pool)
-            .await
-            .expect("spec");
         JobId(id)
     }
 
