@@ -64,6 +64,10 @@ pub struct Args {
     #[arg(long, env = "QCTL_LOST_AFTER", value_name = "TIME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     lost_after: Option<String>,
+    /// How long jobs may wait while none runs anywhere before people are told [default: 15m]
+    #[arg(long, env = "QCTL_STANDSTILL_AFTER", value_name = "TIME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    standstill_after: Option<String>,
     /// When a silent job is warned of, warned of again and stopped, such as 5m,10m,15m or stop=30m, or
     /// off; a worker and a submission may say otherwise [default: 5m,10m,15m]
     #[arg(long, env = "QCTL_SILENCE", value_name = "STAGES")]
@@ -159,6 +163,7 @@ struct Raw {
     tls_key: Option<PathBuf>,
     unreachable_after: Option<String>,
     lost_after: Option<String>,
+    standstill_after: Option<String>,
     silence: Option<String>,
     silence_counts: Option<String>,
     gpu_idle: Option<String>,
@@ -188,6 +193,7 @@ impl Default for Raw {
             tls_key: None,
             unreachable_after: None,
             lost_after: None,
+            standstill_after: None,
             silence: None,
             silence_counts: None,
             gpu_idle: None,
@@ -411,6 +417,11 @@ impl Config {
                 defaults.unreachable_after,
             )?,
             lost_after: time("lost-after", raw.lost_after, defaults.lost_after)?,
+            standstill_after: time(
+                "standstill-after",
+                raw.standstill_after,
+                defaults.standstill_after,
+            )?,
             silence: silence_rules(raw.silence, raw.silence_counts)?,
             gpu_idle: gpu_idle(raw.gpu_idle)?,
             retry_base: time("retry-base", raw.retry_base, defaults.retry_base)?,
@@ -667,6 +678,7 @@ impl fmt::Display for Config {
         for (name, time) in [
             ("unreachable_after", self.settings.unreachable_after),
             ("lost_after", self.settings.lost_after),
+            ("standstill_after", self.settings.standstill_after),
             ("retry_base", self.settings.retry_base),
             ("history_kept", self.settings.history_kept),
             ("checkpoints_kept", self.settings.checkpoints_kept),

@@ -286,6 +286,35 @@ fn a_killed_worker_is_told_once_and_its_return_once() {
 }
 
 #[test]
+fn jobs_that_wait_while_none_runs_are_told_once_and_so_is_the_end_of_that() {
+    let phone = Phone::start();
+    let qctl = prepared(&phone, "").env("QCTL_STANDSTILL_AFTER", "2s");
+    qctl.up(&["--no-worker"]).ok();
+    let id = qctl.submit(&["--name", "first", "true"]);
+    let second = qctl.submit(&["true"]);
+    let shown = until_shown(&qctl, &phone, 1);
+    assert_eq!(shown[0].title, "Jobs wait and none is running");
+    assert_eq!(
+        without_times(&shown[0].message),
+        format!(
+            "None has been running since HH:MM. No worker is connected. Job {id} “first” has waited the longest.\n\
+             They start as soon as a worker can take them.\n\
+             To see what is missing: qctl why {id}, and qctl workers"
+        )
+    );
+    assert_eq!((shown[0].priority, shown[0].sound.as_str()), (0, ""));
+    qctl.up(&["--slots", "1"]).ok();
+    for id in [id, second] {
+        assert_eq!(qctl.until_ended(id)["state"], "succeeded");
+    }
+    let shown = until_shown(&qctl, &phone, 2);
+    assert_eq!(shown[1].title, "Jobs no longer wait in vain");
+    assert_eq!(shown[1].priority, -1);
+    settled(&qctl);
+    assert_eq!(phone.shown().len(), 2, "{:#?}", phone.shown());
+}
+
+#[test]
 fn a_killed_database_is_told_once() {
     let phone = Phone::start();
     let qctl = started(&phone, "");

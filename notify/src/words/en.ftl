@@ -47,6 +47,7 @@ part = { $key ->
     [overlooked-dependents] starting jobs that wait for others
     [waits] starting jobs at their time
     [leases] watching whether workers answer
+    [queue-watch] watching whether jobs get their turn
     [heartbeats-and-progress] keeping the progress of jobs
     [measures] keeping measurements
     [old-measures] tidying up old measurements
@@ -228,6 +229,21 @@ worker_back = Worker { $worker } is back
     .what = It was away from { $since } to { $until }, for { $ran }.
     .many = { $count } workers are back
     .item = { $worker }
+
+queue_stands = Jobs wait and none is running
+    .what = None has been running since { $since }. { $doing ->
+        [away] No worker is connected.
+       *[full] No worker that is connected can take one now.
+    } Job { $job } “{ $name }” has waited the longest.
+    .did = They start as soon as a worker can take them.
+    .can = To see what is missing: qctl why { $job }, and qctl workers
+    .many = Jobs wait and none is running
+    .item = since { $since }
+
+queue_moves = Jobs no longer wait in vain
+    .what = Jobs waited and none was running from { $since } to { $until }, for { $ran }.
+    .many = Jobs waited in vain { $count } times, and no longer do
+    .item = { $since }
 
 submission_refused = A submission was refused
     .what = { $name } tried to submit a job that qctl cannot take.

@@ -46,6 +46,7 @@ part = { $key ->
     [overlooked-dependents] ほかのジョブを待つジョブの開始
     [waits] 時刻を待つジョブの開始
     [leases] ワーカーの見守り
+    [queue-watch] 順番待ちの見守り
     [heartbeats-and-progress] ジョブの進みぐあいの記録
     [measures] 計測値の記録
     [old-measures] 古い計測値の片づけ
@@ -224,6 +225,21 @@ worker_back = ワーカー { $worker } が戻りました
     .what = { $since } から { $until } まで({ $ran })、連絡がとれませんでした。
     .many = { $count } 台のワーカーが戻りました
     .item = { $worker }
+
+queue_stands = ジョブが待っていますが、ひとつも動いていません
+    .what = { $since } から、ひとつも動いていません。{ $doing ->
+        [away] つながっているワーカーがありません。
+       *[full] つながっているワーカーは、今はどれも引き受けられません。
+    }いちばん長く待っているのはジョブ { $job }「{ $name }」です。
+    .did = 引き受けられるワーカーがあれば、すぐに始まります。
+    .can = 足りないものを見るには: qctl why { $job } と qctl workers
+    .many = ジョブが待っていますが、ひとつも動いていません
+    .item = { $since } から
+
+queue_moves = ジョブが待たされる状態は終わりました
+    .what = { $since } から { $until } まで({ $ran })、ジョブが待っているのにひとつも動いていませんでした。
+    .many = ジョブが待たされる状態が { $count } 回あり、今は終わっています
+    .item = { $since } から
 
 submission_refused = ジョブの登録を断りました
     .what = { $name } が登録しようとしたジョブは、このままでは受け付けられません。

@@ -27,6 +27,7 @@ pub mod reconcile;
 pub mod retry;
 pub mod silence;
 pub mod spec;
+pub mod standstill;
 pub mod tracker;
 
 pub use attempt::AttemptState;

@@ -54,6 +54,7 @@ pub use settings::Settings;
 pub use submit::{FromCheckpoint, Submitted};
 pub use transitions::Report;
 pub(crate) use trouble::{Doing, Duty};
+pub(crate) use upkeep::QueueWatch;
 
 use crate::sessions::Sessions;
 use crate::store::Store;

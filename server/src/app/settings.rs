@@ -14,6 +14,8 @@ pub struct Settings {
     pub unreachable_after: Duration,
     /// Silence of a worker after which its attempts are given up.
     pub lost_after: Duration,
+    /// How long jobs may wait while none runs anywhere before people are told.
+    pub standstill_after: Duration,
     /// Mean wait before the first retry; doubles with each further one.
     pub retry_base: Duration,
     /// Longest wait before a retry.
@@ -52,6 +54,7 @@ impl Default for Settings {
             heartbeat_interval: Duration::from_secs(5),
             unreachable_after: Duration::from_secs(60),
             lost_after: Duration::from_secs(30 * 60),
+            standstill_after: Duration::from_secs(15 * 60),
             retry_base: Duration::from_secs(5),
             retry_most: Duration::from_secs(10 * 60),
             checkpoint_wait: Duration::from_secs(24 * 60 * 60),

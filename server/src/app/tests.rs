@@ -10,6 +10,7 @@ mod late;
 )]
 #[path = "../../../tests/harness/proxy.rs"]
 mod proxy;
+mod standstill;
 
 use std::collections::VecDeque;
 use std::path::PathBuf;

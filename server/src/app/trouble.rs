@@ -41,6 +41,7 @@ duties! {
     OverlookedDependents = "overlooked dependents",
     Waits = "waits",
     Leases = "leases",
+    Standstill = "queue watch",
     Live = "heartbeats and progress",
     Measures = "measures",
     OldMeasures = "old measures",

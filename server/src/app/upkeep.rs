@@ -6,12 +6,15 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use qctl_server_core::job::{JobEvent, JobRefusal};
 use qctl_server_core::lease::{Leases, Limits};
 use qctl_server_core::ledger::{COORDINATOR, Holder, Ledger, Which, lapsed};
+use qctl_server_core::notice::{Class, Details, Notice};
+use qctl_server_core::standstill;
 use qctl_server_core::{Fence, JobId, WorkerId};
 
+use super::read::{WorkerState, WorkerView};
 use super::{App, Error};
 use crate::sessions::SessionId;
 use crate::store::dependencies;
@@ -21,6 +24,8 @@ use crate::store::workers::SignOfLife;
 const BATCH: usize = 500;
 /// Attempts whose leases are watched.
 const MAX_CURRENT: i64 = 1_000_000;
+/// Workers that are looked at when the queue stands still.
+const MAX_WORKERS: usize = 1_000;
 /// Request ids forgotten in one statement.
 const FORGET_BATCH: i64 = 5_000;
 
@@ -35,6 +40,27 @@ pub(crate) struct LeaseWatch {
     last: Option<tokio::time::Instant>,
     /// The last look, by the clock that signs of life are told by.
     looked_at: Option<DateTime<Utc>>,
+}
+
+/// Watches whether the queue stands still.
+#[derive(Debug)]
+pub(crate) struct QueueWatch {
+    watch: standstill::Watch,
+    /// How long it may.
+    after: Duration,
+    /// The last look; this clock does not count the time in which the machine slept.
+    looked: Option<tokio::time::Instant>,
+}
+
+impl QueueWatch {
+    /// Begins to watch whether it stands still for so long.
+    pub(crate) fn new(after: Duration) -> Self {
+        Self {
+            watch: standstill::Watch::default(),
+            after,
+            looked: None,
+        }
+    }
 }
 
 impl App {
@@ -203,6 +229,36 @@ impl App {
         self.change_attempts(&lapsed.lost, Ledger::give_up).await
     }
 
+    /// Has people told when jobs wait and none runs anywhere, and when that is over. The time of looks
+    /// that a database did not answer counts like that between others.
+    pub(crate) async fn watch_queue(&self, watch: &mut QueueWatch) -> Result<(), Error> {
+        let now = self.clock.now();
+        let oldest = self.store.oldest_queued(None, now).await?;
+        let runs = !self.store.current_attempts(1).await?.is_empty();
+        let workers = self.worker_views("", None, MAX_WORKERS).await?;
+        let is_connected = |worker: &&WorkerView| {
+            use WorkerState::{Draining, Online, Paused};
+            matches!(worker.state, Online | Paused | Draining)
+        };
+        let mut connected = workers.iter().filter(is_connected).peekable();
+        let away = connected.peek().is_none();
+        let may_start = connected.any(|worker| worker.state == WorkerState::Online);
+        let look = standstill::Look {
+            waiting: oldest.map(|(job, _)| job),
+            runs,
+            on_purpose: !away && !may_start || self.store.queue_is_paused().await?,
+        };
+        let looked = tokio::time::Instant::now();
+        let passed = watch.looked.replace(looked).map(|before| looked - before);
+        let passed = passed.unwrap_or_default();
+        let Some(news) = watch.watch.observe(look, passed, watch.after) else {
+            return Ok(());
+        };
+        self.tell(queue_news(news, away, now)).await?;
+        watch.watch.told(news);
+        Ok(())
+    }
+
     /// Holds queued jobs that have waited too long for the worker that has their checkpoint.
     pub(crate) async fn hold_for_checkpoints(self: &Arc<Self>) -> Result<(), Error> {
         let wait = self.settings.checkpoint_wait;
@@ -311,5 +367,25 @@ impl App {
             .await?;
         }
         Ok(())
+    }
+}
+
+/// How people are told of the queue.
+fn queue_news(news: standstill::News, away: bool, now: DateTime<Utc>) -> Notice {
+    const SUBJECT: &str = "queue";
+    match news {
+        standstill::News::Stands(job, stood) => {
+            let since = TimeDelta::from_std(stood).map_or(now, |stood| now - stood);
+            let details = Details {
+                since: Some(since),
+                doing: if away { "away" } else { "full" }.to_owned(),
+                ..Details::default()
+            };
+            Notice {
+                job: Some(job),
+                ..Notice::about(Class::QueueStands, SUBJECT, details)
+            }
+        }
+        standstill::News::Moves => Notice::about(Class::QueueMoves, SUBJECT, Details::default()),
     }
 }

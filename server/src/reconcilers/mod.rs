@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 
-use crate::app::{App, Doing, Duty, Error};
+use crate::app::{App, Doing, Duty, Error, QueueWatch};
 
 /// Between two looks at the leases.
 const LEASES: Duration = Duration::from_secs(1);
@@ -23,6 +23,8 @@ const ALARMS: Duration = Duration::from_secs(2);
 const THINNING: Duration = Duration::from_secs(60 * 60);
 /// Between two looks for checkpoints that nobody needs any more, and for jobs that wait for theirs.
 const CHECKPOINTS: Duration = Duration::from_secs(10);
+/// Between two looks whether the queue stands still.
+const QUEUE: Duration = Duration::from_secs(10);
 /// Between two looks at what changes slowly.
 const SLOW: Duration = Duration::from_secs(60);
 /// Wait after a failure.
@@ -67,6 +69,7 @@ pub(crate) fn start(app: &Arc<App>) {
         app.finish_drains().await
     });
     spawn(app, leases(Arc::clone(app)));
+    spawn(app, standstill(Arc::clone(app)));
     spawn(app, dependents(Arc::clone(app)));
     spawn(app, waits(Arc::clone(app)));
 }
@@ -109,6 +112,18 @@ async fn leases(app: Arc<App>) {
         let result = app.watch_leases(&mut watch).await;
         doing.note(&app, &result).await;
         tokio::time::sleep(LEASES).await;
+    }
+}
+
+async fn standstill(app: Arc<App>) {
+    let after = app.settings.standstill_after;
+    let mut watch = QueueWatch::new(after);
+    let mut doing = Doing::new(Duty::Standstill);
+    loop {
+        qctl_notify::panics::provoked(Duty::Standstill.as_str());
+        let result = app.watch_queue(&mut watch).await;
+        doing.note(&app, &result).await;
+        tokio::time::sleep(QUEUE.min(after)).await;
     }
 }
 

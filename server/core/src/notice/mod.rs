@@ -70,6 +70,10 @@ pub enum Class {
     WorkerUnreachable,
     /// It is heard of again.
     WorkerBack,
+    /// Jobs wait and none runs anywhere.
+    QueueStands,
+    /// That is over.
+    QueueMoves,
     /// A submission was refused.
     SubmissionRefused,
     /// The database does not answer.
@@ -152,6 +156,8 @@ words!(Class {
     JobRefused = "job_refused",
     WorkerUnreachable = "worker_unreachable",
     WorkerBack = "worker_back",
+    QueueStands = "queue_stands",
+    QueueMoves = "queue_moves",
     SubmissionRefused = "submission_refused",
     DatabaseAway = "database_away",
     DatabaseBack = "database_back",
@@ -194,6 +200,7 @@ impl Class {
             | Self::JobRecovered
             | Self::JobCancelled
             | Self::WorkerBack
+            | Self::QueueMoves
             | Self::DatabaseBack
             | Self::DatabaseStores
             | Self::DiskWell
@@ -228,6 +235,7 @@ impl Class {
             | Self::JobSilenceEnded
             | Self::JobRecordGone
             | Self::WorkerUnreachable
+            | Self::QueueStands
             | Self::DiskNearlyFull
             | Self::MemoryNearlyFull
             | Self::CoordinatorCrashed
@@ -244,6 +252,7 @@ impl Class {
     pub fn ends(self) -> Option<Self> {
         match self {
             Self::WorkerBack => Some(Self::WorkerUnreachable),
+            Self::QueueMoves => Some(Self::QueueStands),
             Self::DatabaseBack => Some(Self::DatabaseAway),
             Self::DatabaseStores => Some(Self::DatabaseRefuses),
             Self::DiskWell => Some(Self::DiskNearlyFull),
