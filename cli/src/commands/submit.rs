@@ -24,8 +24,9 @@ use crate::submission::surroundings::Surroundings;
 use crate::submission::template::{self, Template};
 use crate::submission::{Ground, assemble, from_options};
 
-/// How long a submission whose connection broke is repeated, under the same request id.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a submission whose connection broke is repeated, under the same request id: another
+/// coordinator may take 15 s to take over.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Jobs of a batch that are named one by one.
 const NAMED: usize = 20;
