@@ -229,6 +229,8 @@ fn each_is_uploaded_once_and_the_copy_mends_a_damaged_original() {
         let told = format!("checkpoint {number} of job {id} was uploaded");
         log.lines().filter(|line| line.contains(&told)).count()
     };
+    // The worker writes so once it has heard that the copy is stored.
+    qctl.until("it is logged", || (uploads(3) > 0).then_some(()));
     assert!(uploads(1) <= 1 && uploads(2) <= 1);
     assert_eq!(uploads(3), 1);
 

@@ -35,7 +35,14 @@ fn f01_a_coordinator_killed_at_random_moments_loses_and_doubles_nothing() {
     for round in 0..5_u64 {
         // A batch goes in with its own answer lost now and then: the command asks again under the
         // same request id.
-        let submitting = (round % 2 == 0).then(|| start(&qctl, &["submit", "--batch", batch]));
+        let mut submitting = (round % 2 == 0).then(|| start(&qctl, &["submit", "--batch", batch]));
+        // One that finds no coordinator at its start says so and ends, which is another story.
+        if let Some(child) = &mut submitting {
+            qctl.until("it has connected", || {
+                let ended = child.try_wait().unwrap().is_some();
+                (ended || has_connected(child.id())).then_some(())
+            });
+        }
         // Everywhere between a submission's first byte and its jobs' ends.
         std::thread::sleep(Duration::from_millis(20 + 47 * round * round % 400));
         let killed = Instant::now();

@@ -98,9 +98,13 @@ fn f15_a_partition_that_lasts_moves_the_job_and_the_old_attempt_is_stopped() {
     assert_eq!(job["state"], "succeeded", "{job:#}");
     assert_eq!(job["attempt"], 2);
     assert_eq!(job["attempts"][0]["outcome"]["kind"], "interrupted");
-    let told = history(&qctl, id);
     for word in ["unreachable", "late_result"] {
-        assert!(told.iter().any(|kind| kind == word), "{word}: {told:?}");
+        qctl.until(&format!("{word} is told"), || {
+            history(&qctl, id)
+                .iter()
+                .any(|kind| kind == word)
+                .then_some(())
+        });
     }
     invariants::assert_all(&qctl, &qctl.evidence());
 }

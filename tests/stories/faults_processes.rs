@@ -153,7 +153,7 @@ fn f26_f27_a_deaf_job_is_killed_and_an_open_pipe_delays_no_exit() {
     let open = qctl.submit(&["--retries", "0", "--shell", "sleep 300 & echo gone; exit 5"]);
     let deaf = qctl.submit(&[
         "--time-limit",
-        "500ms",
+        "3s",
         "--stop-grace",
         "1s",
         "--retries",
@@ -164,7 +164,8 @@ fn f26_f27_a_deaf_job_is_killed_and_an_open_pipe_delays_no_exit() {
     let job = qctl.until_ended(open);
     assert_eq!(job["exit_code"], 5, "{job:#}");
     let took = begun.elapsed();
-    assert!(took < Duration::from_secs(5), "told after {took:?}");
+    // Whoever holds the pipe is waited for ten seconds; the end is told before.
+    assert!(took < Duration::from_secs(10), "told after {took:?}");
     let job = qctl.until_ended(deaf);
     assert_eq!(job["outcome"]["cause"], "time_limit", "{job:#}");
     assert!(
@@ -172,7 +173,7 @@ fn f26_f27_a_deaf_job_is_killed_and_an_open_pipe_delays_no_exit() {
         "{job:#}"
     );
     let ran = job["attempts"][0]["duration"].as_f64().unwrap();
-    assert!(ran >= 1.5, "the limit and the grace went by: {ran}");
+    assert!(ran >= 4.0, "the limit and the grace went by: {ran}");
     // The slot that the grandchild holds is freed once the tree is empty, after ten seconds.
     invariants::assert_all(&qctl, &qctl.evidence());
 }

@@ -52,7 +52,9 @@ fn pause_freezes_the_tree_and_resume_thaws_it() {
     let qctl = Installation::start();
     let id = qctl.submit(&[
         "--shell",
-        "i=0; while :; do i=$((i+1)); echo $i; sleep 0.02; done",
+        // In the background, because a shell that began it in the foreground may wait where no signal
+        // reaches it until that has begun.
+        "i=0; while :; do i=$((i+1)); echo $i; sleep 0.02 & wait $!; done",
     ]);
     qctl.until_state(id, "running");
     qctl.qctl(&["pause", &id.to_string()]).ok();

@@ -56,7 +56,7 @@ fn f37_silence_is_told_in_stages_once_per_job_and_ends_in_a_resume() {
     // second attempt says nothing at all.
     let script = "if [ ${QCTL_ATTEMPT#*.} = 1 ]; then \
                     echo 3 >$QCTL_CHECKPOINT_DIR/state; qctl checkpoint >/dev/null; \
-                    sleep 4; printf 'epoch 3: '; \
+                    sleep 5; printf 'epoch 3: '; \
                   fi; exec sleep 300";
     let id = qctl.submit(&["--name", "train", "--resumes", "1", "--shell", script]);
     let job = qctl.until("the job is shown as silent", || {
@@ -173,6 +173,7 @@ def fetch_images():
     lock = threading.Lock()
     lock.acquire()
     lock.acquire()
+print(\"fetching\", flush=True)
 fetch_images()
 ";
 

@@ -132,10 +132,11 @@ async fn damage_costs_what_it_hits_and_neither_the_rest_nor_the_exit() {
     coordinator.disconnect_output();
     let go = worker.folder().join("go");
     let script = format!(
-        "echo first; sleep 0.1; seq 1 1000; sleep 0.1; echo last; \
-         while [ ! -e '{0}' ]; do sleep 0.02; done; echo end; exit 5",
+        "go() {{ while [ ! -e '{0}'.$1 ]; do sleep 0.02; done; }}; \
+         echo first; go 1; seq 1 1000; go 2; echo last; go 3; echo end; exit 5",
         go.display()
     );
+    let goes = |number: u32| std::fs::write(go.with_extension(number.to_string()), "").unwrap();
     coordinator.assign_spec(7, limited(&script));
     coordinator.wait("it runs", |s| s.started(7)).await;
     let segment = worker.spool().join("1.segment");
@@ -143,6 +144,11 @@ async fn damage_costs_what_it_hits_and_neither_the_rest_nor_the_exit() {
         let bytes = std::fs::read(&segment).unwrap();
         bytes.windows(text.len()).position(|part| part == text)
     };
+    // Each in a record of its own.
+    for (number, text) in [(1, &b"first\n"[..]), (2, b"\n1000\n")] {
+        until("a part is written", || find(text).is_some()).await;
+        goes(number);
+    }
     until("all is written", || find(b"last\n").is_some()).await;
     worker.kill();
     let file = std::fs::OpenOptions::new()
@@ -158,7 +164,7 @@ async fn damage_costs_what_it_hits_and_neither_the_rest_nor_the_exit() {
             s.logs.get(&7).is_some_and(|log| log.ends_with(b"last\n"))
         })
         .await;
-    std::fs::write(&go, "").unwrap();
+    goes(3);
     let ended = coordinator.complete(7).await;
     coordinator.closed(7).await;
     assert_eq!(ended.exit_code, Some(5));

@@ -59,9 +59,9 @@ fn without_an_agent_the_limit_is_enforced_and_recorded() {
         "trap 'echo warned' USR1; trap 'echo asked' TERM; echo begun; \
                        while :; do sleep 0.05; done",
     );
-    spec.time_limit = Some(duration_ms(1500));
-    spec.warn_before = Some(duration_ms(500));
-    spec.stop_grace = Some(duration_ms(300));
+    spec.time_limit = Some(duration_ms(4_000));
+    spec.warn_before = Some(duration_ms(1_000));
+    spec.stop_grace = Some(duration_ms(3_000));
     let fence = shim.run(spec);
     shim.wait_for_output(fence, "begun");
     shim.leave_alone();
@@ -92,7 +92,7 @@ fn another_warning_signal_can_be_chosen() {
     let mut shim = Shim::start();
     let mut spec = sh("trap 'exit 9' USR2; while :; do sleep 0.05; done");
     spec.time_limit = Some(duration_ms(60_000));
-    spec.warn_before = Some(duration_ms(59_000));
+    spec.warn_before = Some(duration_ms(57_000));
     spec.warn_signal = 12;
     let (_, ended) = shim.finish(spec);
     assert_eq!(ended.exit_code, Some(9));
@@ -102,7 +102,7 @@ fn another_warning_signal_can_be_chosen() {
 #[test]
 fn a_pause_freezes_the_tree_and_its_clock() {
     let mut shim = Shim::start();
-    let mut spec = sh("sleep 0.4 & sleep 0.4 & echo begun; wait; echo done");
+    let mut spec = sh("sleep 2 & sleep 2 & echo begun; wait; echo done");
     spec.time_limit = Some(duration_ms(20_000));
     let fence = shim.run(spec);
     shim.wait_for_output(fence, "begun");
@@ -116,7 +116,7 @@ fn a_pause_freezes_the_tree_and_its_clock() {
         let frozen = shim.survivors(fence);
         frozen.len() == 3 && frozen.iter().all(Process::is_stopped)
     });
-    // The pause is longer than the children's naps, so a running clock would show.
+    // A clock that ran on would show this second.
     std::process::Command::new("sleep")
         .arg("1")
         .status()

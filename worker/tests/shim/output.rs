@@ -12,9 +12,27 @@ use crate::harness::{Entry, Shim, duration_ms, sh, wait_until};
 #[test]
 fn both_streams_are_kept_apart_and_in_order() {
     let mut shim = Shim::start();
-    let (fence, ended) = shim.finish(sh(
-        "echo one; sleep 0.1; echo two >&2; sleep 0.1; echo three",
-    ));
+    let folder = tempfile::tempdir().unwrap();
+    let seen = |word: &str| folder.path().join(word);
+    // Only what is read before the other stream has anything can be put in order.
+    let wait = |word: &str| {
+        format!(
+            "until [ -e '{}' ]; do sleep 0.02; done",
+            seen(word).display()
+        )
+    };
+    let script = format!(
+        "echo one; {}; echo two >&2; {}; echo three",
+        wait("one"),
+        wait("two")
+    );
+    let fence = shim.run(sh(&script));
+    for word in ["one", "two"] {
+        shim.wait_for_output(fence, word);
+        std::fs::write(seen(word), "").unwrap();
+    }
+    let ended = shim.end(fence);
+    shim.freed(fence);
     assert_eq!(shim.text(fence), "one\ntwo\nthree\n");
     assert_eq!(shim.stream(fence, Stream::Stdout), b"one\nthree\n");
     assert_eq!(shim.stream(fence, Stream::Stderr), b"two\n");

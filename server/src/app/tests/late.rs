@@ -221,7 +221,8 @@ const TWO_LOOKS: Duration = Duration::from_secs(6);
 async fn a_job_whose_record_is_gone_is_told_of_and_its_worker_is_well(pool: PgPool) {
     let settings = Settings {
         unreachable_after: TWO_LOOKS,
-        lost_after: TWO_LOOKS + Duration::from_secs(1),
+        // No single look counts so much, so one falls between the two.
+        lost_after: TWO_LOOKS + Duration::from_secs(6),
         ..Settings::default()
     };
     let queue = Coordinator::start_with(pool, settings);
