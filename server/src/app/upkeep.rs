@@ -229,12 +229,35 @@ impl App {
         self.change_attempts(&lapsed.lost, Ledger::give_up).await
     }
 
-    /// Has people told when jobs wait and none runs anywhere, and when that is over. The time of looks
-    /// that a database did not answer counts like that between others.
+    /// Has people told when jobs wait and none runs anywhere, and when that is over. Time in which the
+    /// database did not answer does not count.
     pub(crate) async fn watch_queue(&self, watch: &mut QueueWatch) -> Result<(), Error> {
+        let before = watch.looked.take();
         let now = self.clock.now();
+        let (look, away) = self.look_at_queue(now).await?;
+        let looked = tokio::time::Instant::now();
+        watch.looked = Some(looked);
+        let passed = before.map_or(Duration::ZERO, |before| looked - before);
+        let Some(news) = watch.watch.observe(look, passed, watch.after) else {
+            return Ok(());
+        };
+        self.tell(queue_news(news, away, now)).await?;
+        watch.watch.told(news);
+        Ok(())
+    }
+
+    /// The queue, and whether no worker is connected.
+    async fn look_at_queue(&self, now: DateTime<Utc>) -> Result<(standstill::Look, bool), Error> {
+        let look = standstill::Look {
+            waiting: None,
+            runs: !self.store.current_attempts(1).await?.is_empty(),
+            on_purpose: false,
+        };
+        // Nobody needs to know what waits meanwhile, and to find out takes long in a long queue.
+        if look.runs {
+            return Ok((look, false));
+        }
         let oldest = self.store.oldest_queued(None, now).await?;
-        let runs = !self.store.current_attempts(1).await?.is_empty();
         let workers = self.worker_views("", None, MAX_WORKERS).await?;
         let is_connected = |worker: &&WorkerView| {
             use WorkerState::{Draining, Online, Paused};
@@ -245,18 +268,10 @@ impl App {
         let may_start = connected.any(|worker| worker.state == WorkerState::Online);
         let look = standstill::Look {
             waiting: oldest.map(|(job, _)| job),
-            runs,
             on_purpose: !away && !may_start || self.store.queue_is_paused().await?,
+            ..look
         };
-        let looked = tokio::time::Instant::now();
-        let passed = watch.looked.replace(looked).map(|before| looked - before);
-        let passed = passed.unwrap_or_default();
-        let Some(news) = watch.watch.observe(look, passed, watch.after) else {
-            return Ok(());
-        };
-        self.tell(queue_news(news, away, now)).await?;
-        watch.watch.told(news);
-        Ok(())
+        Ok((look, away))
     }
 
     /// Holds queued jobs that have waited too long for the worker that has their checkpoint.
