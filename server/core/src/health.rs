@@ -250,8 +250,13 @@ fn connection(facts: &WorkerFacts) -> Finding {
             topic,
             Health::Bad,
             format!(
-                "not heard of for {}, and {jobs} of its jobs may be running",
-                length(seconds)
+                "not heard of for {}, and {}",
+                length(seconds),
+                match jobs {
+                    0 => "had no job".to_owned(),
+                    1 => "its job may be running".to_owned(),
+                    _ => format!("{jobs} of its jobs may be running"),
+                }
             ),
             format!(
                 "look whether {} is on and has a network; its jobs are left alone meanwhile",
@@ -385,6 +390,9 @@ fn queue_of_worker(facts: &WorkerFacts) -> Finding {
 fn queue(facts: &CoordinatorFacts) -> Finding {
     let waits = match facts.oldest {
         None => "no job waits".to_owned(),
+        Some(oldest) if facts.queued <= 1 => {
+            format!("job {} has waited {}", oldest.job, length(oldest.seconds))
+        }
         Some(oldest) => format!(
             "{} jobs wait, job {} longest: {}",
             facts.queued,
@@ -503,6 +511,20 @@ mod tests {
         }
     }
 
+    fn coordinator() -> CoordinatorFacts {
+        CoordinatorFacts {
+            host: "home".into(),
+            database: "PostgreSQL 17".into(),
+            disk: None,
+            alarms: Vec::new(),
+            paused: false,
+            queued: 0,
+            oldest: None,
+            ends: Ends::default(),
+            channels: Vec::new(),
+        }
+    }
+
     fn bad(facts: &WorkerFacts) -> Vec<(Topic, Health)> {
         of_worker(facts)
             .into_iter()
@@ -534,6 +556,40 @@ mod tests {
             bad(&waiting).is_empty(),
             "full slots and few failures are normal"
         );
+    }
+
+    #[test]
+    fn one_and_none_are_told_as_such() {
+        let silent = |jobs| {
+            let seconds = 9;
+            let facts = WorkerFacts {
+                connection: Connection::Silent { seconds, jobs },
+                ..worker()
+            };
+            connection(&facts).message
+        };
+        assert_eq!(silent(0), "not heard of for 9 s, and had no job");
+        assert_eq!(
+            silent(1),
+            "not heard of for 9 s, and its job may be running"
+        );
+        assert_eq!(
+            silent(2),
+            "not heard of for 9 s, and 2 of its jobs may be running"
+        );
+        let waits = |queued| {
+            let facts = CoordinatorFacts {
+                queued,
+                oldest: Some(Oldest {
+                    job: JobId(7),
+                    seconds: 9,
+                }),
+                ..coordinator()
+            };
+            queue(&facts).message
+        };
+        assert_eq!(waits(1), "job 7 has waited 9 s");
+        assert_eq!(waits(2), "2 jobs wait, job 7 longest: 9 s");
     }
 
     #[test]
@@ -617,17 +673,7 @@ mod tests {
 
     #[test]
     fn a_coordinator_that_tells_nobody_says_so() {
-        let facts = CoordinatorFacts {
-            host: "home".into(),
-            database: "PostgreSQL 17".into(),
-            disk: None,
-            alarms: Vec::new(),
-            paused: false,
-            queued: 0,
-            oldest: None,
-            ends: Ends::default(),
-            channels: Vec::new(),
-        };
+        let facts = coordinator();
         let found = of_coordinator(&facts);
         assert_eq!(worst(&found), Health::Watch);
         let told = CoordinatorFacts {
